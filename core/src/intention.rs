@@ -1,0 +1,314 @@
+//! Intentions: who may call whom, and the one function that decides it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rpds::RedBlackTreeMapSync;
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::{Meta, Row, upsert};
+use crate::clock::{Index, UnixTime};
+use crate::name::{InvalidName, ServiceName};
+
+/// Whether a caller may connect.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It may.
+    Allow,
+    /// It may not.
+    Deny,
+}
+
+impl Action {
+    /// Consul's word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+/// One side of an intention: a service, or every service.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Side {
+    /// Just this one.
+    Exact(ServiceName),
+    /// `*`
+    Any,
+}
+
+impl FromStr for Side {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        match text {
+            "*" => Ok(Self::Any),
+            name => name.parse().map(Self::Exact),
+        }
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => name.fmt(f),
+            Self::Any => f.write_str("*"),
+        }
+    }
+}
+
+/// Whom an intention is about.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Pair {
+    /// The callee. First, so that a table ordered by pairs keeps a callee's intentions together.
+    pub destination: Side,
+    /// The caller.
+    pub source: Side,
+}
+
+impl Pair {
+    /// Consul's precedence: the greater decides. 9, 8, 6 and 5 from most to least specific.
+    pub const fn precedence(&self) -> u8 {
+        match (&self.source, &self.destination) {
+            (Side::Exact(_), Side::Exact(_)) => 9,
+            (Side::Any, Side::Exact(_)) => 8,
+            (Side::Exact(_), Side::Any) => 6,
+            (Side::Any, Side::Any) => 5,
+        }
+    }
+}
+
+impl fmt::Display for Pair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.source, self.destination)
+    }
+}
+
+/// A rule: this pair may, or may not.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Intention {
+    /// A UUID, for Consul's clients that address intentions by id.
+    pub id: Arc<str>,
+    /// Whom it is about.
+    pub pair: Pair,
+    /// What it says.
+    pub action: Action,
+    /// For people.
+    pub description: Arc<str>,
+    /// Free pairs.
+    pub meta: Meta,
+    /// When it was first written.
+    pub created_at: UnixTime,
+    /// When it was last written.
+    pub updated_at: UnixTime,
+}
+
+/// Why a caller may or may not.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Reason {
+    /// This intention, the most specific that covers the pair.
+    Intention(Pair),
+    /// No intention covers the pair: the cluster's default.
+    Default,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Intention(pair) => write!(f, "intention {pair}"),
+            Self::Default => f.write_str("default intention policy"),
+        }
+    }
+}
+
+/// A verdict and where it comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Decision {
+    /// May it?
+    pub action: Action,
+    /// Says who?
+    pub reason: Reason,
+}
+
+impl Decision {
+    /// Whether the caller may connect.
+    pub fn is_allowed(&self) -> bool {
+        self.action == Action::Allow
+    }
+}
+
+/// All intentions, ordered by callee and then caller.
+#[derive(Clone, Debug, Default)]
+pub struct Intentions {
+    rows: RedBlackTreeMapSync<Pair, Row<Intention>>,
+    index: Index,
+}
+
+impl Intentions {
+    /// The last entry that changed any of them.
+    pub fn index(&self) -> Index {
+        self.index
+    }
+
+    /// Every intention.
+    pub fn iter(&self) -> impl Iterator<Item = &Row<Intention>> {
+        self.rows.values()
+    }
+
+    /// One intention.
+    pub fn get(&self, pair: &Pair) -> Option<&Row<Intention>> {
+        self.rows.get(pair)
+    }
+
+    /// The intentions that name `destination`, or every destination, most specific first.
+    pub fn covering(&self, destination: &ServiceName) -> Vec<&Row<Intention>> {
+        let covers = |row: &&Row<Intention>| match &row.value.pair.destination {
+            Side::Exact(name) => name == destination,
+            Side::Any => true,
+        };
+        let mut rows: Vec<_> = self.rows.values().filter(covers).collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.value.pair.precedence()));
+        rows
+    }
+
+    /// Decides whether `source` may call `destination`.
+    ///
+    /// Only the most specific intention that covers the pair counts; where none does, the
+    /// cluster's `default`.
+    pub fn decide(
+        &self,
+        source: &ServiceName,
+        destination: &ServiceName,
+        default: Action,
+    ) -> Decision {
+        let exact = |name: &ServiceName| Side::Exact(name.clone());
+        let by_precedence = [
+            Pair { source: exact(source), destination: exact(destination) },
+            Pair { source: Side::Any, destination: exact(destination) },
+            Pair { source: exact(source), destination: Side::Any },
+            Pair { source: Side::Any, destination: Side::Any },
+        ];
+        by_precedence
+            .into_iter()
+            .find_map(|pair| {
+                let action = self.rows.get(&pair)?.value.action;
+                Some(Decision { action, reason: Reason::Intention(pair) })
+            })
+            .unwrap_or(Decision { action: default, reason: Reason::Default })
+    }
+
+    /// Stores `intention` as of entry `at`; an equal one stays as it was.
+    pub fn put(&mut self, intention: Intention, at: Index) {
+        let pair = intention.pair.clone();
+        let same = |row: &Row<Intention>| {
+            row.value.action == intention.action
+                && row.value.description == intention.description
+                && row.value.meta == intention.meta
+        };
+        if self.rows.get(&pair).is_some_and(same) {
+            return;
+        }
+        let intention = match self.rows.get(&pair) {
+            Some(old) => Intention {
+                id: old.value.id.clone(),
+                created_at: old.value.created_at,
+                ..intention
+            },
+            None => intention,
+        };
+        upsert(&mut self.rows, pair, intention, at);
+        self.index = at;
+    }
+
+    /// Removes the intention about `pair`; whether there was one.
+    pub fn remove(&mut self, pair: &Pair, at: Index) -> bool {
+        let removed = self.rows.remove_mut(pair);
+        if removed {
+            self.index = at;
+        }
+        removed
+    }
+
+    /// Puts rows back as a snapshot, or a view, holds them.
+    pub fn restore(rows: impl IntoIterator<Item = Row<Intention>>, index: Index) -> Self {
+        let rows = rows.into_iter().map(|row| (row.value.pair.clone(), row)).collect();
+        Self { rows, index }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Action::{Allow, Deny};
+    use super::*;
+
+    fn intentions(rules: &[(&str, &str, Action)]) -> Intentions {
+        let mut all = Intentions::default();
+        for (at, (source, destination, action)) in (1..).zip(rules) {
+            let pair = Pair {
+                source: source.parse().expect("a side"),
+                destination: destination.parse().expect("a side"),
+            };
+            all.put(intention(pair, *action), Index(at));
+        }
+        all
+    }
+
+    fn intention(pair: Pair, action: Action) -> Intention {
+        Intention {
+            id: "".into(),
+            pair,
+            action,
+            description: "".into(),
+            meta: Meta::new(),
+            created_at: UnixTime::default(),
+            updated_at: UnixTime::default(),
+        }
+    }
+
+    fn name(text: &str) -> ServiceName {
+        text.parse().expect("a name")
+    }
+
+    #[test]
+    fn the_most_specific_intention_decides() {
+        let all = intentions(&[("*", "*", Deny), ("web", "*", Allow), ("*", "db", Deny)]);
+        let cases = [
+            // source, destination, expected, precedence of the reason, why
+            ("web", "api", Allow, 6, "an exact source beats the catch-all"),
+            ("web", "db", Deny, 8, "an exact destination outranks an exact source"),
+            ("cron", "api", Deny, 5, "only the catch-all covers it"),
+        ];
+        for (source, destination, expected, precedence, why) in cases {
+            let decided = all.decide(&name(source), &name(destination), Allow);
+            assert_eq!(decided.action, expected, "{source} -> {destination}: {why}");
+            let Reason::Intention(pair) = decided.reason else { panic!("{why}") };
+            assert_eq!(pair.precedence(), precedence, "{why}");
+        }
+    }
+
+    #[test]
+    fn without_an_intention_the_default_decides() {
+        let none = Intentions::default();
+        for default in [Allow, Deny] {
+            let decided = none.decide(&name("web"), &name("db"), default);
+            assert_eq!(decided, Decision { action: default, reason: Reason::Default });
+        }
+    }
+
+    #[test]
+    fn an_equal_write_moves_no_index() {
+        let mut all = intentions(&[("web", "db", Deny)]);
+        let pair = all.iter().next().expect("one").value.pair.clone();
+        all.put(intention(pair.clone(), Deny), Index(9));
+        assert_eq!(all.index(), Index(1));
+        all.put(intention(pair.clone(), Allow), Index(10));
+        assert_eq!(all.index(), Index(10));
+        assert_eq!(all.get(&pair).expect("kept").created, Index(1));
+        assert!(all.remove(&pair, Index(11)));
+        assert!(!all.remove(&pair, Index(12)));
+        assert_eq!(all.index(), Index(11));
+    }
+}

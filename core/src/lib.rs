@@ -1,0 +1,22 @@
+//! Hawser's nouns and rules: pure values, computed the same on every host.
+//!
+//! Nothing here opens a socket, reads a clock, draws a random number or waits. Modules stand in
+//! reading order: each may use those above it.
+
+pub mod clock;
+pub mod duration;
+pub mod name;
+pub mod spiffe;
+pub mod health;
+pub mod catalog;
+pub mod intention;
+pub mod entry;
+pub mod chain;
+pub mod ca;
+pub mod edge;
+pub mod state;
+pub mod anti_entropy;
+pub mod view;
+pub mod route;
+pub mod balance;
+pub mod dns;

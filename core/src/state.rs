@@ -1,0 +1,631 @@
+//! What the servers agree on: commands, and the one function that applies them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rpds::RedBlackTreeMapSync;
+
+use crate::ca::Authority;
+use crate::catalog::{Catalog, Check, Indexes, Instance, Node, Row, Touched, liveness_id};
+use crate::clock::{Index, Stamp, UnixTime};
+use crate::entry::{Entries, Entry, EntryKey};
+use crate::health::Status;
+use crate::intention::{Action, Intention, Intentions, Pair};
+use crate::name::{CheckId, Datacenter, InstanceId, NodeName, ServiceName};
+use crate::spiffe::TrustDomain;
+
+/// What never changes about a cluster once it is born.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Cluster {
+    /// The cluster's UUID.
+    pub id: Arc<str>,
+    /// `<id>.consul`
+    pub trust_domain: TrustDomain,
+    /// The cluster's datacenter.
+    pub datacenter: Datacenter,
+    /// What holds where no intention does.
+    pub default_action: Action,
+}
+
+/// What reconciles one node's rows with what its agent declares, in one log entry.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeChanges {
+    /// The node as it is now.
+    pub node: Node,
+    /// Instances to store.
+    pub put_instances: Vec<Instance>,
+    /// Checks to store.
+    pub put_checks: Vec<Check>,
+    /// Instances to remove, with their checks.
+    pub drop_instances: Vec<InstanceId>,
+    /// Checks to remove.
+    pub drop_checks: Vec<CheckId>,
+}
+
+/// A right to join once, under one name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct JoinToken {
+    /// SHA-256 of the secret; the secret itself is never stored.
+    pub hash: [u8; 32],
+    /// The node name that it is bound to.
+    pub node: NodeName,
+    /// The moment from which it is worthless.
+    pub expires_at: UnixTime,
+}
+
+/// One change that the servers agree on. Clock, randomness and signatures are taken before it is
+/// proposed and travel inside it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Command {
+    /// Names the cluster: the first entry of a new one.
+    Found(Cluster),
+    /// Reconciles one node.
+    SyncNode(NodeChanges),
+    /// Removes a node with all that stands on it.
+    DropNode(NodeName),
+    /// Records which nodes' agents died and which came back.
+    SetLiveness {
+        /// Nodes whose lease ran out.
+        dead: Vec<NodeName>,
+        /// Nodes heard of again.
+        alive: Vec<NodeName>,
+    },
+    /// Stores an intention.
+    PutIntention(Intention),
+    /// Removes an intention.
+    DropIntention(Pair),
+    /// Stores a config entry; with `expected`, only while that is its `ModifyIndex` (0: absent).
+    PutEntry {
+        /// The entry.
+        entry: Entry,
+        /// The index it must have.
+        expected: Option<Index>,
+    },
+    /// Removes a config entry; with `expected`, only while that is its `ModifyIndex`.
+    DropEntry {
+        /// Which.
+        key: EntryKey,
+        /// The index it must have.
+        expected: Option<Index>,
+    },
+    /// Stores the authority, while `expected` is the index of the one it replaces (0: none).
+    SetAuthority {
+        /// The authority; its `index` fields are set by `apply`.
+        authority: Authority,
+        /// The index of what it replaces.
+        expected: Index,
+    },
+    /// Stores a join token.
+    PutJoinToken(JoinToken),
+    /// Uses up a join token, for `node`.
+    UseJoinToken {
+        /// SHA-256 of the secret that was shown.
+        hash: [u8; 32],
+        /// Who showed it.
+        node: NodeName,
+    },
+}
+
+/// What a change woke: each names the readers whose answer may differ now.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Topic {
+    /// Readers of one service's instances and health.
+    Service(ServiceName),
+    /// Readers of one node's rows.
+    Node(NodeName),
+    /// Readers of the list of nodes.
+    Nodes,
+    /// Readers of the list of services and their tags.
+    Names,
+    /// Readers of checks across services.
+    Checks,
+    /// Readers of intentions.
+    Intentions,
+    /// Readers of config entries.
+    Entries,
+    /// Readers of one service's chain.
+    Chain(ServiceName),
+    /// Readers of any chain: a default for all services changed.
+    EveryChain,
+    /// Readers of roots.
+    Authority,
+}
+
+/// A command that the state refuses: an outcome like any other, replicated too.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Rejection {
+    /// The cluster has a name already.
+    #[error("the cluster was founded before")]
+    AlreadyFounded,
+    /// No such node.
+    #[error("there is no node {node}")]
+    UnknownNode {
+        /// Who is missing.
+        node: NodeName,
+    },
+    /// Another living host has the name.
+    #[error("node name {node} belongs to a living host with another id: choose another name, or \
+             stop that host and wait for its lease to run out")]
+    NodeNameTaken {
+        /// The name.
+        node: NodeName,
+    },
+    /// A check is about an instance that its node does not have.
+    #[error("check {check}: there is no instance {instance} on node {node}")]
+    UnknownInstance {
+        /// The node.
+        node: NodeName,
+        /// The check.
+        check: CheckId,
+        /// The instance that is missing.
+        instance: InstanceId,
+    },
+    /// No such intention.
+    #[error("there is no intention {pair}")]
+    UnknownIntention {
+        /// The pair.
+        pair: Pair,
+    },
+    /// Somebody else wrote first.
+    #[error("it was changed meanwhile: its index is {actual}, not {expected}")]
+    IndexMismatch {
+        /// What the writer had seen.
+        expected: Index,
+        /// What it is.
+        actual: Index,
+    },
+    /// Unknown, used before, run out or bound to another name: deliberately not said which.
+    #[error("the join token is not valid for node {node}: it may be used once, within its \
+             lifetime, by the node that it was made for")]
+    JoinToken {
+        /// Who showed it.
+        node: NodeName,
+    },
+    /// A table is at its bound.
+    #[error("there are {max} {what} already, which is the most: remove some first")]
+    Full {
+        /// What there are too many of.
+        what: &'static str,
+        /// The bound.
+        max: usize,
+    },
+}
+
+/// All that the servers agree on, as of one entry of the log.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    applied: Index,
+    cluster: Option<Cluster>,
+    catalog: Catalog,
+    down_since: RedBlackTreeMapSync<NodeName, UnixTime>,
+    intentions: Intentions,
+    entries: Entries,
+    authority: Option<Authority>,
+    join_tokens: RedBlackTreeMapSync<[u8; 32], JoinToken>,
+}
+
+impl State {
+    /// The last entry that was applied.
+    pub fn applied(&self) -> Index {
+        self.applied
+    }
+
+    /// The cluster, once it is founded.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
+    /// Nodes, instances and checks.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Who may call whom.
+    pub fn intentions(&self) -> &Intentions {
+        &self.intentions
+    }
+
+    /// Config entries.
+    pub fn entries(&self) -> &Entries {
+        &self.entries
+    }
+
+    /// The certificate authority, once there is one.
+    pub fn authority(&self) -> Option<&Authority> {
+        self.authority.as_ref()
+    }
+
+    /// Since when each dead node is dead.
+    pub fn down_since(&self) -> impl Iterator<Item = (&NodeName, UnixTime)> {
+        self.down_since.iter().map(|(node, since)| (node, *since))
+    }
+
+    /// Applies one committed entry and names the topics whose watchers must wake.
+    ///
+    /// Equal states given equal entries end equal, on every server: `stamp` is the only clock
+    /// here.
+    ///
+    /// # Errors
+    /// A [`Rejection`]: an outcome like any other, and the entry still counts as applied.
+    pub fn apply(&mut self, stamp: Stamp, command: Command) -> Result<Vec<Topic>, Rejection> {
+        debug_assert!(stamp.index > self.applied, "the log only moves forward");
+        self.applied = stamp.index;
+        let at = stamp.index;
+        match command {
+            Command::Found(cluster) => self.found(cluster),
+            Command::SyncNode(changes) => self.sync_node(changes, stamp),
+            Command::DropNode(node) => self.drop_node(&node, at),
+            Command::SetLiveness { dead, alive } => Ok(self.set_liveness(&dead, &alive, stamp)),
+            Command::PutIntention(intention) => self.put_intention(intention, at),
+            Command::DropIntention(pair) => {
+                if self.intentions.remove(&pair, at) {
+                    Ok(vec![Topic::Intentions])
+                } else {
+                    Err(Rejection::UnknownIntention { pair })
+                }
+            }
+            Command::PutEntry { entry, expected } => self.put_entry(entry, expected, at),
+            Command::DropEntry { key, expected } => self.drop_entry(&key, expected, at),
+            Command::SetAuthority { authority, expected } => {
+                self.set_authority(authority, expected, at)
+            }
+            Command::PutJoinToken(token) => self.put_join_token(token, stamp.time),
+            Command::UseJoinToken { hash, node } => {
+                self.use_join_token(&hash, node, stamp.time)
+            }
+        }
+    }
+
+    /// Counts an entry that carries no command: a membership change, or a leader's first.
+    pub fn skip(&mut self, index: Index) {
+        self.applied = index;
+    }
+
+    fn found(&mut self, cluster: Cluster) -> Result<Vec<Topic>, Rejection> {
+        if self.cluster.is_some() {
+            return Err(Rejection::AlreadyFounded);
+        }
+        self.cluster = Some(cluster);
+        Ok(vec![Topic::Authority])
+    }
+
+    fn sync_node(
+        &mut self,
+        changes: NodeChanges,
+        stamp: Stamp,
+    ) -> Result<Vec<Topic>, Rejection> {
+        self.admit(&changes)?;
+        let NodeChanges { node, put_instances, put_checks, drop_instances, drop_checks } = changes;
+        let (name, at) = (node.name.clone(), stamp.index);
+        let mut touched = Touched::default();
+        let is_new = self.catalog.node(&name).is_none();
+        self.catalog.put_node(node, at, &mut touched);
+        for id in drop_checks {
+            self.catalog.drop_check(&name, &id, at, &mut touched);
+        }
+        for id in drop_instances {
+            self.catalog.drop_instance(&name, &id, at, &mut touched);
+        }
+        for instance in put_instances {
+            self.catalog.put_instance(&name, instance, at, &mut touched);
+        }
+        for check in put_checks {
+            self.catalog.put_check(&name, check, at, &mut touched);
+        }
+        let mut topics = topics(&touched);
+        if is_new || self.catalog.is_down(&name) {
+            topics.extend(self.set_liveness(&[], std::slice::from_ref(&name), stamp));
+            topics.push(Topic::Nodes);
+        }
+        Ok(topics)
+    }
+
+    /// Whether a node's changes may be applied, before any of them is.
+    fn admit(&self, changes: &NodeChanges) -> Result<(), Rejection> {
+        let name = &changes.node.name;
+        let known = self.catalog.node(name);
+        if known.is_none() && self.catalog.node_count() >= NODES_MAX {
+            return Err(Rejection::Full { what: "nodes", max: NODES_MAX });
+        }
+        if known.is_some_and(|row| row.value.id != changes.node.id) && !self.catalog.is_down(name)
+        {
+            return Err(Rejection::NodeNameTaken { node: name.clone() });
+        }
+        let mut instances: BTreeSet<InstanceId> =
+            self.catalog.instances_on(name).map(|row| row.value.id.clone()).collect();
+        for id in &changes.drop_instances {
+            instances.remove(id);
+        }
+        instances.extend(changes.put_instances.iter().map(|instance| instance.id.clone()));
+        if instances.len() > INSTANCES_PER_NODE_MAX {
+            return Err(Rejection::Full {
+                what: "instances on this node",
+                max: INSTANCES_PER_NODE_MAX,
+            });
+        }
+        let checks = self.catalog.checks_on(name).count() + changes.put_checks.len();
+        if checks > CHECKS_PER_NODE_MAX + changes.drop_checks.len() {
+            return Err(Rejection::Full { what: "checks on this node", max: CHECKS_PER_NODE_MAX });
+        }
+        for check in &changes.put_checks {
+            if let Some(instance) = &check.instance
+                && !instances.contains(instance)
+            {
+                let (node, check) = (name.clone(), check.id.clone());
+                return Err(Rejection::UnknownInstance {
+                    node,
+                    check,
+                    instance: instance.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_node(&mut self, node: &NodeName, at: Index) -> Result<Vec<Topic>, Rejection> {
+        if self.catalog.node(node).is_none() {
+            return Err(Rejection::UnknownNode { node: node.clone() });
+        }
+        let mut touched = Touched::default();
+        self.catalog.drop_node(node, at, &mut touched);
+        self.down_since.remove_mut(node);
+        let mut topics = topics(&touched);
+        topics.push(Topic::Nodes);
+        Ok(topics)
+    }
+
+    fn set_liveness(
+        &mut self,
+        dead: &[NodeName],
+        alive: &[NodeName],
+        stamp: Stamp,
+    ) -> Vec<Topic> {
+        let mut touched = Touched::default();
+        let marks = dead
+            .iter()
+            .map(|node| (node, Status::Critical))
+            .chain(alive.iter().map(|node| (node, Status::Passing)));
+        for (node, status) in marks {
+            let (Some(id), Some(_)) = (liveness_id(), self.catalog.node(node)) else { continue };
+            match status {
+                Status::Critical => {
+                    if !self.down_since.contains_key(node) {
+                        self.down_since.insert_mut(node.clone(), stamp.time);
+                    }
+                }
+                Status::Passing | Status::Warning => {
+                    self.down_since.remove_mut(node);
+                }
+            }
+            let output = match status {
+                Status::Critical => "Agent not live or unreachable",
+                Status::Passing | Status::Warning => "Agent alive and reachable",
+            };
+            let check = Check {
+                id,
+                name: "Serf Health Status".into(),
+                kind: "".into(),
+                status,
+                notes: "".into(),
+                output: output.into(),
+                instance: None,
+            };
+            self.catalog.put_check(node, check, stamp.index, &mut touched);
+        }
+        topics(&touched)
+    }
+
+    fn put_intention(
+        &mut self,
+        intention: Intention,
+        at: Index,
+    ) -> Result<Vec<Topic>, Rejection> {
+        let is_new = self.intentions.get(&intention.pair).is_none();
+        if is_new && self.intentions.iter().count() >= INTENTIONS_MAX {
+            return Err(Rejection::Full { what: "intentions", max: INTENTIONS_MAX });
+        }
+        self.intentions.put(intention, at);
+        Ok(vec![Topic::Intentions])
+    }
+
+    fn put_entry(
+        &mut self,
+        entry: Entry,
+        expected: Option<Index>,
+        at: Index,
+    ) -> Result<Vec<Topic>, Rejection> {
+        self.expect_entry(entry.key(), expected)?;
+        let key = entry.key().clone();
+        if self.entries.get(&key).is_none() && self.entries.iter().count() >= ENTRIES_MAX {
+            return Err(Rejection::Full { what: "config entries", max: ENTRIES_MAX });
+        }
+        if self.entries.put(entry, at) { Ok(entry_topics(&key)) } else { Ok(Vec::new()) }
+    }
+
+    fn drop_entry(
+        &mut self,
+        key: &EntryKey,
+        expected: Option<Index>,
+        at: Index,
+    ) -> Result<Vec<Topic>, Rejection> {
+        self.expect_entry(key, expected)?;
+        if self.entries.remove(key, at) { Ok(entry_topics(key)) } else { Ok(Vec::new()) }
+    }
+
+    fn expect_entry(&self, key: &EntryKey, expected: Option<Index>) -> Result<(), Rejection> {
+        let actual = self.entries.get(key).map_or(Index(0), |row| row.modified);
+        match expected {
+            Some(expected) if expected != actual => {
+                Err(Rejection::IndexMismatch { expected, actual })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn set_authority(
+        &mut self,
+        mut authority: Authority,
+        expected: Index,
+        at: Index,
+    ) -> Result<Vec<Topic>, Rejection> {
+        let actual = self.authority.as_ref().map_or(Index(0), |old| old.index);
+        if actual != expected {
+            return Err(Rejection::IndexMismatch { expected, actual });
+        }
+        let old_roots = self.authority.take().map(|old| old.roots).unwrap_or_default();
+        authority.index = at;
+        for root in &mut authority.roots {
+            let old = old_roots.iter().find(|old| old.id == root.id);
+            root.created = old.map_or(at, |old| old.created);
+            root.modified = match old {
+                Some(old) if old.active == root.active => old.modified,
+                _ => at,
+            };
+        }
+        self.authority = Some(authority);
+        Ok(vec![Topic::Authority])
+    }
+
+    fn put_join_token(
+        &mut self,
+        token: JoinToken,
+        now: UnixTime,
+    ) -> Result<Vec<Topic>, Rejection> {
+        let lapsed: Vec<[u8; 32]> = self
+            .join_tokens
+            .values()
+            .filter(|token| token.expires_at <= now)
+            .map(|token| token.hash)
+            .collect();
+        for hash in lapsed {
+            self.join_tokens.remove_mut(&hash);
+        }
+        if self.join_tokens.size() >= JOIN_TOKENS_MAX {
+            return Err(Rejection::Full { what: "unused join tokens", max: JOIN_TOKENS_MAX });
+        }
+        self.join_tokens.insert_mut(token.hash, token);
+        Ok(Vec::new())
+    }
+
+    fn use_join_token(
+        &mut self,
+        hash: &[u8; 32],
+        node: NodeName,
+        now: UnixTime,
+    ) -> Result<Vec<Topic>, Rejection> {
+        let good = |token: &JoinToken| token.node == node && token.expires_at > now;
+        if !self.join_tokens.get(hash).is_some_and(good) {
+            return Err(Rejection::JoinToken { node });
+        }
+        self.join_tokens.remove_mut(hash);
+        Ok(Vec::new())
+    }
+
+    /// Every row and index: what a snapshot holds.
+    pub fn dump(&self) -> Dump {
+        Dump {
+            applied: self.applied,
+            cluster: self.cluster.clone(),
+            nodes: self.catalog.nodes().cloned().collect(),
+            instances: self
+                .catalog
+                .instances()
+                .map(|(node, row)| (node.clone(), row.clone()))
+                .collect(),
+            checks: self.catalog.checks().map(|(node, row)| (node.clone(), row.clone())).collect(),
+            indexes: self.catalog.indexes(),
+            down_since: self.down_since().map(|(node, since)| (node.clone(), since)).collect(),
+            intentions: self.intentions.iter().cloned().collect(),
+            intentions_index: self.intentions.index(),
+            entries: self.entries.iter().cloned().collect(),
+            entries_index: self.entries.index(),
+            authority: self.authority.clone(),
+            join_tokens: self.join_tokens.values().cloned().collect(),
+        }
+    }
+
+    /// The state that `dump` was taken of.
+    pub fn restore(dump: Dump) -> Self {
+        let mut catalog = Catalog::default();
+        for row in dump.nodes {
+            catalog.restore_node(row);
+        }
+        for (node, row) in dump.instances {
+            catalog.restore_instance(node, row);
+        }
+        for (node, row) in dump.checks {
+            catalog.restore_check(node, row);
+        }
+        catalog.restore_indexes(&dump.indexes);
+        Self {
+            applied: dump.applied,
+            cluster: dump.cluster,
+            catalog,
+            down_since: dump.down_since.into_iter().collect(),
+            intentions: Intentions::restore(dump.intentions, dump.intentions_index),
+            entries: Entries::restore(dump.entries, dump.entries_index),
+            authority: dump.authority,
+            join_tokens: dump.join_tokens.into_iter().map(|token| (token.hash, token)).collect(),
+        }
+    }
+
+}
+
+/// A state taken apart: what a snapshot holds.
+#[derive(Clone, Debug, Default)]
+pub struct Dump {
+    /// The last entry applied.
+    pub applied: Index,
+    /// The cluster.
+    pub cluster: Option<Cluster>,
+    /// Nodes.
+    pub nodes: Vec<Row<Node>>,
+    /// Instances, each with its node.
+    pub instances: Vec<(NodeName, Row<Instance>)>,
+    /// Checks, each with its node.
+    pub checks: Vec<(NodeName, Row<Check>)>,
+    /// The catalog's log positions.
+    pub indexes: Indexes,
+    /// Since when dead nodes are dead.
+    pub down_since: BTreeMap<NodeName, UnixTime>,
+    /// Intentions.
+    pub intentions: Vec<Row<Intention>>,
+    /// The last entry that changed them.
+    pub intentions_index: Index,
+    /// Config entries.
+    pub entries: Vec<Row<Entry>>,
+    /// The last entry that changed them.
+    pub entries_index: Index,
+    /// The certificate authority.
+    pub authority: Option<Authority>,
+    /// Join tokens that were not used yet.
+    pub join_tokens: Vec<JoinToken>,
+}
+
+fn topics(touched: &Touched) -> Vec<Topic> {
+    let mut topics: Vec<Topic> = Vec::new();
+    topics.extend(touched.services.iter().cloned().map(Topic::Service));
+    topics.extend(touched.nodes.iter().cloned().map(Topic::Node));
+    if touched.names {
+        topics.push(Topic::Names);
+    }
+    if !touched.nodes.is_empty() || !touched.services.is_empty() {
+        topics.push(Topic::Nodes);
+        topics.push(Topic::Checks);
+    }
+    topics
+}
+
+fn entry_topics(key: &EntryKey) -> Vec<Topic> {
+    let chain = key.name.parse().map_or(Topic::EveryChain, Topic::Chain);
+    let every = key.kind == crate::entry::Kind::ProxyDefaults;
+    vec![Topic::Entries, if every { Topic::EveryChain } else { chain }]
+}
+
+/// Bounds of the tables: far above what a cluster carries, far below what would stop it.
+const NODES_MAX: usize = 100_000;
+const INSTANCES_PER_NODE_MAX: usize = 1_024;
+const CHECKS_PER_NODE_MAX: usize = 4_096;
+const INTENTIONS_MAX: usize = 100_000;
+const ENTRIES_MAX: usize = 50_000;
+const JOIN_TOKENS_MAX: usize = 10_000;

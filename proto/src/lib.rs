@@ -1,0 +1,10 @@
+//! hawser.v1: the one format of wire, Raft log, snapshot and disk.
+//!
+//! What arrives is parsed into `hawser-core`'s types by `TryFrom`, which may refuse; what leaves is
+//! made by `From`, which may not.
+
+/// The messages and services as generated from `proto/hawser/v1/*.proto` by `cargo xtask gen`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::large_futures)]
+pub mod v1 {
+    include!("gen/hawser.v1.rs");
+}

@@ -1,0 +1,2 @@
+//! hawser.
+fn main(){}
