@@ -1,0 +1,1 @@
+//! What the mesh must show between hosts, with real programs.

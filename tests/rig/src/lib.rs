@@ -1,0 +1,1 @@
+//! Hosts as network namespaces, with Hawser and real applications on them.
