@@ -1,1 +1,5 @@
-//! Placeholder.
+//! The Consul-compatible HTTP dialect: what clients write, what they are answered, and the client
+//! that the command line uses.
+
+pub mod fields;
+pub mod definition;
