@@ -33,8 +33,12 @@ pub fn reconcile(node: &Node, declared: &Rows, catalog: &Rows) -> Option<NodeCha
         .filter(|check| catalog.checks.get(&check.id) != Some(check))
         .cloned()
         .collect();
-    let drop_instances: Vec<InstanceId> =
-        catalog.instances.keys().filter(|id| !declared.instances.contains_key(*id)).cloned().collect();
+    let drop_instances: Vec<InstanceId> = catalog
+        .instances
+        .keys()
+        .filter(|id| !declared.instances.contains_key(*id))
+        .cloned()
+        .collect();
     // A check goes with its instance, so only checks that outlive theirs are dropped by name.
     let drop_checks: Vec<CheckId> = catalog
         .checks
@@ -63,5 +67,101 @@ fn with_overridden_tags(declared: &Instance, held: Option<&Instance>) -> Instanc
             Instance { tags: held.tags.clone(), ..declared.clone() }
         }
         _ => declared.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::catalog::{Locality, Meta, Weights};
+    use crate::health::Status;
+
+    fn node() -> Node {
+        Node {
+            name: "n1".parse().expect("a name"),
+            id: "id".into(),
+            address: [10, 0, 0, 1].into(),
+            locality: Locality::default(),
+            meta: Meta::new(),
+        }
+    }
+
+    fn instance(id: &str, tag: &str, enable_tag_override: bool) -> Instance {
+        Instance {
+            id: id.parse().expect("an id"),
+            service: "web".parse().expect("a name"),
+            address: None,
+            port: 80,
+            tags: BTreeSet::from([tag.into()]),
+            meta: Meta::new(),
+            weights: Weights::default(),
+            protocol: None,
+            mesh_port: None,
+            enable_tag_override,
+        }
+    }
+
+    fn check(id: &str, of: Option<&str>) -> Check {
+        Check {
+            id: id.parse().expect("an id"),
+            name: id.into(),
+            kind: "ttl".into(),
+            status: Status::Passing,
+            notes: "".into(),
+            output: "".into(),
+            instance: of.map(|of| of.parse().expect("an id")),
+        }
+    }
+
+    fn rows(known: bool, instances: &[Instance], checks: &[Check]) -> Rows {
+        Rows {
+            node: known.then(node),
+            instances: instances.iter().map(|one| (one.id.clone(), one.clone())).collect(),
+            checks: checks.iter().map(|one| (one.id.clone(), one.clone())).collect(),
+        }
+    }
+
+    #[test]
+    fn the_difference_is_what_is_missing_changed_or_left_over() {
+        let (old, new) = (instance("a", "v1", false), instance("a", "v2", false));
+        let free = |tag| instance("a", tag, true);
+        let of_a = check("c", Some("a"));
+        let cases = [
+            // declared, catalog, expected (put, put checks, dropped, dropped checks), why
+            (rows(true, &[], &[]), rows(true, &[], &[]), None, "nothing to do"),
+            (rows(true, &[], &[]), rows(false, &[], &[]), Some((0, 0, 0, 0)), "an unknown node"),
+            (
+                rows(true, &[new], std::slice::from_ref(&of_a)),
+                rows(true, std::slice::from_ref(&old), &[]),
+                Some((1, 1, 0, 0)),
+                "changed and new",
+            ),
+            (
+                rows(true, &[], &[]),
+                rows(true, std::slice::from_ref(&old), std::slice::from_ref(&of_a)),
+                Some((0, 0, 1, 0)),
+                "a check goes with its instance",
+            ),
+            (
+                rows(true, std::slice::from_ref(&old), &[]),
+                rows(true, std::slice::from_ref(&old), &[of_a]),
+                Some((0, 0, 0, 1)),
+                "a check that outlives its declaration",
+            ),
+            (rows(true, &[free("v1")], &[]), rows(true, &[free("v9")], &[]), None, "tags are free"),
+        ];
+        for (declared, catalog, expected, why) in cases {
+            let found = reconcile(&node(), &declared, &catalog).map(|changes| {
+                (
+                    changes.put_instances.len(),
+                    changes.put_checks.len(),
+                    changes.drop_instances.len(),
+                    changes.drop_checks.len(),
+                )
+            });
+            assert_eq!(found, expected, "{why}");
+        }
     }
 }

@@ -38,7 +38,8 @@ impl Validity {
         }
         let lifetime = self.not_after.since(self.not_before).as_millis() as u64;
         let draw = u64::from(draw_permille.min(1000));
-        let permille = RENEW_FROM_PERMILLE + (RENEW_TO_PERMILLE - RENEW_FROM_PERMILLE) * draw / 1000;
+        let permille =
+            RENEW_FROM_PERMILLE + (RENEW_TO_PERMILLE - RENEW_FROM_PERMILLE) * draw / 1000;
         let offset = lifetime / 1000 * permille + lifetime % 1000 * permille / 1000;
         Ok(self.not_before.plus(Duration::from_millis(offset)).max(now))
     }

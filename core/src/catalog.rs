@@ -272,7 +272,10 @@ impl Catalog {
     }
 
     /// The checks on `node`, the node's own and its instances', by id.
-    pub fn checks_on<'a>(&'a self, node: &'a NodeName) -> impl Iterator<Item = &'a Row<Check>> + 'a {
+    pub fn checks_on<'a>(
+        &'a self,
+        node: &'a NodeName,
+    ) -> impl Iterator<Item = &'a Row<Check>> + 'a {
         let from = (node.clone(), first_check_id());
         self.checks
             .range(from..)
@@ -282,11 +285,8 @@ impl Catalog {
 
     /// The instances of `service` with their nodes and checks, by node and id.
     pub fn placed<'a>(&'a self, service: &ServiceName) -> impl Iterator<Item = Placed<'a>> + 'a {
-        self.services
-            .get(service)
-            .into_iter()
-            .flat_map(|members| members.keys.iter())
-            .filter_map(|key| {
+        self.services.get(service).into_iter().flat_map(|members| members.keys.iter()).filter_map(
+            |key| {
                 let (owner, id) = key;
                 let node = self.nodes.get(owner)?;
                 let instance = self.instances.get(key)?;
@@ -294,7 +294,8 @@ impl Catalog {
                     |check: &&Row<Check>| check.value.instance.as_ref().is_none_or(|of| of == id);
                 let checks = self.checks_on(&node.value.name).filter(concerns).collect();
                 Some(Placed { node, instance, checks })
-            })
+            },
+        )
     }
 
     /// Whether `node` is known to be without a living agent.

@@ -50,7 +50,9 @@ impl fmt::Display for Kind {
 
 /// A word that is no kind of entry.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0:?} is no kind of config entry: use proxy-defaults, service-defaults or service-resolver")]
+#[error(
+    "{0:?} is no kind of config entry: use proxy-defaults, service-defaults or service-resolver"
+)]
 pub struct UnknownKind(String);
 
 impl FromStr for Kind {
@@ -255,7 +257,12 @@ impl Entry {
             ];
             for (field, span, bound, max) in timeouts {
                 if span.is_some_and(|span| span.is_zero() || span > bound) {
-                    return Err(InvalidEntry::OutOfRange { kind, name: name.to_owned(), field, max });
+                    return Err(InvalidEntry::OutOfRange {
+                        kind,
+                        name: name.to_owned(),
+                        field,
+                        max,
+                    });
                 }
             }
         }

@@ -193,10 +193,8 @@ mod tests {
 
     #[test]
     fn a_ttl_lapses_at_its_end_and_not_before() {
-        let ttl = Ttl {
-            lifetime: Duration::from_millis(100),
-            reported_at: UnixTime::from_millis(1_000),
-        };
+        let ttl =
+            Ttl { lifetime: Duration::from_millis(100), reported_at: UnixTime::from_millis(1_000) };
         assert!(!ttl.has_lapsed(UnixTime::from_millis(1_099)));
         assert!(ttl.has_lapsed(UnixTime::from_millis(1_100)));
     }

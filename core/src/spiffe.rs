@@ -21,9 +21,7 @@ impl FromStr for TrustDomain {
     type Err = InvalidSpiffeId;
 
     fn from_str(text: &str) -> Result<Self, InvalidSpiffeId> {
-        let allowed = |octet: u8| {
-            matches!(octet, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_')
-        };
+        let allowed = |octet: u8| matches!(octet, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_');
         if text.is_empty() || text.len() > TRUST_DOMAIN_OCTETS_MAX || !text.bytes().all(allowed) {
             return Err(InvalidSpiffeId::TrustDomain);
         }

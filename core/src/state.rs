@@ -144,8 +144,10 @@ pub enum Rejection {
         node: NodeName,
     },
     /// Another living host has the name.
-    #[error("node name {node} belongs to a living host with another id: choose another name, or \
-             stop that host and wait for its lease to run out")]
+    #[error(
+        "node name {node} belongs to a living host with another id: choose another name, or \
+             stop that host and wait for its lease to run out"
+    )]
     NodeNameTaken {
         /// The name.
         node: NodeName,
@@ -175,8 +177,10 @@ pub enum Rejection {
         actual: Index,
     },
     /// Unknown, used before, run out or bound to another name: deliberately not said which.
-    #[error("the join token is not valid for node {node}: it may be used once, within its \
-             lifetime, by the node that it was made for")]
+    #[error(
+        "the join token is not valid for node {node}: it may be used once, within its \
+             lifetime, by the node that it was made for"
+    )]
     JoinToken {
         /// Who showed it.
         node: NodeName,
@@ -270,9 +274,7 @@ impl State {
                 self.set_authority(authority, expected, at)
             }
             Command::PutJoinToken(token) => self.put_join_token(token, stamp.time),
-            Command::UseJoinToken { hash, node } => {
-                self.use_join_token(&hash, node, stamp.time)
-            }
+            Command::UseJoinToken { hash, node } => self.use_join_token(&hash, node, stamp.time),
         }
     }
 
@@ -289,11 +291,7 @@ impl State {
         Ok(vec![Topic::Authority])
     }
 
-    fn sync_node(
-        &mut self,
-        changes: NodeChanges,
-        stamp: Stamp,
-    ) -> Result<Vec<Topic>, Rejection> {
+    fn sync_node(&mut self, changes: NodeChanges, stamp: Stamp) -> Result<Vec<Topic>, Rejection> {
         self.admit(&changes)?;
         let NodeChanges { node, put_instances, put_checks, drop_instances, drop_checks } = changes;
         let (name, at) = (node.name.clone(), stamp.index);
@@ -327,8 +325,7 @@ impl State {
         if known.is_none() && self.catalog.node_count() >= NODES_MAX {
             return Err(Rejection::Full { what: "nodes", max: NODES_MAX });
         }
-        if known.is_some_and(|row| row.value.id != changes.node.id) && !self.catalog.is_down(name)
-        {
+        if known.is_some_and(|row| row.value.id != changes.node.id) && !self.catalog.is_down(name) {
             return Err(Rejection::NodeNameTaken { node: name.clone() });
         }
         let mut instances: BTreeSet<InstanceId> =
@@ -352,11 +349,7 @@ impl State {
                 && !instances.contains(instance)
             {
                 let (node, check) = (name.clone(), check.id.clone());
-                return Err(Rejection::UnknownInstance {
-                    node,
-                    check,
-                    instance: instance.clone(),
-                });
+                return Err(Rejection::UnknownInstance { node, check, instance: instance.clone() });
             }
         }
         Ok(())
@@ -374,12 +367,7 @@ impl State {
         Ok(topics)
     }
 
-    fn set_liveness(
-        &mut self,
-        dead: &[NodeName],
-        alive: &[NodeName],
-        stamp: Stamp,
-    ) -> Vec<Topic> {
+    fn set_liveness(&mut self, dead: &[NodeName], alive: &[NodeName], stamp: Stamp) -> Vec<Topic> {
         let mut touched = Touched::default();
         let marks = dead
             .iter()
@@ -415,11 +403,7 @@ impl State {
         topics(&touched)
     }
 
-    fn put_intention(
-        &mut self,
-        intention: Intention,
-        at: Index,
-    ) -> Result<Vec<Topic>, Rejection> {
+    fn put_intention(&mut self, intention: Intention, at: Index) -> Result<Vec<Topic>, Rejection> {
         let is_new = self.intentions.get(&intention.pair).is_none();
         if is_new && self.intentions.iter().count() >= INTENTIONS_MAX {
             return Err(Rejection::Full { what: "intentions", max: INTENTIONS_MAX });
@@ -486,11 +470,7 @@ impl State {
         Ok(vec![Topic::Authority])
     }
 
-    fn put_join_token(
-        &mut self,
-        token: JoinToken,
-        now: UnixTime,
-    ) -> Result<Vec<Topic>, Rejection> {
+    fn put_join_token(&mut self, token: JoinToken, now: UnixTime) -> Result<Vec<Topic>, Rejection> {
         let lapsed: Vec<[u8; 32]> = self
             .join_tokens
             .values()
@@ -568,7 +548,6 @@ impl State {
             join_tokens: dump.join_tokens.into_iter().map(|token| (token.hash, token)).collect(),
         }
     }
-
 }
 
 /// A state taken apart: what a snapshot holds.
@@ -629,3 +608,234 @@ const CHECKS_PER_NODE_MAX: usize = 4_096;
 const INTENTIONS_MAX: usize = 100_000;
 const ENTRIES_MAX: usize = 50_000;
 const JOIN_TOKENS_MAX: usize = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::catalog::{Locality, Meta, Protocol, Weights};
+    use crate::entry::{Body, Kind, ServiceDefaults};
+
+    const NOON: UnixTime = UnixTime::from_secs(1_000_000);
+
+    fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+        text.parse().expect("a good name")
+    }
+
+    fn node(text: &str) -> Node {
+        Node {
+            name: name(text),
+            id: format!("id-of-{text}").into(),
+            address: [10, 0, 0, 1].into(),
+            locality: Locality::default(),
+            meta: Meta::new(),
+        }
+    }
+
+    fn instance(id: &str, service: &str) -> Instance {
+        Instance {
+            id: name(id),
+            service: name(service),
+            address: None,
+            port: 80,
+            tags: BTreeSet::new(),
+            meta: Meta::new(),
+            weights: Weights::default(),
+            protocol: Some(Protocol::Http),
+            mesh_port: Some(21_000),
+            enable_tag_override: false,
+        }
+    }
+
+    fn check(id: &str, instance: Option<&str>, status: Status) -> Check {
+        Check {
+            id: name(id),
+            name: id.into(),
+            kind: "ttl".into(),
+            status,
+            notes: "".into(),
+            output: "".into(),
+            instance: instance.map(name),
+        }
+    }
+
+    fn sync(on: &str, instances: &[(&str, &str)], checks: Vec<Check>) -> Command {
+        Command::SyncNode(NodeChanges {
+            node: node(on),
+            put_instances: instances.iter().map(|(id, service)| instance(id, service)).collect(),
+            put_checks: checks,
+            drop_instances: Vec::new(),
+            drop_checks: Vec::new(),
+        })
+    }
+
+    /// Applies commands one after the other, a second apart, and answers the last one's outcome.
+    fn run(state: &mut State, commands: Vec<Command>) -> Result<Vec<Topic>, Rejection> {
+        let mut outcome = Ok(Vec::new());
+        for command in commands {
+            let index = Index(state.applied().0 + 1);
+            let time = NOON.plus(Duration::from_secs(index.0));
+            outcome = state.apply(Stamp { index, time }, command);
+        }
+        outcome
+    }
+
+    #[test]
+    fn a_change_wakes_only_those_it_concerns() {
+        let mut state = State::default();
+        run(&mut state, vec![sync("n1", &[("web-1", "web")], vec![])]).expect("applied");
+        let woken = run(&mut state, vec![sync("n2", &[("db-1", "db")], vec![])]).expect("applied");
+        assert!(woken.contains(&Topic::Service(name("db"))));
+        assert!(woken.contains(&Topic::Names));
+        assert!(!woken.contains(&Topic::Service(name("web"))), "{woken:?}");
+        let flap = check("c", Some("db-1"), Status::Critical);
+        let woken = run(&mut state, vec![sync("n2", &[], vec![flap])]).expect("applied");
+        assert!(woken.contains(&Topic::Service(name("db"))));
+        assert!(!woken.contains(&Topic::Names), "health is no news for the list of names");
+        let again = run(&mut state, vec![sync("n2", &[("db-1", "db")], vec![])]);
+        assert_eq!(again, Ok(Vec::new()), "an equal write is no change");
+    }
+
+    #[test]
+    fn an_index_moves_with_its_own_service_and_never_back() {
+        let mut state = State::default();
+        run(
+            &mut state,
+            vec![sync("n1", &[("web-1", "web")], vec![]), sync("n2", &[("db-1", "db")], vec![])],
+        )
+        .expect("applied");
+        let index = |state: &State, service| state.catalog().service_index(&name(service));
+        assert_eq!((index(&state, "web"), index(&state, "db")), (Index(1), Index(2)));
+        run(&mut state, vec![Command::DropNode(name("n2"))]).expect("applied");
+        assert_eq!(index(&state, "db"), Index(3), "the last instance's going is a change");
+        assert_eq!(index(&state, "web"), Index(1));
+        assert_eq!(state.catalog().services().count(), 1);
+    }
+
+    #[test]
+    fn a_dead_node_is_critical_until_it_is_heard_of_again() {
+        let mut state = State::default();
+        let status = |state: &State| {
+            state.catalog().placed(&name("web")).next().map(|placed| placed.status())
+        };
+        let dead = |nodes: &[&str]| Command::SetLiveness {
+            dead: nodes.iter().map(|node| name(node)).collect(),
+            alive: vec![],
+        };
+        run(&mut state, vec![sync("n1", &[("web-1", "web")], vec![])]).expect("applied");
+        assert_eq!(status(&state), Some(Status::Passing));
+        let woken = run(&mut state, vec![dead(&["n1", "ghost"])]).expect("applied");
+        assert!(woken.contains(&Topic::Service(name("web"))));
+        assert_eq!(status(&state), Some(Status::Critical));
+        assert_eq!(state.down_since().count(), 1, "nobody mourns a node that never was");
+        run(&mut state, vec![sync("n1", &[], vec![])]).expect("applied");
+        assert_eq!(status(&state), Some(Status::Passing), "a sync is a sign of life");
+        assert_eq!(state.down_since().count(), 0);
+    }
+
+    #[test]
+    fn refusals_leave_the_state_as_it_was() {
+        let mut state = State::default();
+        run(&mut state, vec![sync("n1", &[("web-1", "web")], vec![])]).expect("applied");
+        let before = state.dump();
+        let mut imposter = node("n1");
+        imposter.id = "another".into();
+        let taken = Command::SyncNode(NodeChanges {
+            node: imposter,
+            put_instances: vec![],
+            put_checks: vec![],
+            drop_instances: vec![name("web-1")],
+            drop_checks: vec![],
+        });
+        let orphan = sync("n1", &[("x", "x")], vec![check("c", Some("gone"), Status::Passing)]);
+        let body = Body::ServiceDefaults(ServiceDefaults::default());
+        let entry = Entry::new("web", body).expect("a good entry");
+        let pair = Pair { source: name("a"), destination: name("b") };
+        let key = EntryKey { kind: Kind::ServiceDefaults, name: "web".into() };
+        let token = Command::UseJoinToken { hash: [7; 32], node: name("n1") };
+        let refused = [
+            (taken, Rejection::NodeNameTaken { node: name("n1") }),
+            (
+                orphan,
+                Rejection::UnknownInstance {
+                    node: name("n1"),
+                    check: name("c"),
+                    instance: name("gone"),
+                },
+            ),
+            (Command::DropNode(name("n9")), Rejection::UnknownNode { node: name("n9") }),
+            (Command::DropIntention(pair.clone()), Rejection::UnknownIntention { pair }),
+            (
+                Command::PutEntry { entry, expected: Some(Index(4)) },
+                Rejection::IndexMismatch { expected: Index(4), actual: Index(0) },
+            ),
+            (
+                Command::DropEntry { key, expected: Some(Index(4)) },
+                Rejection::IndexMismatch { expected: Index(4), actual: Index(0) },
+            ),
+            (token, Rejection::JoinToken { node: name("n1") }),
+        ];
+        for (command, expected) in refused {
+            assert_eq!(run(&mut state, vec![command]), Err(expected));
+        }
+        let after = state.dump();
+        assert_eq!(after.instances.len(), before.instances.len());
+        assert_eq!(after.indexes, before.indexes);
+        assert_eq!(after.applied, Index(8), "a refused entry still counts");
+    }
+
+    #[test]
+    fn a_join_token_is_good_once_in_time_and_for_its_node() {
+        let token = |expires_at| {
+            Command::PutJoinToken(JoinToken { hash: [1; 32], node: name("n1"), expires_at })
+        };
+        let used = |node: &str| Command::UseJoinToken { hash: [1; 32], node: name(node) };
+        let later = NOON.plus(Duration::from_secs(600));
+        let refused = |node: &str| Err(Rejection::JoinToken { node: name(node) });
+        let cases = [
+            (vec![token(later), used("n1")], Ok(vec![]), "the one use"),
+            (vec![token(later), used("n1"), used("n1")], refused("n1"), "a second use"),
+            (vec![token(later), used("n2")], refused("n2"), "another node"),
+            (vec![token(NOON), used("n1")], refused("n1"), "too late"),
+        ];
+        for (commands, expected, why) in cases {
+            assert_eq!(run(&mut State::default(), commands), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_restored_state_goes_on_as_the_dumped_one() {
+        let mut state = State::default();
+        let flap = check("c", Some("web-1"), Status::Warning);
+        run(
+            &mut state,
+            vec![
+                sync("n1", &[("web-1", "web"), ("db-1", "db")], vec![flap]),
+                Command::SetLiveness { dead: vec![name("n1")], alive: vec![] },
+            ],
+        )
+        .expect("applied");
+        let mut copy = State::restore(state.dump());
+        for state in [&mut state, &mut copy] {
+            run(state, vec![Command::DropNode(name("n1")), sync("n2", &[("w", "web")], vec![])])
+                .expect("applied");
+        }
+        let (one, two) = (state.dump(), copy.dump());
+        assert_eq!(one.indexes, two.indexes);
+        assert_eq!(format!("{one:?}"), format!("{two:?}"));
+    }
+
+    #[test]
+    fn the_founding_happens_once() {
+        let cluster = Cluster {
+            id: "1f2e".into(),
+            trust_domain: "1f2e.consul".parse().expect("a trust domain"),
+            datacenter: name("dc1"),
+            default_action: Action::Deny,
+        };
+        let mut state = State::default();
+        run(&mut state, vec![Command::Found(cluster.clone())]).expect("founded");
+        assert_eq!(run(&mut state, vec![Command::Found(cluster)]), Err(Rejection::AlreadyFounded));
+    }
+}

@@ -69,7 +69,7 @@ pub struct ServiceView {
     pub chain: Chain,
     /// Its instances, healthy or not, by node and id.
     pub endpoints: Arc<[Endpoint]>,
-    /// The last entry that touched it.
+    /// The last entry that touched it; zero while it does not exist.
     pub index: Index,
 }
 
@@ -153,9 +153,8 @@ impl View {
     #[must_use]
     pub fn narrowed(&self, interest: &Interest) -> Self {
         let mut next = self.clone();
-        next.services.retain(|name, _| {
-            interest.services.contains(name) || interest.locals.contains(name)
-        });
+        next.services
+            .retain(|name, _| interest.services.contains(name) || interest.locals.contains(name));
         next.nodes.retain(|name, _| interest.nodes.contains(name));
         next
     }
@@ -271,11 +270,8 @@ pub fn service(state: &State, name: &ServiceName) -> ServiceView {
             }
         })
         .collect();
-    ServiceView {
-        chain: chain::compile(state.entries(), declared, name),
-        endpoints,
-        index: state.catalog().service_index(name),
-    }
+    let index = if endpoints.is_empty() { Index(0) } else { state.catalog().service_index(name) };
+    ServiceView { chain: chain::compile(state.entries(), declared, name), endpoints, index }
 }
 
 fn node(state: &State, name: &NodeName) -> Option<NodeView> {
@@ -298,13 +294,179 @@ fn intentions(state: &State, interest: &Interest) -> Vec<Arc<Intention>> {
 
 fn trust(state: &State) -> Option<Trust> {
     let cluster = state.cluster()?;
-    let roots = state.authority().map(|authority| {
-        authority.roots.iter().map(|root| root.certificate.clone()).collect()
-    });
+    let roots = state
+        .authority()
+        .map(|authority| authority.roots.iter().map(|root| root.certificate.clone()).collect());
     Some(Trust {
         trust_domain: cluster.trust_domain.clone(),
         datacenter: cluster.datacenter.clone(),
         roots: roots.unwrap_or_default(),
         default_action: cluster.default_action,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::{Instance, Node};
+    use crate::clock::{Stamp, UnixTime};
+    use crate::intention::Pair;
+    use crate::spiffe::Role;
+    use crate::state::{Cluster, Command, NodeChanges};
+
+    fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+        text.parse().expect("a good name")
+    }
+
+    fn apply(state: &mut State, command: Command) -> BTreeSet<Topic> {
+        let index = Index(state.applied().0 + 1);
+        let stamp = Stamp { index, time: UnixTime::from_secs(index.0) };
+        state.apply(stamp, command).expect("applied").into_iter().collect()
+    }
+
+    fn register(service: &str, port: u16) -> Command {
+        Command::SyncNode(NodeChanges {
+            node: Node {
+                name: name(&format!("on-{service}")),
+                id: service.into(),
+                address: [10, 0, 0, 1].into(),
+                locality: Locality::default(),
+                meta: Meta::new(),
+            },
+            put_instances: vec![Instance {
+                id: name(service),
+                service: name(service),
+                address: None,
+                port,
+                tags: BTreeSet::new(),
+                meta: Meta::new(),
+                weights: Weights::default(),
+                protocol: None,
+                mesh_port: Some(21_000),
+                enable_tag_override: false,
+            }],
+            put_checks: vec![],
+            drop_instances: vec![],
+            drop_checks: vec![],
+        })
+    }
+
+    fn intention(source: &str, destination: &str, action: Action) -> Command {
+        Command::PutIntention(Intention {
+            id: "".into(),
+            pair: Pair { source: name(source), destination: name(destination) },
+            action,
+            description: "".into(),
+            meta: Meta::new(),
+            created_at: UnixTime::default(),
+            updated_at: UnixTime::default(),
+        })
+    }
+
+    fn founded() -> State {
+        let mut state = State::default();
+        apply(
+            &mut state,
+            Command::Found(Cluster {
+                id: "1f2e".into(),
+                trust_domain: name("1f2e.consul"),
+                datacenter: name("dc1"),
+                default_action: Action::Deny,
+            }),
+        );
+        state
+    }
+
+    fn interest() -> Interest {
+        Interest {
+            services: BTreeSet::from([name("db"), name("missing")]),
+            locals: BTreeSet::from([name("web")]),
+            nodes: BTreeSet::from([name("on-db")]),
+        }
+    }
+
+    /// Steps through deltas must end at the very view that a fresh snapshot gives.
+    #[test]
+    fn deltas_and_snapshots_agree() {
+        let mut state = founded();
+        let interest = interest();
+        let mut view = View::default().advanced(snapshot(&state, &interest));
+        let commands = [
+            register("db", 5432),
+            register("other", 1),
+            register("web", 80),
+            intention("db", "web", Action::Allow),
+            intention("*", "other", Action::Allow),
+            register("db", 5433),
+            Command::SetLiveness { dead: vec![name("on-db")], alive: vec![] },
+            Command::DropNode(name("on-db")),
+        ];
+        for command in commands {
+            let woken = apply(&mut state, command);
+            view = view.advanced(delta(&state, &interest, &woken));
+            let fresh = View::default().advanced(snapshot(&state, &interest));
+            assert_eq!(
+                format!("{:?}", (&view.services, &view.nodes, &view.trust)),
+                format!("{:?}", (&fresh.services, &fresh.nodes, &fresh.trust)),
+            );
+            let pairs = |view: &View| -> Vec<Pair> {
+                view.intentions.iter().map(|row| row.value.pair.clone()).collect()
+            };
+            assert_eq!(pairs(&view), pairs(&fresh));
+        }
+        assert!(view.services.contains_key("missing"), "asked for and known not to exist");
+        assert!(!view.services.contains_key("other"), "nobody asked for it");
+    }
+
+    #[test]
+    fn every_topic_that_matters_is_watched() {
+        let mut state = founded();
+        let interest = interest();
+        let watched = topics(&interest);
+        for command in [
+            register("db", 1),
+            register("web", 2),
+            intention("db", "web", Action::Deny),
+            Command::DropNode(name("on-db")),
+        ] {
+            let woken = apply(&mut state, command);
+            assert!(!woken.is_disjoint(&watched), "{woken:?}");
+        }
+        let woken = apply(&mut state, register("other", 1));
+        assert!(woken.is_disjoint(&watched), "a service nobody uses wakes nobody: {woken:?}");
+    }
+
+    #[test]
+    fn only_a_service_of_this_trust_domain_is_ever_allowed() {
+        let mut state = founded();
+        apply(&mut state, intention("db", "web", Action::Allow));
+        let view = View::default().advanced(snapshot(&state, &interest()));
+        let id = |trust_domain: &str, role| SpiffeId {
+            trust_domain: name(trust_domain),
+            datacenter: name("dc1"),
+            role,
+        };
+        let cases = [
+            (id("1f2e.consul", Role::Service(name("db"))), true, "allowed by intention"),
+            (id("1f2e.consul", Role::Service(name("cron"))), false, "the default is deny"),
+            (id("other.consul", Role::Service(name("db"))), false, "a foreign trust domain"),
+            (id("1f2e.consul", Role::Agent(name("db"))), false, "an agent is no service"),
+        ];
+        for (caller, expected, why) in cases {
+            assert_eq!(view.decide(&caller, &name("web")).is_allowed(), expected, "{why}");
+            let nothing = View::default();
+            assert!(!nothing.decide(&caller, &name("web")).is_allowed(), "no view, no call");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_on_disk_makes_the_same_view() {
+        let mut state = founded();
+        apply(&mut state, register("db", 5432));
+        let view = View::default().advanced(snapshot(&state, &interest()));
+        let again = View::default().advanced(view.as_delta());
+        assert_eq!(format!("{view:?}"), format!("{again:?}"));
+        let none = view.narrowed(&Interest::default());
+        assert!(none.services.is_empty() && none.nodes.is_empty());
+    }
 }

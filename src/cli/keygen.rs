@@ -1,0 +1,15 @@
+//! `hawser keygen`: a new operator key.
+
+use std::io::Write;
+
+use anyhow::Result;
+
+/// Prints a new operator key: the secret that makes hosts servers of one cluster.
+///
+/// # Errors
+/// Standard output that cannot be written.
+pub(crate) fn run() -> Result<()> {
+    let key = hawser_server::OperatorKey::generate();
+    writeln!(std::io::stdout().lock(), "{}", *key.to_base64())?;
+    Ok(())
+}

@@ -1,0 +1,601 @@
+//! Configuration: HCL or JSON files with Consul's keys → one raw form → what server and agent run on.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use hawser_agent as agent;
+use hawser_api::definition;
+use hawser_core::catalog::{Locality, Meta};
+use hawser_core::intention::Action;
+use hawser_core::name::{Datacenter, NodeName};
+use hawser_server as server;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What files may say. Every key is optional here; defaults stand in [`Settings::resolve`] only.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Raw {
+    node_name: Option<String>,
+    datacenter: Option<String>,
+    data_dir: Option<PathBuf>,
+    bind_addr: Option<IpAddr>,
+    advertise_addr: Option<IpAddr>,
+    client_addr: Option<IpAddr>,
+    ports: Option<RawPorts>,
+    bootstrap_expect: Option<u8>,
+    retry_join: Option<Vec<String>>,
+    operator_key_file: Option<PathBuf>,
+    default_intention_policy: Option<Action>,
+    reap_after: Option<String>,
+    leaf_cert_ttl: Option<String>,
+    raft: Option<RawRaft>,
+    join_token_file: Option<PathBuf>,
+    enable_local_script_checks: Option<bool>,
+    locality: Option<RawLocality>,
+    node_meta: Option<BTreeMap<String, String>>,
+    domain: Option<String>,
+    alt_domain: Option<String>,
+    recursors: Option<Vec<String>>,
+    dns_config: Option<RawDns>,
+    proxy: Option<RawProxy>,
+    log_level: Option<String>,
+    log_json: Option<bool>,
+    access_log: Option<String>,
+    service: Option<Value>,
+    services: Option<Value>,
+    check: Option<Value>,
+    checks: Option<Value>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawPorts {
+    /// −1 switches the listener off, as in Consul.
+    http: Option<i32>,
+    dns: Option<i32>,
+    server: Option<u16>,
+    sidecar_min_port: Option<u16>,
+    sidecar_max_port: Option<u16>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawRaft {
+    heartbeat_ms: Option<u64>,
+    election_min_ms: Option<u64>,
+    election_max_ms: Option<u64>,
+    snapshot_every: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawLocality {
+    region: Option<String>,
+    zone: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawDns {
+    only_passing: Option<bool>,
+    ttl: Option<String>,
+    stale_max: Option<String>,
+    udp_workers: Option<usize>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawProxy {
+    workers: Option<usize>,
+    drain: Option<String>,
+}
+
+/// Everything that a process needs to know, with nothing optional that has a default.
+pub(crate) struct Settings {
+    /// How the process logs.
+    pub(crate) log: crate::telemetry::Log,
+    /// The host's agent.
+    pub(crate) agent: agent::Config,
+    /// The Raft member, when this host is one.
+    pub(crate) server: Option<ServerSettings>,
+}
+
+/// A server's configuration and where it listens.
+pub(crate) struct ServerSettings {
+    /// What the server runs on.
+    pub(crate) config: server::Config,
+    /// Where it listens for servers and agents.
+    pub(crate) listen: SocketAddr,
+}
+
+/// Which of the two a process is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Part {
+    /// An agent alone.
+    Agent,
+    /// A Raft member with an agent inside.
+    Server,
+}
+
+/// Reads the given files and folders, in order; later values win, lists grow.
+///
+/// # Errors
+/// A file that cannot be read or parsed, or a key that does not exist; each names its file.
+pub(crate) fn read(paths: &[PathBuf]) -> Result<Raw> {
+    let mut merged = Value::Object(serde_json::Map::new());
+    for file in files(paths)? {
+        let text = std::fs::read_to_string(&file)
+            .with_context(|| format!("reading {}", file.display()))?;
+        let value = parse(&file, &text)?;
+        serde_json::from_value::<Raw>(value.clone())
+            .with_context(|| format!("{}", file.display()))?;
+        merge(&mut merged, value);
+    }
+    serde_json::from_value(merged).context("the configuration files together")
+}
+
+/// The configuration files that `paths` name: a folder stands for its *.hcl and *.json, by name.
+fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let mut inside: Vec<PathBuf> = std::fs::read_dir(path)
+            .with_context(|| format!("reading folder {}", path.display()))?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<std::io::Result<_>>()?;
+        let is_config =
+            |file: &PathBuf| file.extension().is_some_and(|end| end == "hcl" || end == "json");
+        inside.retain(is_config);
+        inside.sort();
+        files.extend(inside);
+    }
+    Ok(files)
+}
+
+fn parse(file: &Path, text: &str) -> Result<Value> {
+    let value: Value = if file.extension().is_some_and(|end| end == "json") {
+        serde_json::from_str(text).with_context(|| format!("{}", file.display()))?
+    } else {
+        hcl::from_str(text).with_context(|| format!("{}", file.display()))?
+    };
+    ensure!(value.is_object(), "{}: it must hold keys and values", file.display());
+    Ok(value)
+}
+
+/// Lays `over` on `under`: objects key by key, lists one after the other, all else replaced.
+fn merge(under: &mut Value, over: Value) {
+    match (under, over) {
+        (Value::Object(under), Value::Object(over)) => {
+            for (key, value) in over {
+                let is_definition =
+                    matches!(key.as_str(), "service" | "services" | "check" | "checks");
+                match under.get_mut(&key) {
+                    Some(held) if is_definition => append(held, value),
+                    Some(held) => merge(held, value),
+                    None => {
+                        under.insert(key, value);
+                    }
+                }
+            }
+        }
+        (Value::Array(under), Value::Array(over)) => under.extend(over),
+        (under, over) => *under = over,
+    }
+}
+
+/// Makes `held` a list that also has `more`: several files may each define a service.
+fn append(held: &mut Value, more: Value) {
+    let mut list = into_list(held.take());
+    list.extend(into_list(more));
+    *held = Value::Array(list);
+}
+
+fn into_list(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(list) => list,
+        Value::Null => Vec::new(),
+        one => vec![one],
+    }
+}
+
+impl Raw {
+    /// Sets what command-line flags say over what files say.
+    pub(crate) fn override_with(&mut self, flags: Flags) {
+        let Flags { node_name, data_dir, bind_addr, advertise_addr, retry_join, bootstrap_expect } =
+            flags;
+        self.node_name = node_name.or(self.node_name.take());
+        self.data_dir = data_dir.or(self.data_dir.take());
+        self.bind_addr = bind_addr.or(self.bind_addr);
+        self.advertise_addr = advertise_addr.or(self.advertise_addr);
+        self.bootstrap_expect = bootstrap_expect.or(self.bootstrap_expect);
+        if !retry_join.is_empty() {
+            self.retry_join = Some(retry_join);
+        }
+    }
+
+    /// The services and checks that the files declare.
+    ///
+    /// # Errors
+    /// A definition that is not well formed; the error names the field.
+    pub(crate) fn definitions(
+        &self,
+    ) -> Result<(Vec<definition::ServiceDefinition>, Vec<definition::CheckDefinition>)> {
+        let all = |one: &Option<Value>, many: &Option<Value>| -> Vec<Value> {
+            [one, many].into_iter().flatten().cloned().flat_map(into_list).collect()
+        };
+        let services = all(&self.service, &self.services)
+            .into_iter()
+            .enumerate()
+            .map(|(at, value)| {
+                definition::ServiceDefinition::from_value(value)
+                    .with_context(|| format!("service definition {}", at + 1))
+            })
+            .collect::<Result<_>>()?;
+        let checks = all(&self.check, &self.checks)
+            .into_iter()
+            .enumerate()
+            .map(|(at, value)| {
+                definition::CheckDefinition::from_value(value)
+                    .with_context(|| format!("check definition {}", at + 1))
+            })
+            .collect::<Result<_>>()?;
+        Ok((services, checks))
+    }
+
+    /// How the process logs.
+    ///
+    /// # Errors
+    /// A log level that is none.
+    pub(crate) fn log(&self) -> Result<crate::telemetry::Log> {
+        let level = self.log_level.as_deref().unwrap_or("info");
+        crate::telemetry::Log::new(level, self.log_json.unwrap_or(false))
+    }
+
+    /// Fills in the defaults and checks what belongs together.
+    ///
+    /// # Errors
+    /// A value that cannot be, named by its key, with what it may be.
+    pub(crate) fn resolve(&self, part: Part) -> Result<Settings> {
+        let node = self.node_name()?;
+        let datacenter: Datacenter = self
+            .datacenter
+            .as_deref()
+            .unwrap_or("dc1")
+            .parse()
+            .context("datacenter: use a-z, 0-9 and -")?;
+        let data_dir = self.data_dir.clone().context("data_dir: say where to keep data")?;
+        let bind = self.bind_addr.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let advertise = self.advertise(bind)?;
+        let ports = self.ports.clone().unwrap_or_default();
+        let server_port = ports.server.unwrap_or(SERVER_PORT);
+        let server = match part {
+            Part::Agent => None,
+            Part::Server => {
+                Some(self.server(&node, &datacenter, &data_dir, bind, advertise, server_port)?)
+            }
+        };
+        let servers = match part {
+            Part::Agent => self.retry_join.clone().unwrap_or_default(),
+            Part::Server => vec![SocketAddr::new(advertise, server_port).to_string()],
+        };
+        let agent = self.agent(AgentBasics {
+            node,
+            datacenter,
+            data_dir,
+            bind,
+            advertise,
+            servers,
+            is_server: part == Part::Server,
+        })?;
+        Ok(Settings { log: self.log()?, agent, server })
+    }
+
+    fn node_name(&self) -> Result<NodeName> {
+        let name = match &self.node_name {
+            Some(name) => name.clone(),
+            None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        };
+        name.parse().with_context(|| format!("node_name: {name:?}"))
+    }
+
+    /// The address that others reach this host at: said, or the bound one, or the one that the
+    /// system would send from.
+    fn advertise(&self, bind: IpAddr) -> Result<IpAddr> {
+        match self.advertise_addr {
+            Some(address) => {
+                ensure!(!address.is_unspecified(), "advertise_addr: {address} is no host's address");
+                Ok(address)
+            }
+            None if !bind.is_unspecified() => Ok(bind),
+            None => source_address(bind).context(
+                "advertise_addr: the host has no route to guess it by; say which address others \
+                 reach this host at",
+            ),
+        }
+    }
+
+    fn server(
+        &self,
+        node: &NodeName,
+        datacenter: &Datacenter,
+        data_dir: &Path,
+        bind: IpAddr,
+        advertise: IpAddr,
+        port: u16,
+    ) -> Result<ServerSettings> {
+        let key_file = self
+            .operator_key_file
+            .as_deref()
+            .context("operator_key_file: servers need one; `hawser keygen` makes it")?;
+        let operator_key = server::OperatorKey::from_file(key_file)
+            .with_context(|| format!("operator_key_file {}", key_file.display()))?;
+        let bootstrap_expect = self.bootstrap_expect.unwrap_or(0);
+        ensure!(
+            matches!(bootstrap_expect, 0 | 1 | 3 | 5),
+            "bootstrap_expect: {bootstrap_expect} servers cannot agree well; use 1, 3 or 5, or \
+             leave it out to join a cluster that exists"
+        );
+        let raft = self.raft.clone().unwrap_or_default();
+        let defaults = server::RaftTiming::default();
+        let millis = |given: Option<u64>, default: Duration| {
+            given.map_or(default, Duration::from_millis)
+        };
+        let timing = server::RaftTiming {
+            heartbeat: millis(raft.heartbeat_ms, defaults.heartbeat),
+            election_min: millis(raft.election_min_ms, defaults.election_min),
+            election_max: millis(raft.election_max_ms, defaults.election_max),
+        };
+        ensure!(
+            timing.heartbeat * 2 < timing.election_min && timing.election_min < timing.election_max,
+            "raft: heartbeat_ms must be less than half of election_min_ms, and that less than \
+             election_max_ms"
+        );
+        let config = server::Config {
+            node: node.clone(),
+            datacenter: datacenter.clone(),
+            data_dir: data_dir.join("server"),
+            advertise: SocketAddr::new(advertise, port),
+            bootstrap_expect,
+            retry_join: self.retry_join.clone().unwrap_or_default(),
+            operator_key,
+            default_action: self.default_intention_policy.unwrap_or(Action::Deny),
+            reap_after: span("reap_after", self.reap_after.as_deref(), REAP_AFTER)?,
+            leaf_lifetime: span("leaf_cert_ttl", self.leaf_cert_ttl.as_deref(), LEAF_LIFETIME)?,
+            timing,
+            lease: LEASE,
+            history: server::history::Limits::default(),
+            snapshot_every: raft.snapshot_every.unwrap_or(SNAPSHOT_EVERY),
+        };
+        ensure!(
+            (LEAF_LIFETIME_MIN..=LEAF_LIFETIME_MAX).contains(&config.leaf_lifetime),
+            "leaf_cert_ttl: it must be from 1h to 168h"
+        );
+        Ok(ServerSettings { config, listen: SocketAddr::new(bind, port) })
+    }
+
+    fn agent(&self, basics: AgentBasics) -> Result<agent::Config> {
+        let AgentBasics { node, datacenter, data_dir, bind, advertise, servers, is_server } = basics;
+        let client = self.client_addr.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let ports = self.ports.clone().unwrap_or_default();
+        let http = listener("ports.http", ports.http, HTTP_PORT, client)?;
+        let dns_listen = listener("ports.dns", ports.dns, DNS_PORT, client)?;
+        let locality = self.locality();
+        let (services, checks) = self.definitions()?;
+        let join = match &self.join_token_file {
+            None => agent::Join::None,
+            Some(file) => {
+                let text = std::fs::read_to_string(file)
+                    .with_context(|| format!("join_token_file {}", file.display()))?;
+                agent::Join::Token(text.trim().to_owned())
+            }
+        };
+        ensure!(
+            is_server || !servers.is_empty(),
+            "retry_join: say at least one server's address, such as \"10.0.0.10\""
+        );
+        let proxy = self.proxy.clone().unwrap_or_default();
+        let workers = proxy.workers.unwrap_or_else(default_workers);
+        ensure!((1..=WORKERS_MAX).contains(&workers), "proxy.workers: use 1 to {WORKERS_MAX}");
+        let mesh_ports = ports.sidecar_min_port.unwrap_or(SIDECAR_PORTS.0)
+            ..=ports.sidecar_max_port.unwrap_or(SIDECAR_PORTS.1);
+        ensure!(
+            !mesh_ports.is_empty() && *mesh_ports.start() > 0,
+            "ports.sidecar_min_port must be above 0 and not above ports.sidecar_max_port"
+        );
+        let dns = match dns_listen {
+            None => None,
+            Some(listen) => {
+                let config = self.dns(&node, &datacenter, advertise)?;
+                let udp_workers =
+                    self.dns_config.as_ref().and_then(|dns| dns.udp_workers).unwrap_or(1);
+                ensure!(
+                    (1..=WORKERS_MAX).contains(&udp_workers),
+                    "dns_config.udp_workers: use 1 to {WORKERS_MAX}"
+                );
+                Some(agent::DnsConfig { listen, udp_workers, config })
+            }
+        };
+        Ok(agent::Config {
+            node,
+            datacenter,
+            data_dir: data_dir.join("agent"),
+            advertise,
+            bind,
+            http,
+            dns,
+            servers,
+            join,
+            services,
+            checks,
+            enable_script_checks: self.enable_local_script_checks.unwrap_or(false),
+            locality: locality.clone(),
+            meta: self.meta(),
+            proxy: hawser_agent::proxy::Config {
+                workers,
+                limits: hawser_agent::proxy::Limits::default(),
+                access_log: access_log(self.access_log.as_deref()),
+                locality,
+            },
+            mesh_ports,
+            drain: span("proxy.drain", proxy.drain.as_deref(), DRAIN)?,
+            is_server,
+            version: env!("CARGO_PKG_VERSION"),
+        })
+    }
+
+    fn dns(
+        &self,
+        node: &NodeName,
+        datacenter: &Datacenter,
+        advertise: IpAddr,
+    ) -> Result<hawser_agent::dns::Config> {
+        let raw = self.dns_config.clone().unwrap_or_default();
+        let recursors = self
+            .recursors
+            .iter()
+            .flatten()
+            .map(|text| {
+                let address = text.parse::<SocketAddr>().ok();
+                address
+                    .or_else(|| Some(SocketAddr::new(text.parse().ok()?, 53)))
+                    .with_context(|| format!("recursors: {text:?} is no IP address or IP:port"))
+            })
+            .collect::<Result<_>>()?;
+        let domain = |key: &str, text: &str| -> Result<String> {
+            let text = text.trim_end_matches('.').to_ascii_lowercase();
+            let is_label = |label: &str| label.parse::<Datacenter>().is_ok();
+            ensure!(text.split('.').all(is_label), "{key}: {text:?} is no domain name");
+            Ok(text)
+        };
+        Ok(hawser_agent::dns::Config {
+            domain: domain("domain", self.domain.as_deref().unwrap_or("consul"))?,
+            alt_domain: match &self.alt_domain {
+                None => None,
+                Some(text) => Some(domain("alt_domain", text)?),
+            },
+            datacenter: datacenter.clone(),
+            ttl: span("dns_config.ttl", raw.ttl.as_deref(), DNS_TTL)?,
+            only_passing: raw.only_passing.unwrap_or(false),
+            recursors,
+            stale_max: span("dns_config.stale_max", raw.stale_max.as_deref(), DNS_STALE_MAX)?,
+            node: node.clone(),
+            address: advertise,
+        })
+    }
+
+    fn locality(&self) -> Locality {
+        let raw = self.locality.clone().unwrap_or_default();
+        Locality { region: raw.region.map(Into::into), zone: raw.zone.map(Into::into) }
+    }
+
+    fn meta(&self) -> Meta {
+        let pairs = self.node_meta.iter().flatten();
+        pairs.map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect()
+    }
+}
+
+/// What flags may say over files.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Flags {
+    /// This host's name in the catalog.
+    #[arg(long = "node", value_name = "NAME")]
+    node_name: Option<String>,
+    /// Where to keep data.
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// The address to listen on for servers, agents and the mesh.
+    #[arg(long = "bind", value_name = "ADDRESS")]
+    bind_addr: Option<IpAddr>,
+    /// The address that others reach this host at.
+    #[arg(long = "advertise", value_name = "ADDRESS")]
+    advertise_addr: Option<IpAddr>,
+    /// A server to join; may be given several times.
+    #[arg(long, value_name = "ADDRESS")]
+    retry_join: Vec<String>,
+    /// How many servers found a new cluster together.
+    #[arg(long, value_name = "N")]
+    bootstrap_expect: Option<u8>,
+}
+
+struct AgentBasics {
+    node: NodeName,
+    datacenter: Datacenter,
+    data_dir: PathBuf,
+    bind: IpAddr,
+    advertise: IpAddr,
+    servers: Vec<String>,
+    is_server: bool,
+}
+
+/// Where a client listener stands: `port`, or its default; none for Consul's −1.
+fn listener(
+    key: &str,
+    port: Option<i32>,
+    default: u16,
+    address: IpAddr,
+) -> Result<Option<SocketAddr>> {
+    match port {
+        None => Ok(Some(SocketAddr::new(address, default))),
+        Some(-1) => Ok(None),
+        Some(port) => match u16::try_from(port) {
+            Ok(port) => Ok(Some(SocketAddr::new(address, port))),
+            Err(_) => bail!("{key}: {port} is no port; use 0 to 65535, or -1 for none"),
+        },
+    }
+}
+
+fn span(key: &str, text: Option<&str>, default: Duration) -> Result<Duration> {
+    match text {
+        None => Ok(default),
+        Some(text) => hawser_core::duration::parse(text).with_context(|| key.to_owned()),
+    }
+}
+
+fn access_log(text: Option<&str>) -> hawser_agent::proxy::AccessLog {
+    use hawser_agent::proxy::AccessLog;
+    match text {
+        None | Some("off") => AccessLog::Off,
+        Some("stdout") => AccessLog::Stdout,
+        Some(path) => AccessLog::File(path.into()),
+    }
+}
+
+/// The address that the system would send from: a routing look-up, no packet leaves.
+fn source_address(family: IpAddr) -> Option<IpAddr> {
+    let (from, towards) = match family {
+        IpAddr::V4(_) => ("0.0.0.0:0", "192.0.2.1:9"),
+        IpAddr::V6(_) => ("[::]:0", "[2001:db8::1]:9"),
+    };
+    let socket = UdpSocket::bind(from).ok()?;
+    socket.connect(towards).ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_unspecified()).then_some(address)
+}
+
+/// One worker a core, up to what one host's proxies can use.
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(DEFAULT_WORKERS_MAX)
+}
+
+const HTTP_PORT: u16 = 8500;
+const DNS_PORT: u16 = 8600;
+const SERVER_PORT: u16 = 8300;
+const SIDECAR_PORTS: (u16, u16) = (21_000, 21_255);
+const WORKERS_MAX: usize = 64;
+const DEFAULT_WORKERS_MAX: usize = 8;
+const LEASE: Duration = Duration::from_secs(15);
+const REAP_AFTER: Duration = Duration::from_secs(72 * 3600);
+const LEAF_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+const LEAF_LIFETIME_MIN: Duration = Duration::from_secs(3600);
+const LEAF_LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+const SNAPSHOT_EVERY: u64 = 16_384;
+const DRAIN: Duration = Duration::from_secs(30);
+const DNS_TTL: Duration = Duration::from_secs(5);
+const DNS_STALE_MAX: Duration = Duration::from_secs(24 * 3600);
