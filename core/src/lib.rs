@@ -13,6 +13,7 @@ pub mod intention;
 pub mod entry;
 pub mod chain;
 pub mod ca;
+pub mod reason;
 pub mod edge;
 pub mod state;
 pub mod anti_entropy;

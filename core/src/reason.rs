@@ -1,0 +1,230 @@
+//! Reasons: the one closed set of words for why traffic went or did not go.
+
+use std::fmt;
+use std::str::FromStr;
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $code:literal $word:literal,)+) => {
+        /// Why a connection or request ended as it did. Access logs, metrics, `explain` and the
+        /// `x-hawser-reason` header use no other words.
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The word for it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+
+            /// What it means, in a sentence.
+            pub const fn doc(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+)),+ }
+            }
+
+            /// Its number between proxies. Numbers are never used again for something else.
+            pub const fn code(self) -> u8 {
+                match self { $(Self::$variant => $code),+ }
+            }
+
+            /// The reason that a peer's `code` stands for; none when it is newer than this build.
+            pub const fn from_code(code: u8) -> Option<Self> {
+                match code { $($code => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// It went as it should.
+    Ok = 0 "ok",
+    /// An intention, or the default where none covers the pair, denies the caller.
+    IntentionDenied = 1 "intention_denied",
+    /// The peer offered no certificate.
+    NoClientCertificate = 2 "no_client_certificate",
+    /// The peer's certificate chains to no root that the cluster trusts, or is malformed.
+    UntrustedCertificate = 3 "untrusted_certificate",
+    /// The peer's certificate has run out, or does not hold yet: look at the clocks.
+    CertificateExpired = 4 "certificate_expired",
+    /// The peer's identity is of another trust domain.
+    WrongTrustDomain = 5 "wrong_trust_domain",
+    /// The peer's certificate does not carry exactly one well-formed SPIFFE identity.
+    MalformedIdentity = 6 "malformed_identity",
+    /// The peer's identity is no service's, and only services speak on mesh ports.
+    WrongRole = 7 "wrong_role",
+    /// The peer proved an identity, but not the one that was called.
+    UnexpectedPeer = 8 "unexpected_peer",
+    /// The peer's certificate breaks a rule of the mesh: its lifetime, key or usages.
+    UnfitCertificate = 9 "unfit_certificate",
+    /// The TLS handshake took too long.
+    HandshakeTimeout = 10 "handshake_timeout",
+    /// The TLS handshake failed for another cause.
+    HandshakeFailed = 11 "handshake_failed",
+    /// The peer did not speak TLS on a port that takes nothing else.
+    Plaintext = 12 "plaintext",
+    /// The service has no instance that may be sent traffic.
+    NoEndpoint = 13 "no_endpoint",
+    /// This proxy holds no valid certificate for its service.
+    NoIdentity = 14 "no_identity",
+    /// This host has no view of the service yet.
+    ViewMissing = 15 "view_missing",
+    /// No connection to the instance could be made.
+    ConnectFailed = 16 "connect_failed",
+    /// The instance did not answer in time to a connection.
+    ConnectTimeout = 17 "connect_timeout",
+    /// The instance's proxy answers, but its application does not.
+    ApplicationUnreachable = 18 "application_unreachable",
+    /// The answer took longer than the request's timeout.
+    RequestTimeout = 19 "request_timeout",
+    /// The upstream side broke off.
+    UpstreamReset = 20 "upstream_reset",
+    /// The downstream side broke off.
+    DownstreamReset = 21 "downstream_reset",
+    /// The request is malformed or ambiguous, and is not passed on.
+    BadRequest = 22 "bad_request",
+    /// A limit of connections or requests is reached.
+    Overloaded = 23 "overloaded",
+    /// A new policy, a removed root or an expired certificate cut an open connection.
+    PolicyCut = 24 "policy_cut",
+    /// The proxy is stopping.
+    Draining = 25 "draining",
+    /// Another try was due, but the retry budget is used up.
+    RetryBudget = 26 "retry_budget",
+    /// Nothing moved for too long.
+    IdleTimeout = 27 "idle_timeout",
+    /// The upstream's answer breaks HTTP, or is of a version that was not agreed on.
+    UpstreamProtocol = 28 "upstream_protocol",
+}
+
+impl Reason {
+    /// Whether it stands for success.
+    pub const fn is_ok(self) -> bool {
+        matches!(self, Self::Ok)
+    }
+
+    /// The HTTP status of an answer that the proxy gives for it.
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::Ok => 200,
+            Self::BadRequest => 400,
+            Self::IntentionDenied | Self::PolicyCut => 403,
+            Self::RequestTimeout => 504,
+            Self::UpstreamReset | Self::UpstreamProtocol => 502,
+            _ => 503,
+        }
+    }
+
+    /// The gRPC status of an answer that the proxy gives for it.
+    pub const fn grpc_status(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::BadRequest => 13,
+            Self::IntentionDenied | Self::PolicyCut => 7,
+            Self::RequestTimeout => 4,
+            Self::Overloaded => 8,
+            _ => 14,
+        }
+    }
+
+    /// Whether no byte of the request can have reached an application, so that any method may be
+    /// tried again elsewhere.
+    pub const fn is_before_request(self) -> bool {
+        matches!(
+            self,
+            Self::ConnectFailed
+                | Self::ConnectTimeout
+                | Self::ApplicationUnreachable
+                | Self::HandshakeTimeout
+                | Self::HandshakeFailed
+                | Self::NoIdentity
+                | Self::ViewMissing
+                | Self::Overloaded
+                | Self::Draining
+                | Self::UntrustedCertificate
+                | Self::CertificateExpired
+                | Self::UnexpectedPeer
+                | Self::WrongTrustDomain
+                | Self::MalformedIdentity
+                | Self::WrongRole
+                | Self::UnfitCertificate
+        )
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A word that is no reason.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("it is no reason that this version knows")]
+pub struct UnknownReason;
+
+impl FromStr for Reason {
+    type Err = UnknownReason;
+
+    fn from_str(word: &str) -> Result<Self, UnknownReason> {
+        Self::ALL.iter().copied().find(|reason| reason.as_str() == word).ok_or(UnknownReason)
+    }
+}
+
+/// Who decided how a connection or request ended.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum DecidedBy {
+    /// The caller's proxy.
+    ClientProxy,
+    /// The callee's proxy.
+    ServerProxy,
+    /// The application itself.
+    Application,
+}
+
+impl DecidedBy {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientProxy => "client_proxy",
+            Self::ServerProxy => "server_proxy",
+            Self::Application => "application",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_is_found_again_by_its_word_and_its_number() {
+        let mut codes = BTreeSet::new();
+        for reason in Reason::ALL {
+            assert_eq!(reason.as_str().parse(), Ok(*reason));
+            assert_eq!(Reason::from_code(reason.code()), Some(*reason));
+            assert!(codes.insert(reason.code()), "{reason} shares its number");
+            assert!(reason.doc().trim().ends_with('.'), "{reason} is not explained");
+        }
+        assert_eq!(Reason::from_code(u8::MAX), None);
+        assert_eq!("nonsense".parse::<Reason>(), Err(UnknownReason));
+    }
+
+    #[test]
+    fn only_what_reached_no_application_is_safe_to_repeat() {
+        for (reason, expected) in [
+            (Reason::ConnectFailed, true),
+            (Reason::ApplicationUnreachable, true),
+            (Reason::UpstreamReset, false),
+            (Reason::RequestTimeout, false),
+            (Reason::IntentionDenied, false),
+        ] {
+            assert_eq!(reason.is_before_request(), expected, "{reason}");
+        }
+    }
+}
