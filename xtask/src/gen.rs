@@ -22,6 +22,8 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
     fs::create_dir_all(&out)?;
     tonic_prost_build::configure()
         .build_transport(false)
+        // Maps in one order, so that equal values are equal bytes, on disk and in goldens.
+        .btree_map(".")
         .bytes(".hawser.v1.HttpRequest.body")
         .bytes(".hawser.v1.HttpReply.body")
         .bytes(".hawser.v1.SnapshotChunk.data")

@@ -16,8 +16,8 @@ pub struct Node {
     pub address: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "4")]
     pub locality: ::core::option::Option<Locality>,
-    #[prost(map = "string, string", tag = "5")]
-    pub meta: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub meta: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
@@ -35,8 +35,8 @@ pub struct Instance {
     pub port: u32,
     #[prost(string, repeated, tag = "5")]
     pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    #[prost(map = "string, string", tag = "6")]
-    pub meta: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "6")]
+    pub meta: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
@@ -87,8 +87,8 @@ pub struct Intention {
     pub action: i32,
     #[prost(string, tag = "4")]
     pub description: ::prost::alloc::string::String,
-    #[prost(map = "string, string", tag = "5")]
-    pub meta: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub meta: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
@@ -368,8 +368,8 @@ pub struct NodeView {
     /// Empty: there is no such node.
     #[prost(string, tag = "2")]
     pub address: ::prost::alloc::string::String,
-    #[prost(map = "string, string", tag = "3")]
-    pub meta: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub meta: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
@@ -616,6 +616,9 @@ pub struct VoteRequest {
     pub last: ::core::option::Option<LogId>,
     #[prost(bool, tag = "4")]
     pub pre_vote: bool,
+    /// The leader asked for this election: its own lease does not stand against it.
+    #[prost(bool, tag = "5")]
+    pub leadership_transfer: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VoteReply {
@@ -714,7 +717,11 @@ pub struct TransferRequest {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TransferReply {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReadIndexRequest {}
+pub struct ReadIndexRequest {
+    /// Ask a quorum; otherwise the leader's lease is enough.
+    #[prost(bool, tag = "1")]
+    pub quorum: bool,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadIndexReply {
     #[prost(uint64, tag = "1")]
@@ -2710,7 +2717,8 @@ pub mod agent_server {
     }
 }
 /// One row of a snapshot file. The file is a sequence of length-delimited records, each followed
-/// by its CRC-32; the first is a header and the last is the end mark with the count.
+/// by the CRC-32 of all lengths and records up to there; the first is a header and the last is the
+/// end mark with the count.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SnapshotRecord {
     #[prost(oneof = "snapshot_record::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]

@@ -1,0 +1,146 @@
+//! Commands: what a log entry carries, and what a server forwards to its leader.
+
+use hawser_core::clock::{Index, UnixTime};
+use hawser_core::state::{Cluster, Command, JoinToken};
+
+use crate::field::{Invalid, each_parsed, hash, parsed, present, required, texts};
+use crate::model::action;
+use crate::v1;
+use crate::v1::command::Kind;
+
+impl From<&Cluster> for v1::Cluster {
+    fn from(cluster: &Cluster) -> Self {
+        Self {
+            id: cluster.id.to_string(),
+            trust_domain: cluster.trust_domain.to_string(),
+            datacenter: cluster.datacenter.to_string(),
+            default_action: v1::Action::from(cluster.default_action).into(),
+        }
+    }
+}
+
+impl TryFrom<v1::Cluster> for Cluster {
+    type Error = Invalid;
+
+    fn try_from(cluster: v1::Cluster) -> Result<Self, Invalid> {
+        Ok(Self {
+            id: cluster.id.into(),
+            trust_domain: parsed("cluster.trust_domain", &cluster.trust_domain)?,
+            datacenter: parsed("cluster.datacenter", &cluster.datacenter)?,
+            default_action: action("cluster.default_action", cluster.default_action)?,
+        })
+    }
+}
+
+impl From<&JoinToken> for v1::JoinToken {
+    fn from(token: &JoinToken) -> Self {
+        Self {
+            hash: token.hash.to_vec(),
+            node: token.node.to_string(),
+            expires_at_ms: token.expires_at.as_millis(),
+        }
+    }
+}
+
+impl TryFrom<v1::JoinToken> for JoinToken {
+    type Error = Invalid;
+
+    fn try_from(token: v1::JoinToken) -> Result<Self, Invalid> {
+        Ok(Self {
+            hash: hash("join_token.hash", &token.hash)?,
+            node: parsed("join_token.node", &token.node)?,
+            expires_at: UnixTime::from_millis(token.expires_at_ms),
+        })
+    }
+}
+
+impl From<(UnixTime, &Command)> for v1::Command {
+    /// A command with its proposer's clock.
+    fn from((time, command): (UnixTime, &Command)) -> Self {
+        // Zero is what a missing clock looks like, so the epoch travels as its first millisecond.
+        Self { time_ms: time.as_millis().max(1), kind: Some(command.into()) }
+    }
+}
+
+impl From<&Command> for Kind {
+    fn from(command: &Command) -> Self {
+        match command {
+            Command::Found(cluster) => Self::Found(cluster.into()),
+            Command::SyncNode(changes) => Self::SyncNode(changes.into()),
+            Command::DropNode(node) => Self::DropNode(node.to_string()),
+            Command::SetLiveness { dead, alive } => {
+                Self::SetLiveness(v1::Liveness { dead: texts(dead), alive: texts(alive) })
+            }
+            Command::PutIntention(intention) => Self::PutIntention(intention.into()),
+            Command::DropIntention(pair) => Self::DropIntention(pair.into()),
+            Command::PutEntry { entry, expected } => Self::PutEntry(v1::PutEntry {
+                entry: Some(entry.into()),
+                expected: expected.map(|index| index.0),
+            }),
+            Command::DropEntry { key, expected } => Self::DropEntry(v1::DropEntry {
+                key: Some(key.into()),
+                expected: expected.map(|index| index.0),
+            }),
+            Command::SetAuthority { authority, expected } => Self::SetAuthority(v1::SetAuthority {
+                authority: Some(authority.into()),
+                expected: expected.0,
+            }),
+            Command::PutJoinToken(token) => Self::PutJoinToken(token.into()),
+            Command::UseJoinToken { hash, node } => {
+                Self::UseJoinToken(v1::UseJoinToken { hash: hash.to_vec(), node: node.to_string() })
+            }
+        }
+    }
+}
+
+impl TryFrom<v1::Command> for (UnixTime, Command) {
+    type Error = Invalid;
+
+    /// # Errors
+    /// A command without a clock or of a kind that this release does not know, or one whose
+    /// fields are not what they must be.
+    fn try_from(command: v1::Command) -> Result<Self, Invalid> {
+        if command.time_ms == 0 {
+            return Err(Invalid::new("command.time_ms", "it is missing"));
+        }
+        let kind = command.kind.ok_or_else(|| {
+            Invalid::new("command.kind", "it is missing, or none that this release knows")
+        })?;
+        Ok((UnixTime::from_millis(command.time_ms), kind.try_into()?))
+    }
+}
+
+impl TryFrom<Kind> for Command {
+    type Error = Invalid;
+
+    fn try_from(kind: Kind) -> Result<Self, Invalid> {
+        Ok(match kind {
+            Kind::Found(cluster) => Self::Found(cluster.try_into()?),
+            Kind::SyncNode(changes) => Self::SyncNode(changes.try_into()?),
+            Kind::DropNode(node) => Self::DropNode(parsed("command.drop_node", &node)?),
+            Kind::SetLiveness(liveness) => Self::SetLiveness {
+                dead: each_parsed("liveness.dead", &liveness.dead)?,
+                alive: each_parsed("liveness.alive", &liveness.alive)?,
+            },
+            Kind::PutIntention(intention) => Self::PutIntention(intention.try_into()?),
+            Kind::DropIntention(pair) => Self::DropIntention(pair.try_into()?),
+            Kind::PutEntry(put) => Self::PutEntry {
+                entry: required("put_entry.entry", put.entry)?,
+                expected: put.expected.map(Index),
+            },
+            Kind::DropEntry(drop) => Self::DropEntry {
+                key: required("drop_entry.key", drop.key)?,
+                expected: drop.expected.map(Index),
+            },
+            Kind::SetAuthority(set) => Self::SetAuthority {
+                authority: present("set_authority.authority", set.authority)?.try_into()?,
+                expected: Index(set.expected),
+            },
+            Kind::PutJoinToken(token) => Self::PutJoinToken(token.try_into()?),
+            Kind::UseJoinToken(shown) => Self::UseJoinToken {
+                hash: hash("use_join_token.hash", &shown.hash)?,
+                node: parsed("use_join_token.node", &shown.node)?,
+            },
+        })
+    }
+}

@@ -1,0 +1,105 @@
+//! What became of a command: applied at an index, or refused by the state.
+
+use hawser_core::clock::Index;
+use hawser_core::state::Rejection;
+
+use crate::field::{Invalid, parsed};
+use crate::v1;
+use crate::v1::rejection::Kind;
+
+impl From<&Rejection> for v1::Rejection {
+    fn from(rejection: &Rejection) -> Self {
+        let kind = match rejection {
+            Rejection::AlreadyFounded => Kind::AlreadyFounded(v1::Nothing {}),
+            Rejection::UnknownNode { node } => Kind::UnknownNode(node.to_string()),
+            Rejection::NodeNameTaken { node } => Kind::NodeNameTaken(node.to_string()),
+            Rejection::UnknownInstance { node, check, instance } => {
+                Kind::UnknownInstance(v1::UnknownInstance {
+                    node: node.to_string(),
+                    check: check.to_string(),
+                    instance: instance.to_string(),
+                })
+            }
+            Rejection::UnknownIntention { pair } => Kind::UnknownIntention(pair.into()),
+            Rejection::IndexMismatch { expected, actual } => {
+                Kind::IndexMismatch(v1::IndexMismatch { expected: expected.0, actual: actual.0 })
+            }
+            Rejection::JoinToken { node } => Kind::JoinToken(node.to_string()),
+            Rejection::Full { what, max } => {
+                let max = u64::try_from(*max).unwrap_or(u64::MAX);
+                Kind::Full(v1::Full { what: (*what).to_owned(), max })
+            }
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<v1::Rejection> for Rejection {
+    type Error = Invalid;
+
+    fn try_from(rejection: v1::Rejection) -> Result<Self, Invalid> {
+        let kind = rejection.kind.ok_or_else(|| {
+            Invalid::new("rejection.kind", "it is missing, or none that this release knows")
+        })?;
+        Ok(match kind {
+            Kind::AlreadyFounded(v1::Nothing {}) => Self::AlreadyFounded,
+            Kind::UnknownNode(node) => {
+                Self::UnknownNode { node: parsed("rejection.unknown_node", &node)? }
+            }
+            Kind::NodeNameTaken(node) => {
+                Self::NodeNameTaken { node: parsed("rejection.node_name_taken", &node)? }
+            }
+            Kind::UnknownInstance(unknown) => Self::UnknownInstance {
+                node: parsed("unknown_instance.node", &unknown.node)?,
+                check: parsed("unknown_instance.check", &unknown.check)?,
+                instance: parsed("unknown_instance.instance", &unknown.instance)?,
+            },
+            Kind::UnknownIntention(pair) => Self::UnknownIntention { pair: pair.try_into()? },
+            Kind::IndexMismatch(mismatch) => Self::IndexMismatch {
+                expected: Index(mismatch.expected),
+                actual: Index(mismatch.actual),
+            },
+            Kind::JoinToken(node) => {
+                Self::JoinToken { node: parsed("rejection.join_token", &node)? }
+            }
+            Kind::Full(full) => Self::Full {
+                what: TABLES.into_iter().find(|table| *table == full.what).ok_or_else(|| {
+                    Invalid::new("full.what", "it is no table that this release knows")
+                })?,
+                max: usize::try_from(full.max).unwrap_or(usize::MAX),
+            },
+        })
+    }
+}
+
+impl From<&Result<Index, Rejection>> for v1::Outcome {
+    /// What the leader answers a server that forwarded a command.
+    fn from(outcome: &Result<Index, Rejection>) -> Self {
+        match outcome {
+            Ok(index) => Self { index: index.0, rejection: None },
+            Err(rejection) => Self { index: 0, rejection: Some(rejection.into()) },
+        }
+    }
+}
+
+impl TryFrom<v1::Outcome> for Result<Index, Rejection> {
+    type Error = Invalid;
+
+    fn try_from(outcome: v1::Outcome) -> Result<Self, Invalid> {
+        match outcome.rejection {
+            Some(rejection) => Ok(Err(rejection.try_into()?)),
+            None if outcome.index == 0 => Err(Invalid::new("outcome.index", "it is missing")),
+            None => Ok(Ok(Index(outcome.index))),
+        }
+    }
+}
+
+/// What `core::state` may find full. Words are never taken away: older servers still say them.
+pub(crate) const TABLES: [&str; 6] = [
+    "nodes",
+    "instances on this node",
+    "checks on this node",
+    "intentions",
+    "config entries",
+    "unused join tokens",
+];
