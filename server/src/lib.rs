@@ -1,1 +1,4 @@
-//! Placeholder.
+//! The clustered control plane.
+
+pub mod identity;
+pub mod tls;
