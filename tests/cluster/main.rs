@@ -1,0 +1,7 @@
+//! Whole clusters of the real binary on loopback, as an ordinary user may run them.
+
+mod bad_input;
+mod control;
+mod data;
+mod dev;
+mod harness;
