@@ -332,9 +332,10 @@ impl Raw {
     ) -> Result<ServerSettings> {
         let key_file = self
             .operator_key_file
-            .as_deref()
+            .clone()
+            .or_else(|| credential("operator.key"))
             .context("operator_key_file: servers need one; `hawser keygen` makes it")?;
-        let operator_key = server::OperatorKey::from_file(key_file)
+        let operator_key = server::OperatorKey::from_file(&key_file)
             .with_context(|| format!("operator_key_file {}", key_file.display()))?;
         let bootstrap_expect = self.bootstrap_expect.unwrap_or(0);
         ensure!(
@@ -388,10 +389,12 @@ impl Raw {
         let dns_listen = listener("ports.dns", ports.dns, DNS_PORT, client)?;
         let locality = self.locality();
         let (services, checks) = self.definitions()?;
-        let join = match &self.join_token_file {
+        let join_token_file =
+            self.join_token_file.clone().or_else(|| credential("hawser.join-token"));
+        let join = match join_token_file {
             None => agent::Join::None,
             Some(file) => {
-                let text = std::fs::read_to_string(file)
+                let text = std::fs::read_to_string(&file)
                     .with_context(|| format!("join_token_file {}", file.display()))?;
                 agent::Join::Token(text.trim().to_owned())
             }
@@ -549,6 +552,12 @@ fn listener(
             Err(_) => bail!("{key}: {port} is no port; use 0 to 65535, or -1 for none"),
         },
     }
+}
+
+/// The file of a credential that systemd handed over under `name`, if it did.
+fn credential(name: &str) -> Option<PathBuf> {
+    let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(name);
+    path.exists().then_some(path)
 }
 
 fn span(key: &str, text: Option<&str>, default: Duration) -> Result<Duration> {

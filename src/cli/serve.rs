@@ -150,6 +150,7 @@ impl Mesh {
                 notify(sd_notify::NotifyState::Ready);
             }
         });
+        tokio::spawn(watchdog());
         let outcome = tokio::select! {
             ended = &mut agent => ended.context("the agent's task")?.context("the agent"),
             Some(ended) = tasks.join_next() => {
@@ -189,6 +190,16 @@ fn mint(handle: Handle, node: hawser_core::name::NodeName) -> Join {
                 .map_err(|error| anyhow!(error).to_string())
         })
     }))
+}
+
+/// Tells systemd's watchdog, twice as often as it asks, that the runtime still turns.
+async fn watchdog() {
+    let Some(patience) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = tokio::time::interval(patience / 2);
+    loop {
+        ticks.tick().await;
+        notify(sd_notify::NotifyState::Watchdog);
+    }
 }
 
 /// Tells systemd; without systemd, nobody.
