@@ -1,0 +1,8 @@
+//! The format as others rely on it: round trips, refusals, damage, and files of old releases.
+
+mod samples;
+
+mod damage;
+mod golden;
+mod refusals;
+mod round_trips;

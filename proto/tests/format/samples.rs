@@ -1,0 +1,425 @@
+//! One value of everything that travels or is stored, with no field left at its default.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_core::ca::{Authority, Intermediate, Root, Validity};
+use hawser_core::catalog::{Check, Instance, Locality, Meta, Node, Protocol, Row, Weights};
+use hawser_core::chain::Chain;
+use hawser_core::clock::{Index, UnixTime};
+use hawser_core::edge::{EdgeKey, Tally};
+use hawser_core::entry::{
+    Body, Entry, EntryKey, Kind, ProxyDefaults, ProxyDefaultsConfig, ServiceDefaults,
+    ServiceResolver,
+};
+use hawser_core::health::Status;
+use hawser_core::intention::{Action, Intention, Pair};
+use hawser_core::state::{Cluster, Command, Dump, JoinToken, NodeChanges, Rejection};
+use hawser_core::view::{Change, Delta, Endpoint, NodeView, ServiceView, Trust, View};
+
+pub(crate) fn parse<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().expect(text)
+}
+
+pub(crate) fn meta(pairs: &[(&str, &str)]) -> Meta {
+    pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
+}
+
+pub(crate) fn node() -> Node {
+    Node {
+        name: parse("vm-1.internal"),
+        id: "5d1f5f04-7c0e-4f0e-9f4e-0b7c3e1f2a3b".into(),
+        address: parse("10.0.0.1"),
+        locality: Locality { region: Some("eu-west-1".into()), zone: Some("eu-west-1a".into()) },
+        meta: meta(&[("env", "prod"), ("os", "débian")]),
+    }
+}
+
+fn bare_node() -> Node {
+    Node {
+        name: parse("vm-2"),
+        id: "".into(),
+        address: parse("2001:db8::2"),
+        locality: Locality::default(),
+        meta: Meta::new(),
+    }
+}
+
+pub(crate) fn instance() -> Instance {
+    Instance {
+        id: parse("web 1"),
+        service: parse("web"),
+        address: Some(parse("10.0.0.7")),
+        port: 8080,
+        tags: ["blue", "v1"].map(Into::into).into(),
+        meta: meta(&[("version", "1.2")]),
+        weights: Weights { passing: 10, warning: 3 },
+        protocol: Some(Protocol::Http2),
+        mesh_port: Some(21000),
+        enable_tag_override: true,
+    }
+}
+
+fn bare_instance() -> Instance {
+    Instance {
+        id: parse("cron"),
+        service: parse("cron"),
+        address: None,
+        port: 0,
+        tags: [].into(),
+        meta: Meta::new(),
+        weights: Weights { passing: 0, warning: u16::MAX },
+        protocol: None,
+        mesh_port: None,
+        enable_tag_override: false,
+    }
+}
+
+pub(crate) fn check() -> Check {
+    Check {
+        id: parse("service:web 1"),
+        name: "web answers".into(),
+        kind: "http".into(),
+        status: Status::Critical,
+        notes: "ask the web team".into(),
+        output: "503 Service Unavailable\n".into(),
+        instance: Some(parse("web 1")),
+    }
+}
+
+fn node_check() -> Check {
+    Check {
+        id: parse("serfHealth"),
+        name: "Serf Health Status".into(),
+        kind: "".into(),
+        status: Status::Warning,
+        notes: "".into(),
+        output: "".into(),
+        instance: None,
+    }
+}
+
+pub(crate) fn pair(source: &str, destination: &str) -> Pair {
+    Pair { destination: parse(destination), source: parse(source) }
+}
+
+pub(crate) fn intention() -> Intention {
+    Intention {
+        id: "8f246b77-f3e1-ff88-5b48-8ec93abf3e05".into(),
+        pair: pair("web", "db"),
+        action: Action::Allow,
+        description: "the web reads".into(),
+        meta: meta(&[("ticket", "42")]),
+        created_at: UnixTime::from_millis(1_790_000_000_001),
+        updated_at: UnixTime::from_millis(1_790_000_000_002),
+    }
+}
+
+fn entries() -> [Entry; 3] {
+    let note = || [("owner".to_owned(), "web team".to_owned())].into();
+    let bodies = [
+        (
+            "global",
+            Body::ProxyDefaults(ProxyDefaults {
+                config: ProxyDefaultsConfig { protocol: Some("http".into()) },
+                meta: note(),
+            }),
+        ),
+        (
+            "web",
+            Body::ServiceDefaults(ServiceDefaults {
+                protocol: Some("grpc".into()),
+                local_connect_timeout_ms: Some(250),
+                max_inbound_connections: Some(1000),
+                meta: note(),
+            }),
+        ),
+        (
+            "db",
+            Body::ServiceResolver(ServiceResolver {
+                connect_timeout: Some(Duration::from_micros(1500)),
+                request_timeout: Some(Duration::from_secs(90)),
+                meta: note(),
+            }),
+        ),
+    ];
+    bodies.map(|(name, body)| Entry::new(name, body).expect("a good entry"))
+}
+
+fn validity(from: u64) -> Validity {
+    Validity {
+        not_before: UnixTime::from_secs(from),
+        not_after: UnixTime::from_secs(from + 86_400),
+    }
+}
+
+fn authority() -> Authority {
+    let root = |id: &str, active| Root {
+        id: id.into(),
+        name: "Hawser root".into(),
+        certificate: [0x30, 0x82, 0, 0xff].into(),
+        serial: 17,
+        validity: validity(1_790_000_000),
+        active,
+        sealed_key: [9, 9].into(),
+        created: Index(3),
+        modified: Index(4),
+    };
+    Authority {
+        roots: vec![root("aa:01", false), root("aa:02", true)],
+        intermediate: Intermediate {
+            certificate: [0x30, 0x81].into(),
+            validity: validity(1_790_000_500),
+            sealed_key: [7].into(),
+        },
+        leaf_lifetime: Duration::from_secs(86_400),
+        index: Index(4),
+    }
+}
+
+fn cluster() -> Cluster {
+    Cluster {
+        id: "11111111-2222-3333-4444-555555555555".into(),
+        trust_domain: parse("11111111-2222-3333-4444-555555555555.consul"),
+        datacenter: parse("dc1"),
+        default_action: Action::Deny,
+    }
+}
+
+fn join_token() -> JoinToken {
+    JoinToken {
+        hash: [0xab; 32],
+        node: parse("vm-3"),
+        expires_at: UnixTime::from_millis(1_790_000_600_000),
+    }
+}
+
+/// Every kind of command, by name. The match keeps the table whole: a kind that is added to core
+/// does not compile here until it has a name and a sample.
+pub(crate) fn commands() -> Vec<(&'static str, Command)> {
+    let [global, defaults, resolver] = entries();
+    let all = vec![
+        Command::Found(cluster()),
+        Command::SyncNode(NodeChanges {
+            node: node(),
+            put_instances: vec![instance(), bare_instance()],
+            put_checks: vec![check(), node_check()],
+            drop_instances: vec![parse("old web")],
+            drop_checks: vec![parse("old check")],
+        }),
+        Command::DropNode(parse("vm-2")),
+        Command::SetLiveness {
+            dead: vec![parse("vm-1"), parse("vm-2")],
+            alive: vec![parse("vm-3")],
+        },
+        Command::PutIntention(intention()),
+        Command::DropIntention(pair("*", "*")),
+        Command::PutEntry { entry: global, expected: None },
+        Command::PutEntry { entry: defaults, expected: Some(Index(0)) },
+        Command::PutEntry { entry: resolver, expected: Some(Index(7)) },
+        Command::DropEntry {
+            key: EntryKey { kind: Kind::ServiceResolver, name: "db".into() },
+            expected: Some(Index(7)),
+        },
+        Command::SetAuthority { authority: authority(), expected: Index(2) },
+        Command::PutJoinToken(join_token()),
+        Command::UseJoinToken { hash: [0xcd; 32], node: parse("vm-3") },
+    ];
+    let name = |command: &Command| match command {
+        Command::Found(_) => "found",
+        Command::SyncNode(_) => "sync-node",
+        Command::DropNode(_) => "drop-node",
+        Command::SetLiveness { .. } => "set-liveness",
+        Command::PutIntention(_) => "put-intention",
+        Command::DropIntention(_) => "drop-intention",
+        Command::PutEntry { entry, .. } => match entry.key().kind {
+            Kind::ProxyDefaults => "put-entry-proxy-defaults",
+            Kind::ServiceDefaults => "put-entry-service-defaults",
+            Kind::ServiceResolver => "put-entry-service-resolver",
+        },
+        Command::DropEntry { .. } => "drop-entry",
+        Command::SetAuthority { .. } => "set-authority",
+        Command::PutJoinToken(_) => "put-join-token",
+        Command::UseJoinToken { .. } => "use-join-token",
+    };
+    all.into_iter().map(|command| (name(&command), command)).collect()
+}
+
+/// Every kind of rejection, by name, and every table that may be full.
+pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
+    let mut all = vec![
+        Rejection::AlreadyFounded,
+        Rejection::UnknownNode { node: parse("vm-9") },
+        Rejection::NodeNameTaken { node: parse("vm-1") },
+        Rejection::UnknownInstance {
+            node: parse("vm-1"),
+            check: parse("c"),
+            instance: parse("web 9"),
+        },
+        Rejection::UnknownIntention { pair: pair("web", "*") },
+        Rejection::IndexMismatch { expected: Index(0), actual: Index(12) },
+        Rejection::JoinToken { node: parse("vm-1") },
+    ];
+    let tables = [
+        "nodes",
+        "instances on this node",
+        "checks on this node",
+        "intentions",
+        "config entries",
+        "unused join tokens",
+    ];
+    all.extend(tables.map(|what| Rejection::Full { what, max: 1024 }));
+    let name = |rejection: &Rejection| match rejection {
+        Rejection::AlreadyFounded => "already-founded",
+        Rejection::UnknownNode { .. } => "unknown-node",
+        Rejection::NodeNameTaken { .. } => "node-name-taken",
+        Rejection::UnknownInstance { .. } => "unknown-instance",
+        Rejection::UnknownIntention { .. } => "unknown-intention",
+        Rejection::IndexMismatch { .. } => "index-mismatch",
+        Rejection::JoinToken { .. } => "join-token",
+        Rejection::Full { .. } => "full",
+    };
+    all.into_iter().map(|rejection| (name(&rejection), rejection)).collect()
+}
+
+/// Every kind of change, by name.
+pub(crate) fn changes() -> Vec<(&'static str, Change)> {
+    let service = ServiceView {
+        chain: Chain {
+            service: parse("db"),
+            protocol: Protocol::Tcp,
+            connect_timeout: Duration::from_millis(250),
+            request_timeout: Duration::from_secs(15),
+            local_connect_timeout: Duration::from_secs(1),
+            inbound_connections_max: Some(100),
+        },
+        endpoints: vec![endpoint(), bare_endpoint()].into(),
+        index: Index(40),
+    };
+    let all = vec![
+        Change::Trust(Trust {
+            trust_domain: cluster().trust_domain,
+            datacenter: parse("dc1"),
+            roots: vec![[1, 2, 3].into(), [4].into()],
+            default_action: Action::Deny,
+        }),
+        Change::Service(service),
+        Change::Intentions(vec![Arc::new(intention())]),
+        Change::Node(
+            parse("vm-1"),
+            Some(NodeView { address: parse("10.0.0.1"), meta: meta(&[("env", "prod")]) }),
+        ),
+        Change::Node(parse("vm-9"), None),
+    ];
+    let name = |change: &Change| match change {
+        Change::Trust(_) => "trust",
+        Change::Service(_) => "service",
+        Change::Intentions(_) => "intentions",
+        Change::Node(_, Some(_)) => "node",
+        Change::Node(_, None) => "node-gone",
+    };
+    all.into_iter().map(|change| (name(&change), change)).collect()
+}
+
+fn endpoint() -> Endpoint {
+    Endpoint {
+        node: parse("vm-1"),
+        instance: parse("db-1"),
+        address: parse("10.0.0.9"),
+        has_own_address: true,
+        port: 5432,
+        mesh: Some(parse("10.0.0.1:21001")),
+        locality: node().locality,
+        tags: ["primary"].map(Into::into).into(),
+        weights: Weights { passing: 5, warning: 1 },
+        status: Status::Passing,
+    }
+}
+
+fn bare_endpoint() -> Endpoint {
+    Endpoint {
+        node: parse("vm-2"),
+        instance: parse("db-2"),
+        address: parse("2001:db8::2"),
+        has_own_address: false,
+        port: 0,
+        mesh: None,
+        locality: Locality::default(),
+        tags: [].into(),
+        weights: Weights { passing: 0, warning: 0 },
+        status: Status::Critical,
+    }
+}
+
+/// A delta with every kind of change: the whole picture when `is_snapshot`.
+pub(crate) fn delta(is_snapshot: bool) -> Delta {
+    let changes = changes().into_iter().map(|(_, change)| change).collect();
+    Delta { index: Index(41), is_snapshot, changes }
+}
+
+pub(crate) fn view() -> View {
+    View::default().advanced(delta(true))
+}
+
+pub(crate) fn edge() -> (EdgeKey, Tally) {
+    let mut tally = Tally {
+        count: 100,
+        errors: 3,
+        bytes_sent: 1 << 40,
+        bytes_received: 77,
+        ..Tally::default()
+    };
+    for micros in [0, 17, 900, 900, 1 << 33] {
+        tally.latency.record(Duration::from_micros(micros));
+    }
+    let key = EdgeKey {
+        source: parse("web"),
+        destination: parse("db"),
+        cluster: "eu".into(),
+        verdict: "connect-timeout".into(),
+    };
+    (key, tally)
+}
+
+/// A state with at least one row in each table.
+pub(crate) fn dump() -> Dump {
+    fn row<T>(value: T, created: u64) -> Row<T> {
+        Row { value: Arc::new(value), created: Index(created), modified: Index(created + 1) }
+    }
+    let mut dump = Dump {
+        applied: Index(50),
+        cluster: Some(cluster()),
+        nodes: vec![row(node(), 10), row(bare_node(), 12)],
+        instances: vec![
+            (parse("vm-1.internal"), row(bare_instance(), 14)),
+            (parse("vm-1.internal"), row(instance(), 16)),
+        ],
+        checks: vec![
+            (parse("vm-1.internal"), row(check(), 18)),
+            (parse("vm-2"), row(node_check(), 20)),
+        ],
+        down_since: [(parse("vm-2"), UnixTime::from_millis(1_790_000_000_003))].into(),
+        intentions: vec![row(intention(), 22)],
+        intentions_index: Index(23),
+        entries: entries().into_iter().map(|entry| row(entry, 24)).collect(),
+        entries_index: Index(25),
+        authority: Some(authority()),
+        join_tokens: vec![join_token()],
+        ..Dump::default()
+    };
+    // By kind and name, as a state holds them.
+    dump.entries.sort_by(|one, other| one.value.key().cmp(other.value.key()));
+    dump.indexes.nodes = Index(13);
+    dump.indexes.checks = Index(21);
+    dump.indexes.names = Index(17);
+    dump.indexes.emptied = Index(9);
+    dump.indexes.services = [(parse("cron"), Index(15)), (parse("web"), Index(19))].into();
+    dump
+}
+
+/// The state's octets as a snapshot file.
+pub(crate) fn snapshot(dump: &Dump) -> Vec<u8> {
+    let mut file = Vec::new();
+    hawser_proto::codec::snapshot::write(dump, &mut file).expect("memory takes all");
+    file
+}
