@@ -418,8 +418,7 @@ fn check(mut fields: Fields<'_>, owner: &Owner<'_>) -> Result<CheckSpec, Invalid
             (id, name, Some((*instance).clone()))
         }
         Owner::Stated => {
-            let Some(name) = stated_name.clone().or_else(|| Some(stated_id.clone()?.to_string()))
-            else {
+            let Some(name) = stated_name.or_else(|| Some(stated_id.as_ref()?.to_string())) else {
                 return Err(missing(&fields, "Name"));
             };
             let id = match stated_id {

@@ -3,3 +3,7 @@
 
 pub mod fields;
 pub mod definition;
+pub mod json;
+pub mod error;
+pub mod query;
+pub mod client;
