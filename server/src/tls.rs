@@ -40,6 +40,7 @@ use tonic::transport::{Channel, Endpoint};
 use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_SIG_ED25519};
 use x509_parser::prelude::X509Certificate;
+use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 
 use crate::identity::{self, Identity};
 
@@ -215,16 +216,26 @@ fn check_usage(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
 }
 
 fn check_key(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
-    let algorithm = &certificate.public_key().algorithm;
-    let is_p256 = || {
-        algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY
-            && algorithm
-                .parameters
-                .as_ref()
-                .and_then(|parameters| parameters.as_oid().ok())
-                .is_some_and(|curve| curve == OID_EC_P256)
-    };
-    if algorithm.algorithm == OID_SIG_ED25519 || is_p256() { Ok(()) } else { Err(Refusal::Key) }
+    key_kind(certificate.public_key()).map(drop).ok_or(Refusal::Key)
+}
+
+/// The kinds of keys that identities have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum KeyKind {
+    P256,
+    Ed25519,
+}
+
+/// The kind of a public key; none when it is one that no identity has.
+pub(crate) fn key_kind(key: &SubjectPublicKeyInfo<'_>) -> Option<KeyKind> {
+    let AlgorithmIdentifier { algorithm, parameters } = &key.algorithm;
+    if *algorithm == OID_SIG_ED25519 {
+        return Some(KeyKind::Ed25519);
+    }
+    let curve = parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+    let is_p256 =
+        *algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve.is_some_and(|curve| curve == OID_EC_P256);
+    is_p256.then_some(KeyKind::P256)
 }
 
 fn check_lifetime(certificate: &X509Certificate<'_>) -> Result<Validity, Refusal> {
@@ -760,7 +771,7 @@ const ALPN: &[u8] = b"h2";
 const CHAIN_MAX: usize = 3;
 const CHAIN_OCTETS_MAX: usize = 16 * 1024;
 /// What a stolen certificate is good for at most.
-const LIFETIME_MAX: Duration = Duration::from_secs(7 * 86_400);
+pub(crate) const LIFETIME_MAX: Duration = Duration::from_secs(7 * 86_400);
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const HANDSHAKES_MAX: usize = 1024;
 /// Generous, because the hosts of a whole site may stand behind one address.

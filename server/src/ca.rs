@@ -1,0 +1,906 @@
+//! The mesh's certificate authority: custody of its keys, and certificates for nodes and services.
+//!
+//! From a signing request only the public key is taken. Everything else in a certificate follows
+//! from what the servers know themselves.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hawser_core::ca::{Authority, Intermediate, Root, Validity};
+use hawser_core::clock::{Index, UnixTime};
+use hawser_core::name::{NodeName, ServiceName};
+use hawser_core::spiffe::{Role, SpiffeId};
+use hawser_core::state::{Command, State};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
+};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
+
+use crate::identity::{
+    Identity, IdentityError, NoRandomness, OpenError, leaf_params, offset_time, serial, validity,
+};
+use crate::tls::{self, LIFETIME_MAX};
+
+/// A certificate as its owner gets it.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// The certificate, then the intermediate that signed it, DER.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The roots to trust others by, DER.
+    pub roots: Vec<Arc<[u8]>>,
+    /// When it holds.
+    pub validity: Validity,
+}
+
+/// Why a certificate was not issued.
+#[derive(Debug, thiserror::Error)]
+pub enum SignError {
+    /// There is no authority yet: the cluster has just begun.
+    #[error("the cluster has no certificate authority yet: try again in a moment")]
+    NoAuthority,
+    /// More than 16 KiB.
+    #[error("the signing request is longer than {CSR_OCTETS_MAX} octets")]
+    TooLong,
+    /// It is no PKCS #10 request, DER.
+    #[error("the signing request is malformed: send PKCS #10 as DER")]
+    Malformed,
+    /// It is not signed by the key that it asks for.
+    #[error("the signing request is not signed by its own key")]
+    NoProof,
+    /// The key is neither P-256 nor Ed25519.
+    #[error("the signing request's key is not allowed: use ECDSA P-256 or Ed25519")]
+    Key,
+    /// Too many requests of one node, or of all.
+    #[error("too many signing requests: try again in {} ms", retry_after.as_millis())]
+    TooMany {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The authority's key does not open.
+    #[error("cannot open the certificate authority's key")]
+    Sealed(#[from] OpenError),
+    /// The authority ran out, and no leader renewed it.
+    #[error("the certificate authority ran out: a leader must renew it")]
+    RanOut,
+    /// The certificate could not be made.
+    #[error("cannot make the certificate")]
+    Make(#[from] IdentityError),
+}
+
+impl From<rcgen::Error> for SignError {
+    fn from(error: rcgen::Error) -> Self {
+        Self::Make(error.into())
+    }
+}
+
+impl From<NoRandomness> for SignError {
+    fn from(error: NoRandomness) -> Self {
+        Self::Make(error.into())
+    }
+}
+
+/// Signs for nodes and services, with the key that the servers keep sealed in their state.
+pub struct Ca {
+    identity: Arc<Identity>,
+    leaf_lifetime: Duration,
+    opened: Mutex<Option<Arc<Opened>>>,
+    of_node: Buckets<NodeName>,
+    of_all: Buckets<()>,
+}
+
+/// An intermediate with its key, ready to sign.
+struct Opened {
+    certificate: Arc<[u8]>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Ca {
+    /// The authority of `identity`'s cluster. `leaf_lifetime` is for authorities that this server
+    /// makes as leader; at most 7 days, which is the longest that a peer accepts.
+    pub fn new(identity: Arc<Identity>, leaf_lifetime: Duration) -> Self {
+        Self {
+            identity,
+            leaf_lifetime: leaf_lifetime.min(LIFETIME_MAX.saturating_sub(SLACK)),
+            opened: Mutex::new(None),
+            of_node: Buckets::new(NODE_PACE),
+            of_all: Buckets::new(ALL_PACE),
+        }
+    }
+
+    /// What a leader must propose for the authority to be in order; none when it is.
+    ///
+    /// That is: a root and an intermediate where there are none, and a new intermediate once the
+    /// present one is past half its life.
+    ///
+    /// # Errors
+    /// [`SignError::Sealed`] when the operator key is not the one that the authority was made
+    /// with; [`SignError::Make`] without random numbers.
+    pub fn due(&self, state: &State, now: UnixTime) -> Result<Option<Command>, SignError> {
+        let Some(present) = state.authority() else {
+            let authority = self.begin(now)?;
+            return Ok(Some(Command::SetAuthority { authority, expected: Index(0) }));
+        };
+        let in_order = present.intermediate.validity.renew_at(now, 0).is_ok_and(|at| at > now);
+        if in_order && present.leaf_lifetime == self.leaf_lifetime {
+            return Ok(None);
+        }
+        let mut authority = present.clone();
+        authority.leaf_lifetime = self.leaf_lifetime;
+        if !in_order {
+            let root =
+                authority.roots.iter().find(|root| root.active).ok_or(SignError::NoAuthority)?;
+            let issuer = self.issuer(&root.certificate, &root.sealed_key)?;
+            authority.intermediate = self.intermediate(&issuer, root.validity, now)?;
+        }
+        Ok(Some(Command::SetAuthority { authority, expected: present.index }))
+    }
+
+    /// A certificate for `service` on `node`, whose right to it the caller has checked.
+    ///
+    /// # Errors
+    /// [`SignError`]
+    pub fn sign_leaf(
+        &self,
+        authority: Option<&Authority>,
+        csr: &[u8],
+        node: &NodeName,
+        service: &ServiceName,
+        now: UnixTime,
+    ) -> Result<Issued, SignError> {
+        let authority = authority.ok_or(SignError::NoAuthority)?;
+        self.sign(
+            authority,
+            csr,
+            node,
+            Role::Service(service.clone()),
+            authority.leaf_lifetime,
+            now,
+        )
+    }
+
+    /// A certificate for `node` itself, whose right to it the caller has checked.
+    ///
+    /// # Errors
+    /// [`SignError`]
+    pub fn sign_node(
+        &self,
+        authority: Option<&Authority>,
+        csr: &[u8],
+        node: &NodeName,
+        now: UnixTime,
+    ) -> Result<Issued, SignError> {
+        let authority = authority.ok_or(SignError::NoAuthority)?;
+        self.sign(authority, csr, node, Role::Agent(node.clone()), NODE_LIFETIME, now)
+    }
+
+    fn sign(
+        &self,
+        authority: &Authority,
+        csr: &[u8],
+        node: &NodeName,
+        role: Role,
+        lifetime: Duration,
+        now: UnixTime,
+    ) -> Result<Issued, SignError> {
+        let instant = Instant::now();
+        self.of_node
+            .take(node, instant)
+            .map_err(|retry_after| SignError::TooMany { retry_after })?;
+        self.of_all.take(&(), instant).map_err(|retry_after| SignError::TooMany { retry_after })?;
+        let key = RequestedKey::parse(csr)?;
+        let signer = self.opened(&authority.intermediate)?;
+        let id = SpiffeId {
+            trust_domain: self.identity.trust_domain().clone(),
+            datacenter: self.identity.datacenter().clone(),
+            role,
+        };
+        let mut validity = validity(now, lifetime);
+        validity.not_after = validity.not_after.min(authority.intermediate.validity.not_after);
+        if validity.not_after <= now {
+            return Err(SignError::RanOut);
+        }
+        let leaf = leaf_params(&id, validity)?.signed_by(&key, &signer.issuer)?;
+        let intermediate = CertificateDer::from(signer.certificate.to_vec());
+        Ok(Issued {
+            chain: vec![leaf.der().clone(), intermediate],
+            roots: authority.roots.iter().map(|root| root.certificate.clone()).collect(),
+            validity,
+        })
+    }
+
+    /// The intermediate with its key; opened once and then kept.
+    fn opened(&self, intermediate: &Intermediate) -> Result<Arc<Opened>, SignError> {
+        let mut kept = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = &*kept
+            && opened.certificate == intermediate.certificate
+        {
+            return Ok(opened.clone());
+        }
+        let issuer = self.issuer(&intermediate.certificate, &intermediate.sealed_key)?;
+        let certificate = intermediate.certificate.clone();
+        let opened = Arc::new(Opened { certificate, issuer });
+        *kept = Some(opened.clone());
+        Ok(opened)
+    }
+
+    fn issuer(
+        &self,
+        certificate: &[u8],
+        sealed_key: &[u8],
+    ) -> Result<Issuer<'static, KeyPair>, SignError> {
+        let key = self.identity.sealer().open(sealed_key)?;
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(
+            &PrivatePkcs8KeyDer::from(&key[..]),
+            &rcgen::PKCS_ECDSA_P256_SHA256,
+        )?;
+        Ok(Issuer::from_ca_cert_der(&CertificateDer::from(certificate), key)?)
+    }
+
+    /// A root and an intermediate under it.
+    fn begin(&self, now: UnixTime) -> Result<Authority, SignError> {
+        let key = KeyPair::generate()?;
+        let validity = validity(now, ROOT_LIFETIME);
+        let name = format!("Hawser root {}", self.identity.cluster_id());
+        let (params, serial) = self.ca_params(&name, validity, BasicConstraints::Constrained(1))?;
+        let certificate = params.self_signed(&key)?;
+        let der: Arc<[u8]> = certificate.der().to_vec().into();
+        let issuer = Issuer::new(params, key);
+        let intermediate = self.intermediate(&issuer, validity, now)?;
+        let root = Root {
+            id: root_id(&der).into(),
+            name: name.into(),
+            certificate: der,
+            serial,
+            validity,
+            active: true,
+            sealed_key: self.identity.sealer().seal(issuer.key().serialized_der()).into(),
+            created: Index(0),
+            modified: Index(0),
+        };
+        Ok(Authority {
+            roots: vec![root],
+            intermediate,
+            leaf_lifetime: self.leaf_lifetime,
+            index: Index(0),
+        })
+    }
+
+    fn intermediate(
+        &self,
+        root: &Issuer<'static, KeyPair>,
+        root_validity: Validity,
+        now: UnixTime,
+    ) -> Result<Intermediate, SignError> {
+        let key = KeyPair::generate()?;
+        let mut validity = validity(now, INTERMEDIATE_LIFETIME);
+        validity.not_after = validity.not_after.min(root_validity.not_after);
+        let name = format!("Hawser intermediate {}", self.identity.cluster_id());
+        let (mut params, _) = self.ca_params(&name, validity, BasicConstraints::Constrained(0))?;
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&key, root)?;
+        Ok(Intermediate {
+            certificate: certificate.der().to_vec().into(),
+            validity,
+            sealed_key: self.identity.sealer().seal(key.serialized_der()).into(),
+        })
+    }
+
+    /// A certificate authority's fields, with its serial number.
+    fn ca_params(
+        &self,
+        name: &str,
+        validity: Validity,
+        constraints: BasicConstraints,
+    ) -> Result<(CertificateParams, u64), SignError> {
+        let serial = serial::<CA_SERIAL_OCTETS>()?;
+        let number = serial.iter().fold(0, |sum, octet| sum << 8 | u64::from(*octet));
+        let mut params = CertificateParams::default();
+        params.not_before = offset_time(validity.not_before);
+        params.not_after = offset_time(validity.not_after);
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        // Consul's clients read the trust domain from here.
+        let uri = format!("spiffe://{}", self.identity.trust_domain());
+        params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
+        params.is_ca = IsCa::Ca(constraints);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Ok((params, number))
+    }
+}
+
+/// Consul's id of a root: SHA-1 of its DER in colon-separated hex. A name, not a protection.
+pub fn root_id(der: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, der);
+    digest.as_ref().iter().map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":")
+}
+
+/// The public key of a signing request whose sender has shown to hold its private half.
+struct RequestedKey {
+    octets: Vec<u8>,
+    algorithm: &'static SignatureAlgorithm,
+}
+
+impl RequestedKey {
+    fn parse(csr: &[u8]) -> Result<Self, SignError> {
+        if csr.len() > CSR_OCTETS_MAX {
+            return Err(SignError::TooLong);
+        }
+        let (rest, request) =
+            X509CertificationRequest::from_der(csr).map_err(|_| SignError::Malformed)?;
+        if !rest.is_empty() {
+            return Err(SignError::Malformed);
+        }
+        let key = &request.certification_request_info.subject_pki;
+        // Before the proof: a key of a kind that is refused is not worth a signature's check.
+        let algorithm = match tls::key_kind(key) {
+            Some(tls::KeyKind::P256) => &rcgen::PKCS_ECDSA_P256_SHA256,
+            Some(tls::KeyKind::Ed25519) => &rcgen::PKCS_ED25519,
+            None => return Err(SignError::Key),
+        };
+        request.verify_signature().map_err(|_| SignError::NoProof)?;
+        Ok(Self { octets: key.subject_public_key.data.to_vec(), algorithm })
+    }
+}
+
+impl PublicKeyData for RequestedKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.octets
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.algorithm
+    }
+}
+
+/// How fast something may go on: `burst` at once, then one each `every`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    pub(crate) burst: u32,
+    pub(crate) every: Duration,
+}
+
+/// Token buckets, one per key, in a bounded table.
+pub(crate) struct Buckets<K> {
+    pace: Pace,
+    /// When each bucket will be full again.
+    full_at: Mutex<HashMap<K, Instant>>,
+}
+
+impl<K: Clone + Eq + Hash> Buckets<K> {
+    pub(crate) fn new(pace: Pace) -> Self {
+        Self { pace, full_at: Mutex::new(HashMap::new()) }
+    }
+
+    /// Takes one token of `key`'s, or says when there will be one.
+    pub(crate) fn take(&self, key: &K, now: Instant) -> Result<(), Duration> {
+        self.look(key, now)?;
+        self.spend(key, now);
+        Ok(())
+    }
+
+    /// Whether `key` has a token; else when it will have one.
+    pub(crate) fn look(&self, key: &K, now: Instant) -> Result<(), Duration> {
+        let full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let empty_for = full_at
+            .get(key)
+            .map_or(Duration::ZERO, |full_at| full_at.saturating_duration_since(now));
+        let most = self.pace.every * self.pace.burst.saturating_sub(1);
+        match empty_for.checked_sub(most) {
+            Some(wait) if !wait.is_zero() => Err(wait),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes one token of `key`'s, whether it has one or not.
+    pub(crate) fn spend(&self, key: &K, now: Instant) {
+        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if full_at.len() >= BUCKETS_MAX && !full_at.contains_key(key) {
+            full_at.retain(|_, full_at| *full_at > now);
+        }
+        if full_at.len() >= BUCKETS_MAX && !full_at.contains_key(key) {
+            // Full of the hasty: the newcomer goes unwatched, and the table stays bounded.
+            return;
+        }
+        let entry = full_at.entry(key.clone()).or_insert(now);
+        *entry = (*entry).max(now) + self.pace.every;
+    }
+}
+
+const CSR_OCTETS_MAX: usize = 16 * 1024;
+const CA_SERIAL_OCTETS: usize = 6;
+const DAY: Duration = Duration::from_secs(86_400);
+const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * DAY.as_secs());
+const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * DAY.as_secs());
+const NODE_LIFETIME: Duration = Duration::from_secs(3 * DAY.as_secs());
+/// What back-dating adds to a lifetime.
+const SLACK: Duration = Duration::from_secs(600);
+/// A host that starts asks for all its leaves at once, and renews them over half a day.
+const NODE_PACE: Pace = Pace { burst: 256, every: Duration::from_millis(100) };
+/// What one server signs: a fleet of 20,000 leaves in 20 s, and never all its processors.
+const ALL_PACE: Pace = Pace { burst: 2000, every: Duration::from_millis(1) };
+const BUCKETS_MAX: usize = 16_384;
+
+#[cfg(test)]
+mod tests {
+    use hawser_core::clock::Stamp;
+    use rcgen::{CustomExtension, ExtendedKeyUsagePurpose};
+    use x509_parser::extensions::GeneralName;
+
+    use super::*;
+    use crate::identity::{self, OperatorKey};
+    use crate::tls::{Refusal, Trust};
+
+    /// One cluster with a certificate authority.
+    struct Fixture {
+        identity: Arc<Identity>,
+        ca: Ca,
+        state: State,
+        now: UnixTime,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let key = OperatorKey::generate().expect("randomness");
+            let (datacenter, node) = ("dc1".parse(), "s1".parse());
+            let (datacenter, node) = (datacenter.expect("a name"), node.expect("a name"));
+            let identity = Arc::new(Identity::new(&key, &datacenter, &node).expect("an identity"));
+            let ca = Ca::new(identity.clone(), DAY);
+            let now = identity::now();
+            let mut fixture = Self { identity, ca, state: State::default(), now };
+            assert!(fixture.apply_due(now), "there is none yet");
+            fixture
+        }
+
+        /// Applies what is due, if anything is.
+        fn apply_due(&mut self, now: UnixTime) -> bool {
+            let Some(command) = self.ca.due(&self.state, now).expect("due") else { return false };
+            let index = Index(self.state.applied().0 + 1);
+            self.state.apply(Stamp { index, time: now }, command).expect("applied");
+            true
+        }
+
+        fn authority(&self) -> &Authority {
+            self.state.authority().expect("made above")
+        }
+
+        fn trust(&self) -> Trust {
+            let roots: Vec<_> =
+                self.authority().roots.iter().map(|root| root.certificate.clone()).collect();
+            Trust::in_servers_and_agents(&self.identity, &roots)
+        }
+
+        fn id(&self, path: &str) -> String {
+            format!("spiffe://{}{path}", self.identity.trust_domain())
+        }
+
+        /// A certificate that `change` has spoilt, signed by the real intermediate.
+        fn leaf(
+            &self,
+            change: impl FnOnce(&mut CertificateParams),
+        ) -> Vec<CertificateDer<'static>> {
+            self.leaf_with(&KeyPair::generate().expect("a key"), change)
+        }
+
+        fn leaf_with(
+            &self,
+            key: &KeyPair,
+            change: impl FnOnce(&mut CertificateParams),
+        ) -> Vec<CertificateDer<'static>> {
+            let signer = self.ca.opened(&self.authority().intermediate).expect("opens");
+            let mut params = self.good();
+            change(&mut params);
+            let leaf = params.signed_by(key, &signer.issuer).expect("signed");
+            vec![leaf.der().clone(), CertificateDer::from(signer.certificate.to_vec())]
+        }
+
+        fn good(&self) -> CertificateParams {
+            let id = self.id("/agent/client/dc/dc1/id/n1").parse().expect("an identity");
+            leaf_params(&id, validity(self.now, DAY)).expect("randomness")
+        }
+
+        fn verify(&self, chain: &[CertificateDer<'_>]) -> Result<SpiffeId, Refusal> {
+            self.trust().verify(&chain[0], &chain[1..], self.now).map(|(id, _)| id)
+        }
+
+        fn sign_node(&self, csr: &[u8]) -> Result<Issued, SignError> {
+            let node = "n1".parse().expect("a name");
+            self.ca.sign_node(Some(self.authority()), csr, &node, self.now)
+        }
+    }
+
+    fn csr_of(key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
+        let mut params = CertificateParams::default();
+        change(&mut params);
+        params.serialize_request(key).expect("a request").der().to_vec()
+    }
+
+    fn uri(text: &str) -> SanType {
+        SanType::URI(text.try_into().expect("ASCII"))
+    }
+
+    #[test]
+    fn a_leaf_holds_what_the_servers_say_and_nothing_that_its_request_says() {
+        let fixture = Fixture::new();
+        let requests: [(&str, Box<dyn FnOnce(&mut CertificateParams)>); 4] = [
+            ("a plain one", Box::new(|_| {})),
+            (
+                "another's identity",
+                Box::new(|params| {
+                    let other = uri("spiffe://x.consul/ns/default/dc/dc1/svc/db");
+                    params.subject_alt_names =
+                        vec![other, SanType::DnsName("a.b".try_into().expect("a name"))];
+                    params.distinguished_name.push(DnType::CommonName, "db");
+                }),
+            ),
+            (
+                "an authority",
+                Box::new(|params| {
+                    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+                }),
+            ),
+            (
+                "other usages",
+                Box::new(|params| {
+                    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
+                }),
+            ),
+        ];
+        for (why, change) in requests {
+            let key = KeyPair::generate().expect("a key");
+            let (node, service) = ("n1".parse().expect("name"), "web".parse().expect("name"));
+            let issued = fixture
+                .ca
+                .sign_leaf(
+                    Some(fixture.authority()),
+                    &csr_of(&key, change),
+                    &node,
+                    &service,
+                    fixture.now,
+                )
+                .expect(why);
+            assert_eq!(issued.chain.len(), 2, "{why}");
+            let (_, leaf) =
+                x509_parser::parse_x509_certificate(&issued.chain[0]).expect("a certificate");
+            let names = leaf.subject_alternative_name().expect("once").expect("present");
+            let expected = fixture.id("/ns/default/dc/dc1/svc/web");
+            assert_eq!(names.value.general_names, [GeneralName::URI(&expected)], "{why}");
+            assert!(names.critical, "{why}: the subject is empty");
+            assert_eq!(leaf.subject().iter().count(), 0, "{why}");
+            assert!(!leaf.is_ca(), "{why}");
+            assert_eq!(leaf.key_usage().expect("once").expect("present").value.flags, 1, "{why}");
+            let usage = leaf.extended_key_usage().expect("once").expect("present").value;
+            assert!(usage.client_auth && usage.server_auth && !usage.code_signing, "{why}");
+            assert_eq!(leaf.public_key().raw, key.subject_public_key_info(), "{why}");
+            assert_eq!(leaf.raw_serial().len(), 16, "{why}");
+            let holds = leaf.validity();
+            let from = fixture.now.as_secs() as i64 - 300;
+            assert_eq!(holds.not_before.timestamp(), from, "{why}");
+            assert_eq!(holds.not_after.timestamp(), from + 300 + 86_400, "{why}");
+            assert_eq!(fixture.verify(&issued.chain), Err(Refusal::Role), "{why}: no agent");
+        }
+    }
+
+    #[test]
+    fn only_a_proven_key_of_an_allowed_kind_is_signed() {
+        let fixture = Fixture::new();
+        let make = |algorithm| KeyPair::generate_for(algorithm).expect("a key");
+        let good = csr_of(&make(&rcgen::PKCS_ECDSA_P256_SHA256), |_| {});
+        let mut unproven = good.clone();
+        let last = unproven.len() - 1;
+        unproven[last] ^= 1;
+        let mut extended = good.clone();
+        extended.push(0);
+        let mut long = good.clone();
+        long.resize(CSR_OCTETS_MAX + 1, 0);
+        let p384 = csr_of(&make(&rcgen::PKCS_ECDSA_P384_SHA384), |_| {});
+        let p521 = csr_of(&make(&rcgen::PKCS_ECDSA_P521_SHA512), |_| {});
+        let rsa = csr_of(&make(&rcgen::PKCS_RSA_SHA256), |_| {});
+        let name = |signed: Result<Issued, SignError>| match signed {
+            Ok(_) => "signed",
+            Err(SignError::TooLong) => "too long",
+            Err(SignError::Malformed) => "malformed",
+            Err(SignError::NoProof) => "no proof",
+            Err(SignError::Key) => "key",
+            Err(_) => "other",
+        };
+        let cases = [
+            (&good[..], "signed"),
+            (&csr_of(&make(&rcgen::PKCS_ED25519), |_| {}), "signed"),
+            (&unproven, "no proof"),
+            (&extended, "malformed"),
+            (&long, "too long"),
+            (&p384, "key"),
+            (&p521, "key"),
+            (&rsa, "key"),
+            (b"", "malformed"),
+            (b"garbage", "malformed"),
+        ];
+        for (at, (csr, expected)) in cases.into_iter().enumerate() {
+            assert_eq!(name(fixture.sign_node(csr)), expected, "case {at}");
+        }
+        for cut in 0..good.len() {
+            let signed = fixture.ca.of_node.full_at.lock().map(|mut all| all.clear());
+            signed.expect("nobody panicked");
+            assert_eq!(name(fixture.sign_node(&good[..cut])), "malformed", "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_node_certificate_is_let_in_and_ends_after_three_days() {
+        let fixture = Fixture::new();
+        let key = KeyPair::generate().expect("a key");
+        let issued = fixture.sign_node(&csr_of(&key, |_| {})).expect("signed");
+        let id = fixture.verify(&issued.chain).expect("an agent");
+        assert_eq!(id.to_string(), fixture.id("/agent/client/dc/dc1/id/n1"));
+        assert_eq!(issued.validity.not_after.since(issued.validity.not_before).as_secs(), 259_500);
+        let at = |secs: u64| {
+            let now = UnixTime::from_secs(secs);
+            fixture.trust().verify(&issued.chain[0], &issued.chain[1..], now).is_ok()
+        };
+        let (from, until) = (issued.validity.not_before, issued.validity.not_after);
+        for (secs, good) in [
+            (from.as_secs() - 1, false),
+            (from.as_secs(), true),
+            (until.as_secs(), true),
+            (until.as_secs() + 1, false),
+        ] {
+            assert_eq!(at(secs), good, "T3: at {secs}, holds {from} to {until}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_identity_of_this_cluster_is_refused() {
+        let fixture = Fixture::new();
+        let id = |path: &str| fixture.id(path);
+        let agent = id("/agent/client/dc/dc1/id/n1");
+        assert!(fixture.verify(&fixture.leaf(|_| {})).is_ok(), "unspoilt, it is let in");
+        type Change = Box<dyn FnOnce(&mut CertificateParams)>;
+        let names = |names: Vec<SanType>| -> Change {
+            Box::new(move |params| params.subject_alt_names = names)
+        };
+        let one = |text: String| names(vec![uri(&text)]);
+        use Refusal as No;
+        let cases: Vec<(&str, Change, Refusal)> = vec![
+            ("T4", one("spiffe://other.consul/agent/client/dc/dc1/id/n1".into()), No::TrustDomain),
+            ("T4 datacenter", one(id("/agent/client/dc/dc2/id/n1")), No::Datacenter),
+            ("T5", names(vec![uri(&agent), uri(&id("/agent/client/dc/dc1/id/n2"))]), No::NotOneUri),
+            ("T5 the same twice", names(vec![uri(&agent), uri(&agent)]), No::NotOneUri),
+            (
+                "T6 no name",
+                Box::new(|params| {
+                    params.subject_alt_names.clear();
+                    params.distinguished_name.push(DnType::CommonName, "n1");
+                }),
+                No::NotOneUri,
+            ),
+            (
+                "T6 DNS",
+                names(vec![SanType::DnsName("n1".try_into().expect("a name"))]),
+                No::NotOneUri,
+            ),
+            (
+                "T6 URI and DNS",
+                names(vec![uri(&agent), SanType::DnsName("n1".try_into().expect("a name"))]),
+                No::NotOneUri,
+            ),
+            ("T7 scheme", one(agent.replace("spiffe:", "SPIFFE:")), InvalidUri::Scheme.into()),
+            ("T7 dots", one(id("/agent/client/dc/dc1/id/..")), InvalidUri::Name.into()),
+            ("T7 query", one(format!("{agent}?x#y")), InvalidUri::Name.into()),
+            ("T7 percent", one(id("/agent/client/dc/dc1/id/%6e1")), InvalidUri::Name.into()),
+            ("T7 user", one(agent.replace("//", "//u@")), InvalidUri::TrustDomain.into()),
+            ("T7 NUL", one(format!("{agent}\0")), InvalidUri::Name.into()),
+            ("T7 slash", one(format!("{agent}/")), InvalidUri::Path.into()),
+            ("T7 empty segment", one(id("//agent/client/dc/dc1/id/n1")), InvalidUri::Path.into()),
+            ("T7 long", one(format!("{agent}{}", "a".repeat(2048))), InvalidUri::TooLong.into()),
+            ("T8 the authority's", one(id("")), InvalidUri::Path.into()),
+            ("T8 a service", one(id("/ns/default/dc/dc1/svc/web")), No::Role),
+            ("T8 a gateway", one(id("/gateway/mesh/dc/dc1")), No::Role),
+            (
+                "J8 a server by the mesh's root",
+                one(id("/agent/server/dc/dc1/id/s1")),
+                No::Chain(webpki::Error::UnknownIssuer),
+            ),
+            ("T9 none", Box::new(|params| params.extended_key_usages.clear()), No::Usage),
+            (
+                "T9 server only",
+                Box::new(|params| {
+                    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+                }),
+                No::Usage,
+            ),
+            (
+                "T9 client only",
+                Box::new(|params| {
+                    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+                }),
+                No::Usage,
+            ),
+            (
+                "T9 one more",
+                Box::new(|params| {
+                    params.extended_key_usages.push(ExtendedKeyUsagePurpose::CodeSigning);
+                }),
+                No::Usage,
+            ),
+            (
+                "T9 any",
+                Box::new(|params| {
+                    params.extended_key_usages.push(ExtendedKeyUsagePurpose::Any);
+                }),
+                No::Usage,
+            ),
+            (
+                "T10 an authority",
+                Box::new(|params| {
+                    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+                }),
+                No::Usage,
+            ),
+            (
+                "T10 signs certificates",
+                Box::new(|params| {
+                    params.key_usages.push(KeyUsagePurpose::KeyCertSign);
+                }),
+                No::Usage,
+            ),
+            (
+                "T11",
+                Box::new(|params| {
+                    let mut unknown = CustomExtension::from_oid_content(&[1, 2, 3, 4], vec![5, 0]);
+                    unknown.set_criticality(true);
+                    params.custom_extensions.push(unknown);
+                }),
+                No::Chain(webpki::Error::UnsupportedCriticalExtension),
+            ),
+            (
+                "T12",
+                Box::new(|params| {
+                    params.not_after += Duration::from_secs(10 * 365 * 86_400);
+                }),
+                No::Lifetime,
+            ),
+        ];
+        for (why, change, expected) in cases {
+            assert_eq!(fixture.verify(&fixture.leaf(change)), Err(expected), "{why}");
+        }
+    }
+
+    #[test]
+    fn chains_that_do_not_end_at_the_roles_own_root_are_refused() {
+        let (fixture, other) = (Fixture::new(), Fixture::new());
+        let unknown = || Err(Refusal::Chain(webpki::Error::UnknownIssuer));
+
+        let signer = other.ca.opened(&other.authority().intermediate).expect("opens");
+        let key = KeyPair::generate().expect("a key");
+        let foreign = fixture.good().signed_by(&key, &signer.issuer).expect("signed");
+        let foreign = [foreign.der().clone(), CertificateDer::from(signer.certificate.to_vec())];
+        assert_eq!(fixture.verify(&foreign), unknown(), "T2: another authority");
+
+        let alone = fixture.good().self_signed(&key).expect("signed");
+        assert_eq!(fixture.verify(&[alone.der().clone()]), unknown(), "T2: self-signed");
+
+        let good = fixture.leaf_with(&key, |_| {});
+        assert_eq!(fixture.verify(&good[..1]), unknown(), "the intermediate is missing");
+        let leaf_as_issuer = Issuer::new(fixture.good(), &key);
+        let under = KeyPair::generate().expect("a key");
+        let signed = fixture.good().signed_by(&under, &leaf_as_issuer).expect("signed");
+        let chain = [signed.der().clone(), good[0].clone(), good[1].clone()];
+        let refused = fixture.verify(&chain).expect_err("T10: a leaf signs a leaf");
+        assert!(matches!(refused, Refusal::Chain(_)), "{refused:?}");
+
+        let padded: Vec<_> = std::iter::once(good[0].clone())
+            .chain(std::iter::repeat_n(good[1].clone(), 99))
+            .collect();
+        assert_eq!(fixture.verify(&padded), Err(Refusal::ChainTooLong), "T14");
+
+        let server = fixture.identity.certificate();
+        assert!(fixture.verify(&server.cert).is_ok(), "a server by the servers' root");
+        let server_root = &server.cert[1];
+        let as_mesh_root = Trust::in_servers_and_agents(&fixture.identity, &[]);
+        let refused = as_mesh_root.verify(&good[0], &good[1..], fixture.now).err();
+        assert_eq!(refused, Some(Refusal::Chain(webpki::Error::UnknownIssuer)), "no union");
+        assert!(!server_root.is_empty());
+    }
+
+    #[test]
+    fn a_leaf_with_a_key_of_another_kind_is_refused() {
+        let fixture = Fixture::new();
+        let cases = [
+            (&rcgen::PKCS_ECDSA_P256_SHA256, None),
+            (&rcgen::PKCS_ED25519, None),
+            (&rcgen::PKCS_ECDSA_P384_SHA384, Some(Refusal::Key)),
+            (&rcgen::PKCS_ECDSA_P521_SHA512, Some(Refusal::Key)),
+            (&rcgen::PKCS_RSA_SHA256, Some(Refusal::Key)),
+        ];
+        for (algorithm, expected) in cases {
+            let key = KeyPair::generate_for(algorithm).expect("a key");
+            let chain = fixture.leaf_with(&key, |_| {});
+            assert_eq!(fixture.verify(&chain).err(), expected, "T13: {algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn garbage_for_a_certificate_is_refused() {
+        let fixture = Fixture::new();
+        let good = fixture.leaf(|_| {});
+        let mut flipped = good.clone();
+        let mut octets = flipped[0].to_vec();
+        let last = octets.len() - 1;
+        octets[last] ^= 1;
+        flipped[0] = CertificateDer::from(octets);
+        assert!(fixture.verify(&flipped).is_err());
+        for cut in 0..good[0].len() {
+            let part = [CertificateDer::from(&good[0][..cut]), good[1].clone()];
+            assert_eq!(fixture.verify(&part), Err(Refusal::Malformed), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn the_authority_is_made_once_and_its_intermediate_renewed_at_half_life() {
+        let mut fixture = Fixture::new();
+        let begun = fixture.authority().clone();
+        let (_, root) =
+            x509_parser::parse_x509_certificate(&begun.roots[0].certificate).expect("a root");
+        assert_eq!(
+            root.raw_serial().iter().fold(0, |sum, octet| sum << 8 | u64::from(*octet)),
+            begun.roots[0].serial
+        );
+        assert_eq!(begun.roots[0].id.len(), 59);
+        let now = fixture.now;
+        let days = |days: u64| now.plus(Duration::from_secs(days * 86_400));
+        assert!(!fixture.apply_due(days(100)), "in order");
+        let key = KeyPair::generate().expect("a key");
+        let csr = csr_of(&key, |_| {});
+        let before = fixture.sign_node(&csr).expect("signed");
+        assert!(fixture.apply_due(days(183)), "past half its life");
+        assert_ne!(fixture.authority().intermediate, begun.intermediate);
+        assert_eq!(fixture.authority().roots[0].certificate, begun.roots[0].certificate);
+        assert!(fixture.verify(&before.chain).is_ok(), "what was signed before still holds");
+        fixture.now = days(183);
+        let after = fixture.sign_node(&csr).expect("signed");
+        assert!(fixture.verify(&after.chain).is_ok());
+        assert_ne!(after.chain[1], before.chain[1]);
+    }
+
+    #[test]
+    fn another_operator_key_signs_nothing() {
+        let (fixture, other) = (Fixture::new(), Fixture::new());
+        let csr = csr_of(&KeyPair::generate().expect("a key"), |_| {});
+        let node = "n1".parse().expect("a name");
+        let signed = other.ca.sign_node(Some(fixture.authority()), &csr, &node, fixture.now);
+        assert!(matches!(signed, Err(SignError::Sealed(OpenError::Mismatch))));
+        let none = fixture.ca.sign_node(None, &csr, &node, fixture.now);
+        assert!(matches!(none, Err(SignError::NoAuthority)));
+    }
+
+    #[test]
+    fn a_hasty_node_waits_and_another_does_not() {
+        let buckets = Buckets::new(Pace { burst: 3, every: Duration::from_secs(10) });
+        let start = Instant::now();
+        let at = |secs: u64| start + Duration::from_secs(secs);
+        let waits = |secs: u64| Err(Duration::from_secs(secs));
+        let cases = [
+            ("a", 0, Ok(()), "the first"),
+            ("a", 0, Ok(()), "the second"),
+            ("a", 0, Ok(()), "the third"),
+            ("a", 0, waits(10), "the burst is used up"),
+            ("b", 0, Ok(()), "another has its own"),
+            ("a", 4, waits(6), "a refusal costs nothing"),
+            ("a", 10, Ok(()), "one is there again"),
+            ("a", 10, waits(10), "and only one"),
+            ("a", 100, Ok(()), "full again"),
+        ];
+        for (key, secs, expected, why) in cases {
+            assert_eq!(buckets.take(&key, at(secs)), expected, "{why}");
+        }
+    }
+
+    use hawser_core::spiffe::InvalidSpiffeId as InvalidUri;
+}
