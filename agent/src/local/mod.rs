@@ -1,0 +1,897 @@
+//! What runs on this host: services and checks from files and by the API, and how the checks stand.
+//!
+//! What came by the API is kept on disk and comes back after a restart; so do the mesh ports and
+//! the last status of each check, so that a restarted agent does not report what it has not
+//! looked at yet.
+
+mod ports;
+mod store;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hawser_api::definition::{CheckDefinition, CheckKind, CheckSpec, ServiceDefinition};
+use hawser_core::anti_entropy::Rows;
+use hawser_core::catalog::{Check, Instance};
+use hawser_core::clock::UnixTime;
+use hawser_core::health::{Gauge, Status, Ttl};
+use hawser_core::name::{CheckId, InstanceId, ServiceName};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::clock;
+use ports::Ports;
+use store::{Remembered, Store};
+
+/// Where a declaration came from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Origin {
+    /// A file: it goes when the file no longer has it.
+    File,
+    /// The API: it stays until it is deregistered.
+    Api,
+}
+
+/// One service as it is declared here.
+#[derive(Debug)]
+pub(crate) struct Declared {
+    /// The definition as it was written and what it means.
+    pub(crate) definition: ServiceDefinition,
+    /// What the catalog is told: the definition's instance with its mesh port.
+    pub(crate) instance: Instance,
+    /// Where it came from.
+    pub(crate) origin: Origin,
+}
+
+/// One check as it stands.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    /// What is checked and how.
+    pub(crate) spec: Arc<CheckSpec>,
+    /// What is reported.
+    pub(crate) status: Status,
+    /// What it printed last.
+    pub(crate) output: Arc<str>,
+    /// When somebody last reported, for a TTL check.
+    pub(crate) reported_at: Option<UnixTime>,
+}
+
+/// Why a declaration was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// Scripts are off.
+    #[error("check {check}: script checks are off on this agent: set enable_script_checks")]
+    ScriptsOff {
+        /// Which check.
+        check: CheckId,
+    },
+    /// The check is about a service that is not declared here.
+    #[error("ServiceID \"{instance}\" does not exist")]
+    UnknownService {
+        /// Who is missing.
+        instance: InstanceId,
+    },
+    /// Somebody else's check has the id.
+    #[error("check {check} belongs to another service: choose another CheckID")]
+    CheckTaken {
+        /// The id.
+        check: CheckId,
+    },
+    /// The target is one that checks by the API may not ask.
+    #[error("check {check}: a check registered by the API may only ask this host: declare it in a \
+             file")]
+    ForeignTarget {
+        /// Which check.
+        check: CheckId,
+    },
+    /// A local port is somebody else's.
+    #[error("port {port} is used by service {by} already")]
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// Who has it.
+        by: InstanceId,
+    },
+    /// No mesh port is left.
+    #[error("no mesh port is left between {} and {}: deregister a service or widen the range",
+            .range.start(), .range.end())]
+    NoPort {
+        /// The range.
+        range: RangeInclusive<u16>,
+    },
+    /// Too many.
+    #[error("this agent has {max} {what} already, the most it takes")]
+    Full {
+        /// Of what.
+        what: &'static str,
+        /// The bound.
+        max: usize,
+    },
+    /// It could not be kept on disk.
+    #[error("it could not be kept on disk: {0}")]
+    Store(#[from] io::Error),
+}
+
+/// There is no such thing here.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Unknown {
+    /// No such service.
+    #[error("unknown service ID: {0}")]
+    Service(InstanceId),
+    /// No such check.
+    #[error("unknown check ID: {0}")]
+    Check(CheckId),
+    /// The check is not one that is reported to.
+    #[error("CheckID \"{0}\" does not have associated TTL")]
+    NotTtl(CheckId),
+}
+
+/// What does not change while the agent runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    /// Whether script checks may be declared.
+    pub(crate) scripts: bool,
+    /// The host's own address.
+    pub(crate) address: IpAddr,
+    /// Where proxies listen for the mesh.
+    pub(crate) bind: IpAddr,
+    /// The ports to choose mesh ports from.
+    pub(crate) ports: RangeInclusive<u16>,
+}
+
+/// The host's declarations. Every change wakes [`Local::changes`].
+pub(crate) struct Local {
+    rules: Rules,
+    store: Store,
+    inner: Mutex<Inner>,
+    changes: watch::Sender<u64>,
+    states: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Inner {
+    services: BTreeMap<InstanceId, Arc<Declared>>,
+    checks: BTreeMap<CheckId, Entry>,
+    ports: Ports,
+    maintenance: BTreeMap<Option<InstanceId>, Arc<str>>,
+    remembered: BTreeMap<CheckId, Remembered>,
+}
+
+struct Entry {
+    spec: Arc<CheckSpec>,
+    /// Written inside a service's definition: it comes and goes with it.
+    is_own: bool,
+    origin: Origin,
+    gauge: Gauge,
+    reported_at: Option<UnixTime>,
+    output: Arc<str>,
+    published: Arc<str>,
+    published_at: Option<Instant>,
+    critical_since: Option<Instant>,
+}
+
+impl Local {
+    /// Opens the folder and takes back what was kept there, then what the files declare, which
+    /// outranks it. Answers, too, what was refused: one bad declaration holds up no other.
+    pub(crate) fn open(
+        rules: Rules,
+        folder: PathBuf,
+        services: Vec<ServiceDefinition>,
+        checks: Vec<CheckDefinition>,
+    ) -> Result<(Self, Vec<RegisterError>), crate::disk::UnsafeFolder> {
+        let (store, kept) = Store::open(folder)?;
+        let inner = Inner {
+            ports: Ports::new(kept.ports),
+            maintenance: kept.maintenance,
+            remembered: kept.statuses,
+            ..Inner::default()
+        };
+        let local = Self {
+            rules,
+            store,
+            inner: Mutex::new(inner),
+            changes: watch::Sender::new(1),
+            states: watch::Sender::new(0),
+        };
+        let mut refused = local.reload(services, checks);
+        for definition in kept.services {
+            if !local.is_from_file(&definition.service().instance.id) {
+                refused.extend(local.declare_service(definition, Origin::Api, false).err());
+            }
+        }
+        for definition in kept.checks {
+            let id = &definition.check().id;
+            if !local.lock().checks.contains_key(id) {
+                refused.extend(local.declare_check(definition, Origin::Api).err());
+            }
+        }
+        Ok((local, refused))
+    }
+
+    /// Wakes with a new number whenever anything here changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Replaces what the files declared by what they declare now; answers what was refused.
+    pub(crate) fn reload(
+        &self,
+        services: Vec<ServiceDefinition>,
+        checks: Vec<CheckDefinition>,
+    ) -> Vec<RegisterError> {
+        let (gone_services, gone_checks) = {
+            let inner = self.lock();
+            let keeps: BTreeSet<_> = services.iter().map(|s| &s.service().instance.id).collect();
+            let keeps_checks: BTreeSet<_> = checks.iter().map(|c| &c.check().id).collect();
+            let services: Vec<InstanceId> = inner
+                .services
+                .iter()
+                .filter(|(id, held)| held.origin == Origin::File && !keeps.contains(id))
+                .map(|(id, _)| id.clone())
+                .collect();
+            let checks: Vec<CheckId> = inner
+                .checks
+                .iter()
+                .filter(|(id, held)| {
+                    held.origin == Origin::File && !held.is_own && !keeps_checks.contains(id)
+                })
+                .map(|(id, _)| id.clone())
+                .collect();
+            (services, checks)
+        };
+        for id in gone_checks {
+            let _ = self.deregister_check(&id);
+        }
+        for id in gone_services {
+            let _ = self.deregister_service(&id);
+        }
+        let mut refused = Vec::new();
+        for definition in services {
+            refused.extend(self.declare_service(definition, Origin::File, false).err());
+        }
+        for definition in checks {
+            refused.extend(self.declare_check(definition, Origin::File).err());
+        }
+        refused
+    }
+
+    /// Declares a service by the API and keeps it on disk.
+    ///
+    /// `replaces_checks`: checks that were registered beside it go too.
+    pub(crate) fn register_service(
+        &self,
+        definition: ServiceDefinition,
+        replaces_checks: bool,
+    ) -> Result<(), RegisterError> {
+        let kept = definition.clone();
+        self.declare_service(definition, Origin::Api, replaces_checks)?;
+        self.store.keep_service(&kept)?;
+        Ok(())
+    }
+
+    /// Declares a check by the API and keeps it on disk.
+    pub(crate) fn register_check(&self, definition: CheckDefinition) -> Result<(), RegisterError> {
+        let kept = definition.clone();
+        self.declare_check(definition, Origin::Api)?;
+        self.store.keep_check(&kept)?;
+        Ok(())
+    }
+
+    /// Removes a service with all its checks.
+    pub(crate) fn deregister_service(&self, id: &InstanceId) -> Result<(), Unknown> {
+        let dropped: Vec<CheckId> = {
+            let mut inner = self.lock();
+            inner.services.remove(id).ok_or_else(|| Unknown::Service(id.clone()))?;
+            let mut dropped = Vec::new();
+            inner.checks.retain(|check, entry| {
+                let stays = entry.spec.instance.as_ref() != Some(id);
+                if !stays {
+                    dropped.push(check.clone());
+                }
+                stays
+            });
+            if inner.maintenance.remove(&Some(id.clone())).is_some() {
+                self.store.keep_maintenance(&inner.maintenance);
+            }
+            dropped
+        };
+        self.store.forget_service(id);
+        for check in &dropped {
+            self.store.forget_check(check);
+        }
+        self.wake();
+        Ok(())
+    }
+
+    /// Removes a check.
+    pub(crate) fn deregister_check(&self, id: &CheckId) -> Result<(), Unknown> {
+        self.lock().checks.remove(id).ok_or_else(|| Unknown::Check(id.clone()))?;
+        self.store.forget_check(id);
+        self.wake();
+        Ok(())
+    }
+
+    /// Puts a service, or with none the whole node, into maintenance with `reason`, or with none
+    /// ends it.
+    pub(crate) fn maintain(
+        &self,
+        instance: Option<InstanceId>,
+        reason: Option<&str>,
+    ) -> Result<(), Unknown> {
+        let mut inner = self.lock();
+        if let Some(id) = &instance
+            && !inner.services.contains_key(id)
+        {
+            return Err(Unknown::Service(id.clone()));
+        }
+        match reason {
+            Some(reason) => inner.maintenance.insert(instance, reason.into()),
+            None => inner.maintenance.remove(&instance),
+        };
+        self.store.keep_maintenance(&inner.maintenance);
+        drop(inner);
+        self.wake();
+        Ok(())
+    }
+
+    /// Takes somebody's report on a TTL check.
+    pub(crate) fn report(
+        &self,
+        id: &CheckId,
+        status: Status,
+        output: &str,
+    ) -> Result<(), Unknown> {
+        let mut inner = self.lock();
+        let entry = inner.checks.get_mut(id).ok_or_else(|| Unknown::Check(id.clone()))?;
+        if !matches!(entry.spec.kind, CheckKind::Ttl(_)) {
+            return Err(Unknown::NotTtl(id.clone()));
+        }
+        entry.reported_at = Some(clock::now());
+        let changed = entry.take(status, output);
+        drop(inner);
+        self.announce(changed);
+        Ok(())
+    }
+
+    /// Takes the result of a run of `spec`; a result of a run that was overtaken by another
+    /// declaration is dropped.
+    pub(crate) fn observe(&self, spec: &Arc<CheckSpec>, status: Status, output: &str) {
+        let mut inner = self.lock();
+        let Some(entry) = inner.checks.get_mut(&spec.id) else { return };
+        if !Arc::ptr_eq(&entry.spec, spec) {
+            return;
+        }
+        let changed = entry.take(status, output);
+        drop(inner);
+        self.announce(changed);
+    }
+
+    /// When the last report on a TTL check lapses; none when nobody ever reported.
+    pub(crate) fn lapses_at(&self, spec: &Arc<CheckSpec>) -> Option<UnixTime> {
+        let inner = self.lock();
+        let entry = inner.checks.get(&spec.id).filter(|entry| Arc::ptr_eq(&entry.spec, spec))?;
+        match (&entry.spec.kind, entry.reported_at) {
+            (CheckKind::Ttl(lifetime), Some(reported_at)) => {
+                Some(Ttl { lifetime: *lifetime, reported_at }.lapses_at())
+            }
+            _ => None,
+        }
+    }
+
+    /// Every service, by id.
+    pub(crate) fn services(&self) -> Vec<Arc<Declared>> {
+        self.lock().services.values().cloned().collect()
+    }
+
+    /// One service.
+    pub(crate) fn service(&self, id: &str) -> Option<Arc<Declared>> {
+        self.lock().services.get(id).cloned()
+    }
+
+    /// The names of the services that run here.
+    pub(crate) fn names(&self) -> BTreeSet<ServiceName> {
+        self.lock().services.values().map(|held| held.instance.service.clone()).collect()
+    }
+
+    /// Every check that somebody declared, by id.
+    pub(crate) fn checks(&self) -> Vec<Standing> {
+        self.lock().checks.values().map(Entry::standing).collect()
+    }
+
+    /// Every check as the catalog sees it, maintenance included, with its live output.
+    pub(crate) fn all_checks(&self) -> Vec<Check> {
+        let inner = self.lock();
+        let declared = inner.checks.values().map(|entry| entry.check(&entry.output));
+        declared.chain(inner.maintenance_checks()).collect()
+    }
+
+    /// The worst of the checks of `instance`, as an alias sees it.
+    pub(crate) fn status_of(&self, instance: &InstanceId, but: &CheckId) -> Option<Status> {
+        let inner = self.lock();
+        inner.services.get(instance)?;
+        let own = inner
+            .checks
+            .values()
+            .filter(|entry| entry.spec.instance.as_ref() == Some(instance) && entry.spec.id != *but)
+            .map(|entry| entry.gauge.reported());
+        let held = inner.maintenance.contains_key(&Some(instance.clone()));
+        Some(Status::worst(own.chain(held.then_some(Status::Critical))))
+    }
+
+    /// What the catalog should hold now, and when to ask again because an output waits its turn.
+    ///
+    /// A new status is told at once; a new output alone at most once per [`OUTPUT_EVERY`].
+    pub(crate) fn rows(&self) -> (Rows, Option<Instant>) {
+        let mut inner = self.lock();
+        let now = Instant::now();
+        let mut due: Option<Instant> = None;
+        for entry in inner.checks.values_mut() {
+            if entry.published == entry.output {
+                continue;
+            }
+            match entry.published_at.map(|at| at + OUTPUT_EVERY).filter(|at| *at > now) {
+                Some(later) => due = Some(due.map_or(later, |due| due.min(later))),
+                None => {
+                    entry.published = entry.output.clone();
+                    entry.published_at = Some(now);
+                }
+            }
+        }
+        let instances = inner
+            .services
+            .values()
+            .map(|held| (held.instance.id.clone(), held.instance.clone()))
+            .collect();
+        let declared = inner.checks.values().map(|entry| entry.check(&entry.published));
+        let checks = declared
+            .chain(inner.maintenance_checks())
+            .map(|check| (check.id.clone(), check))
+            .collect();
+        (Rows { node: None, instances, checks }, due)
+    }
+
+    /// Removes services that have been critical for longer than their checks allow.
+    pub(crate) fn reap(&self) {
+        let overdue: BTreeSet<InstanceId> = {
+            let inner = self.lock();
+            let is_overdue = |entry: &&Entry| match (entry.spec.deregister_after, entry.critical_since) {
+                (Some(most), Some(since)) => since.elapsed() >= most,
+                _ => false,
+            };
+            let overdue = inner.checks.values().filter(is_overdue);
+            overdue.filter_map(|entry| entry.spec.instance.clone()).collect()
+        };
+        for id in overdue {
+            tracing::warn!(
+                instance = id.as_str(),
+                "deregistered: it was critical for longer than deregister_critical_service_after"
+            );
+            let _ = self.deregister_service(&id);
+        }
+    }
+
+    /// Keeps the status of each check on disk, at most once per [`STATES_EVERY`], until `drain`.
+    pub(crate) async fn keep_states(&self, drain: tokio_util::sync::CancellationToken) {
+        let mut states = self.states.subscribe();
+        loop {
+            tokio::select! {
+                () = drain.cancelled() => break,
+                changed = states.changed() => if changed.is_err() { break },
+            }
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = tokio::time::sleep(STATES_EVERY) => {}
+            }
+            states.borrow_and_update();
+            self.save_states();
+        }
+        self.save_states();
+    }
+
+    fn save_states(&self) {
+        let states: BTreeMap<CheckId, Remembered> = self
+            .checks()
+            .into_iter()
+            .map(|check| {
+                let kind = check.spec.kind.as_str().to_owned();
+                let reported_at = check.reported_at;
+                (check.spec.id.clone(), Remembered { kind, status: check.status, reported_at })
+            })
+            .collect();
+        self.store.keep_statuses(&states);
+    }
+
+    fn declare_service(
+        &self,
+        definition: ServiceDefinition,
+        origin: Origin,
+        replaces_checks: bool,
+    ) -> Result<(), RegisterError> {
+        let service = definition.service().clone();
+        let id = service.instance.id.clone();
+        let mut inner = self.lock();
+        if !inner.services.contains_key(&id) && inner.services.len() >= SERVICES_MAX {
+            return Err(RegisterError::Full { what: "services", max: SERVICES_MAX });
+        }
+        for check in &service.checks {
+            self.admit_check(&inner, check, origin, service.instance.address)?;
+        }
+        let mesh_port = match &service.sidecar {
+            Some(sidecar) if sidecar.local_address.is_some() => {
+                let taken: BTreeMap<u16, InstanceId> = inner
+                    .services
+                    .values()
+                    .filter(|held| held.instance.id != id)
+                    .filter_map(|held| Some((held.instance.mesh_port?, held.instance.id.clone())))
+                    .collect();
+                let chosen = match sidecar.port {
+                    Some(port) => match taken.get(&port) {
+                        Some(by) => return Err(RegisterError::PortTaken { port, by: by.clone() }),
+                        None => port,
+                    },
+                    None => inner
+                        .ports
+                        .choose(&id, &self.rules.ports, self.rules.bind, &taken)
+                        .ok_or_else(|| RegisterError::NoPort { range: self.rules.ports.clone() })?,
+                };
+                Some(chosen)
+            }
+            _ => None,
+        };
+        for upstream in service.sidecar.iter().flat_map(|sidecar| &sidecar.upstreams) {
+            let others = inner.services.values().filter(|held| held.instance.id != id);
+            for held in others {
+                let theirs = held.definition.service().sidecar.iter().flat_map(|s| &s.upstreams);
+                if theirs.into_iter().any(|t| (t.bind, t.port) == (upstream.bind, upstream.port)) {
+                    let by = held.instance.id.clone();
+                    return Err(RegisterError::PortTaken { port: upstream.port, by });
+                }
+            }
+        }
+        let instance = Instance { mesh_port, ..service.instance };
+        inner.checks.retain(|_, entry| {
+            let is_ours = entry.spec.instance.as_ref() == Some(&id);
+            let stays = service.checks.iter().any(|check| check.id == entry.spec.id);
+            !is_ours || stays || !(entry.is_own || replaces_checks)
+        });
+        for check in service.checks {
+            inner.put_check(check, true, origin);
+        }
+        inner.services.insert(id, Arc::new(Declared { definition, instance, origin }));
+        self.store.keep_ports(inner.ports.all());
+        drop(inner);
+        self.wake();
+        Ok(())
+    }
+
+    fn declare_check(
+        &self,
+        definition: CheckDefinition,
+        origin: Origin,
+    ) -> Result<(), RegisterError> {
+        let spec = definition.into_check();
+        let mut inner = self.lock();
+        let address = match &spec.instance {
+            None => None,
+            Some(id) => match inner.services.get(id) {
+                Some(held) => held.instance.address,
+                None => return Err(RegisterError::UnknownService { instance: id.clone() }),
+            },
+        };
+        self.admit_check(&inner, &spec, origin, address)?;
+        inner.put_check(spec, false, origin);
+        drop(inner);
+        self.wake();
+        Ok(())
+    }
+
+    fn admit_check(
+        &self,
+        inner: &Inner,
+        spec: &CheckSpec,
+        origin: Origin,
+        address: Option<IpAddr>,
+    ) -> Result<(), RegisterError> {
+        match inner.checks.get(&spec.id) {
+            Some(held) if held.spec.instance != spec.instance => {
+                return Err(RegisterError::CheckTaken { check: spec.id.clone() });
+            }
+            None if inner.checks.len() >= CHECKS_MAX => {
+                return Err(RegisterError::Full { what: "checks", max: CHECKS_MAX });
+            }
+            _ => {}
+        }
+        if matches!(spec.kind, CheckKind::Script { .. }) && !self.rules.scripts {
+            return Err(RegisterError::ScriptsOff { check: spec.id.clone() });
+        }
+        let own = [Some(self.rules.address), Some(self.rules.bind), address];
+        if origin == Origin::Api && !crate::check::target::is_local(&spec.kind, &own) {
+            return Err(RegisterError::ForeignTarget { check: spec.id.clone() });
+        }
+        Ok(())
+    }
+
+    fn is_from_file(&self, id: &InstanceId) -> bool {
+        self.lock().services.get(id).is_some_and(|held| held.origin == Origin::File)
+    }
+
+    fn announce(&self, changed: Changed) {
+        if changed.status {
+            self.states.send_modify(|count| *count += 1);
+        }
+        if changed.status || changed.output {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn put_check(&mut self, spec: CheckSpec, is_own: bool, origin: Origin) {
+        let id = spec.id.clone();
+        if let Some(held) = self.checks.get_mut(&id)
+            && *held.spec == spec
+        {
+            // Declared again as it was: its history stands.
+            (held.is_own, held.origin) = (is_own, origin);
+            return;
+        }
+        let remembered = self.remembered.remove(&id).filter(|kept| kept.kind == spec.kind.as_str());
+        let (status, reported_at) = match remembered {
+            Some(kept) => (kept.status, kept.reported_at),
+            None => (spec.initial, None),
+        };
+        let reported_at = match spec.kind {
+            // The first report is owed within one lifetime of the declaration.
+            CheckKind::Ttl(_) => reported_at.or_else(|| Some(clock::now())),
+            _ => None,
+        };
+        let entry = Entry {
+            is_own,
+            origin,
+            gauge: Gauge::new(spec.thresholds, status),
+            reported_at,
+            output: "".into(),
+            published: "".into(),
+            published_at: None,
+            critical_since: (status == Status::Critical).then(Instant::now),
+            spec: Arc::new(spec),
+        };
+        self.checks.insert(id, entry);
+    }
+
+    fn maintenance_checks(&self) -> impl Iterator<Item = Check> + '_ {
+        self.maintenance.iter().filter_map(|(instance, reason)| {
+            let (id, name) = match instance {
+                None => (NODE_MAINTENANCE.to_owned(), "Node Maintenance Mode"),
+                Some(id) => (format!("{SERVICE_MAINTENANCE}{id}"), "Service Maintenance Mode"),
+            };
+            // An instance id near the greatest length has no room for the prefix.
+            let id = id.parse().ok()?;
+            Some(Check {
+                id,
+                name: name.into(),
+                kind: "maintenance".into(),
+                status: Status::Critical,
+                notes: reason.clone(),
+                output: "".into(),
+                instance: instance.clone(),
+            })
+        })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Changed {
+    status: bool,
+    output: bool,
+}
+
+impl Entry {
+    fn take(&mut self, result: Status, output: &str) -> Changed {
+        let before = self.gauge.reported();
+        let status = self.gauge.observe(result);
+        let output = truncated(output, self.spec.output_max);
+        let changed = Changed { status: status != before, output: *output != *self.output };
+        if changed.output {
+            self.output = output.into();
+        }
+        if changed.status {
+            self.published = self.output.clone();
+            self.published_at = Some(Instant::now());
+            tracing::info!(check = self.spec.id.as_str(), %status, was = %before, "a check changed");
+        }
+        self.critical_since = match status {
+            Status::Critical => self.critical_since.or_else(|| Some(Instant::now())),
+            _ => None,
+        };
+        changed
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            spec: self.spec.clone(),
+            status: self.gauge.reported(),
+            output: self.output.clone(),
+            reported_at: self.reported_at,
+        }
+    }
+
+    fn check(&self, output: &Arc<str>) -> Check {
+        Check {
+            id: self.spec.id.clone(),
+            name: self.spec.name.clone(),
+            kind: self.spec.kind.as_str().into(),
+            status: self.gauge.reported(),
+            notes: self.spec.notes.clone(),
+            output: output.clone(),
+            instance: self.spec.instance.clone(),
+        }
+    }
+}
+
+/// At most `octets` octets of `text`, never cut within a character.
+fn truncated(text: &str, octets: usize) -> &str {
+    let octets = octets.min(OUTPUT_OCTETS_MAX);
+    &text[..text.floor_char_boundary(octets)]
+}
+
+/// The id of the check that a node in maintenance has.
+pub(crate) const NODE_MAINTENANCE: &str = "_node_maintenance";
+const SERVICE_MAINTENANCE: &str = "_service_maintenance:";
+/// How often a changed output alone is told to the catalog: a check that prints the time of day
+/// must not write to Raft with every run.
+const OUTPUT_EVERY: Duration = Duration::from_secs(10);
+const STATES_EVERY: Duration = Duration::from_secs(1);
+const OUTPUT_OCTETS_MAX: usize = 4096;
+const SERVICES_MAX: usize = 1024;
+const CHECKS_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn rules() -> Rules {
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        Rules { scripts: false, address: loopback, bind: loopback, ports: 21_000..=21_255 }
+    }
+
+    fn open(folder: &Path, services: &[Value]) -> Local {
+        let services = services.iter().map(|value| service(value.clone())).collect();
+        let (local, refused) =
+            Local::open(rules(), folder.to_owned(), services, vec![]).expect("opened");
+        assert!(refused.is_empty(), "{refused:?}");
+        local
+    }
+
+    fn service(value: Value) -> ServiceDefinition {
+        value.try_into().expect("good")
+    }
+
+    fn meshed(name: &str) -> Value {
+        json!({ "Name": name, "Port": 80, "Connect": { "SidecarService": {} } })
+    }
+
+    fn ids(local: &Local) -> Vec<String> {
+        local.services().iter().map(|held| held.instance.id.to_string()).collect()
+    }
+
+    #[test]
+    fn what_came_by_the_api_survives_a_restart_with_its_port_and_status() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let local = open(folder.path(), &[meshed("file")]);
+        let mut beat = meshed("api");
+        beat["Check"] = json!({ "TTL": "10m" });
+        local.register_service(service(beat), false).expect("taken");
+        local.report(&"service:api".parse().expect("an id"), Status::Passing, "ok").expect("a ttl");
+        local.maintain(Some("api".parse().expect("an id")), Some("why")).expect("known");
+        local.save_states();
+        let port = local.service("api").expect("there").instance.mesh_port;
+        assert!(port.is_some_and(|port| (21_000..=21_255).contains(&port)));
+        drop(local);
+
+        let again = open(folder.path(), &[]);
+        assert_eq!(ids(&again), ["api"], "the file's service is gone with its file");
+        assert_eq!(again.service("api").expect("there").instance.mesh_port, port);
+        let checks = again.all_checks();
+        let found: Vec<_> = checks.iter().map(|c| (c.id.as_str(), c.status)).collect();
+        let expected = [
+            ("service:api", Status::Passing),
+            ("_service_maintenance:api", Status::Critical),
+        ];
+        assert_eq!(found, expected);
+
+        again.deregister_service(&"api".parse().expect("an id")).expect("known");
+        drop(again);
+        assert!(ids(&open(folder.path(), &[])).is_empty(), "gone for good");
+    }
+
+    #[test]
+    fn a_file_outranks_what_the_api_said_and_a_reload_takes_away() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let local = open(folder.path(), &[]);
+        local.register_service(service(json!({ "Name": "web", "Port": 1 })), false).expect("taken");
+        drop(local);
+        let local = open(folder.path(), &[json!({ "Name": "web", "Port": 2 })]);
+        assert_eq!(local.service("web").expect("there").instance.port, 2);
+        assert!(local.reload(vec![service(json!({ "Name": "db" }))], vec![]).is_empty());
+        assert_eq!(ids(&local), ["db"]);
+    }
+
+    #[test]
+    fn what_must_not_be_declared_is_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let upstream = |name: &str| {
+            json!({ "Name": name, "Connect": { "SidecarService": { "Proxy": { "Upstreams": [
+                { "DestinationName": "db", "LocalBindPort": 9191 } ] } } } })
+        };
+        let port = |name: &str| {
+            json!({ "Name": name, "Port": 80, "Connect": { "SidecarService": { "Port": 21500 } } })
+        };
+        let check = |check: Value| json!({ "Name": "x", "Check": check });
+        let local = open(folder.path(), &[upstream("a"), port("b"), json!({"Name": "c",
+            "Check": {"TTL": "5s", "CheckID": "beat"}})]);
+        let cases = [
+            (upstream("x"), "port 9191 is used by service a", "one upstream port, two services"),
+            (port("x"), "port 21500 is used by service b", "one mesh port, two services"),
+            (check(json!({"Args": ["/bin/true"], "Interval": "1s"})), "script checks are off", "A7"),
+            (check(json!({"TTL": "5s", "CheckID": "beat"})), "another service", "ids are unique"),
+            (
+                check(json!({"HTTP": "http://10.9.9.9/", "Interval": "1s"})),
+                "only ask this host",
+                "A6",
+            ),
+        ];
+        for (definition, expected, why) in cases {
+            let refused = local.register_service(service(definition), false).expect_err(why);
+            assert!(refused.to_string().contains(expected), "{why}: {refused}");
+        }
+        let orphan = json!({ "Name": "n", "TTL": "5s", "ServiceID": "nobody" });
+        let refused = local.register_check(orphan.try_into().expect("good")).expect_err("orphan");
+        assert_eq!(refused.to_string(), "ServiceID \"nobody\" does not exist");
+        assert_eq!(ids(&local), ["a", "b", "c"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_output_alone_is_told_once_in_ten_seconds_and_a_status_at_once() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let local = open(folder.path(), &[json!({ "Name": "web", "Check": { "TTL": "1h" } })]);
+        let id: CheckId = "service:web".parse().expect("an id");
+        let told = || {
+            let (rows, due) = local.rows();
+            (rows.checks[&id].status, rows.checks[&id].output.to_string(), due.is_some())
+        };
+        local.report(&id, Status::Passing, "one").expect("a ttl");
+        assert_eq!(told(), (Status::Passing, "one".into(), false), "a status goes at once");
+        local.report(&id, Status::Passing, "two").expect("a ttl");
+        assert_eq!(told(), (Status::Passing, "one".into(), true), "an output waits its turn");
+        local.report(&id, Status::Warning, "three").expect("a ttl");
+        assert_eq!(told(), (Status::Warning, "three".into(), false), "unless the status moves");
+        local.report(&id, Status::Warning, "four").expect("a ttl");
+        tokio::time::advance(OUTPUT_EVERY).await;
+        assert_eq!(told(), (Status::Warning, "four".into(), false), "its turn has come");
+    }
+
+    #[test]
+    fn output_is_cut_between_characters() {
+        assert_eq!(truncated("aé", 2), "a");
+        assert_eq!(truncated("aé", 3), "aé");
+        assert_eq!(truncated(&"x".repeat(9000), 9000).len(), OUTPUT_OCTETS_MAX);
+    }
+}
