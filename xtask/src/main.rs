@@ -1,11 +1,18 @@
 //! Chores of this repository, each one command: `cargo xtask help`.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a chore talks to who runs it")]
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod step;
 mod r#gen;
+mod tidy;
+mod fix;
+mod hosts;
+mod powercut;
+mod ci;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Chores of this repository")]
@@ -16,17 +23,43 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// All that a change must pass: format, lints, docs, tests, generated code, tidy, licences.
+    Ci {
+        /// Leave this step out; may be given several times.
+        #[arg(long = "without", value_name = "STEP")]
+        without: Vec<String>,
+    },
+    /// Mend what can be mended by a program: format, lints, generated code.
+    Fix,
     /// Compile the proto files into proto/src/gen.
     Gen {
         /// Only check that what is committed is up to date.
         #[arg(long)]
         check: bool,
     },
+    /// Check layers, module order, headers, dead files, the docs map, function lengths and words.
+    Tidy,
+    /// Network namespaces with Hawser and real applications on them (needs root).
+    Hosts {
+        #[command(subcommand)]
+        action: hosts::Action,
+    },
+    /// Cut the power under the server's store, again and again (needs root).
+    Powercut {
+        /// How many cuts.
+        #[arg(long, default_value_t = 20)]
+        cuts: u32,
+    },
 }
 
 fn main() -> Result<()> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
     match Arguments::parse().chore {
+        Chore::Ci { without } => ci::run(&root, &without),
+        Chore::Fix => fix::run(&root),
         Chore::Gen { check } => r#gen::run(&root, check),
+        Chore::Tidy => tidy::run(&root),
+        Chore::Hosts { action } => hosts::run(&root, &action),
+        Chore::Powercut { cuts } => powercut::run(&root, cuts),
     }
 }
