@@ -37,6 +37,14 @@ pub struct Node {
     pub meta: Meta,
 }
 
+impl Node {
+    /// Whether it was registered through the catalog and has no agent: then it has no lease that
+    /// could run out, and its health is what its registrar says.
+    pub fn is_external(&self) -> bool {
+        self.meta.contains_key(EXTERNAL_META)
+    }
+}
+
 /// How much traffic an instance takes, relative to its siblings.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Weights {
@@ -561,6 +569,9 @@ fn first_instance_id() -> InstanceId {
 fn first_check_id() -> CheckId {
     FIRST_PRINTABLE.parse().expect("a space is printable")
 }
+
+/// The key of the pair that marks a node without an agent.
+pub const EXTERNAL_META: &str = "hawser-external";
 
 /// The least text that a printable id can be.
 const FIRST_PRINTABLE: &str = " ";

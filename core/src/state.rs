@@ -297,6 +297,7 @@ impl State {
         let (name, at) = (node.name.clone(), stamp.index);
         let mut touched = Touched::default();
         let is_new = self.catalog.node(&name).is_none();
+        let is_external = node.is_external();
         self.catalog.put_node(node, at, &mut touched);
         for id in drop_checks {
             self.catalog.drop_check(&name, &id, at, &mut touched);
@@ -311,7 +312,7 @@ impl State {
             self.catalog.put_check(&name, check, at, &mut touched);
         }
         let mut topics = topics(&touched);
-        if is_new || self.catalog.is_down(&name) {
+        if !is_external && (is_new || self.catalog.is_down(&name)) {
             topics.extend(self.set_liveness(&[], std::slice::from_ref(&name), stamp));
             topics.push(Topic::Nodes);
         }
