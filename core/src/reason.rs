@@ -227,4 +227,13 @@ mod tests {
             assert_eq!(reason.is_before_request(), expected, "{reason}");
         }
     }
+
+    #[test]
+    fn every_reason_has_its_page_for_operators() {
+        let page = include_str!("../../docs/reasons.md");
+        for reason in Reason::ALL {
+            let section = format!("## `{reason}`\n\n{}\n", reason.doc().trim());
+            assert!(page.contains(&section), "docs/reasons.md lacks: {section}");
+        }
+    }
 }
