@@ -244,10 +244,30 @@ pub struct Answer<'v> {
     pub exists: bool,
     /// Whether records were left out for [`Question::most`].
     pub is_cut: bool,
+    /// What of the view it speaks of, so that what is asked for can be kept.
+    pub about: Option<About<'v>>,
     /// The answer.
     pub records: Vec<Record<'v>>,
     /// What may be added where there is room, besides [`Record::glue`].
     pub extra: Vec<Record<'v>>,
+}
+
+/// What of the view an answer speaks of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum About<'v> {
+    /// A service.
+    Service(&'v ServiceName),
+    /// A node.
+    Node(&'v NodeName),
+}
+
+impl From<About<'_>> for Want {
+    fn from(about: About<'_>) -> Self {
+        match about {
+            About::Service(name) => Self::Service(name.clone()),
+            About::Node(name) => Self::Node(name.clone()),
+        }
+    }
 }
 
 /// One record's data.
@@ -323,6 +343,7 @@ pub fn resolve<'v>(zone: &'v Zone, view: &'v View, question: &Question<'_>) -> O
         is_in_domain: true,
         exists: true,
         is_cut: false,
+        about: None,
         records: Vec::new(),
         extra: Vec::new(),
     };
@@ -497,12 +518,15 @@ fn node<'v>(
     answer: Answer<'v>,
 ) -> Outcome<'v> {
     // The catalog tells spellings apart and DNS does not: the asked one counts, then lower case.
-    let lower = asked.to_ascii_lowercase();
-    let spellings = [asked, &lower];
-    let spellings = &spellings[..if lower == asked { 1 } else { 2 }];
-    if let Some(found) =
-        spellings.iter().find_map(|spelling| view.nodes.get(*spelling).and_then(Option::as_ref))
-    {
+    let has_upper = asked.bytes().any(|octet| octet.is_ascii_uppercase());
+    let lower = has_upper.then(|| asked.to_ascii_lowercase());
+    let spellings = || [Some(asked), lower.as_deref()].into_iter().flatten();
+    let known = spellings().find_map(|spelling| match view.nodes.get_key_value(spelling) {
+        Some((name, Some(found))) => Some((name, found)),
+        Some((_, None)) | None => None,
+    });
+    if let Some((name, found)) = known {
+        let answer = Answer { about: Some(About::Node(name)), ..answer };
         let mut answer = address(found.address, kind, answer);
         match kind {
             Kind::Txt | Kind::Any => answer.records.extend(texts(&found.meta)),
@@ -511,11 +535,11 @@ fn node<'v>(
         }
         return Outcome::Answer(answer);
     }
-    let unknown = spellings.iter().find(|spelling| !view.nodes.contains_key(**spelling));
+    let unknown = spellings().find(|spelling| !view.nodes.contains_key(*spelling));
     if unknown.is_some() && kind != Kind::Txt && zone.node.as_str().eq_ignore_ascii_case(asked) {
         return Outcome::Answer(address(zone.address, kind, answer));
     }
-    match unknown.map(|spelling| spelling.parse()) {
+    match unknown.map(str::parse) {
         Some(Ok(name)) => Outcome::Needs(Want::Node(name)),
         Some(Err(_)) | None => Outcome::Answer(missing(answer)),
     }
@@ -556,12 +580,13 @@ fn service<'v>(
         *to = from.to_ascii_lowercase();
     }
     let name = str::from_utf8(lower).unwrap_or_default();
-    let Some(service) = view.services.get(name) else {
+    let Some((known, service)) = view.services.get_key_value(name) else {
         return match name.parse() {
             Ok(name) => Outcome::Needs(Want::Service(name)),
             Err(_) => Outcome::Answer(missing(answer)),
         };
     };
+    let answer = Answer { about: Some(About::Service(known)), ..answer };
     Outcome::Answer(instances(zone, &service.endpoints, selector, question, answer))
 }
 
@@ -698,6 +723,7 @@ fn pointer<'v>(zone: &'v Zone, view: &'v View, address: IpAddr, kind: Kind) -> O
         is_in_domain: false,
         exists: true,
         is_cut: false,
+        about: None,
         records,
         extra: Vec::new(),
     })
