@@ -1,1 +1,14 @@
-//! What the mesh must show between hosts, with real programs.
+//! What the mesh must show between hosts, with real programs: nginx, PostgreSQL, dig, openssl.
+//!
+//! Each test sets up the whole scene of `tests/rig` anew: three servers and three agents of the
+//! real binary in network namespaces. Needs root; run by `cargo xtask hosts test`, one at a time.
+
+mod scene;
+mod load;
+mod capture;
+mod carried;
+mod refused;
+mod flipped;
+mod leaderless;
+mod instances;
+mod malformed;
