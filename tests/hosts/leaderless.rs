@@ -83,7 +83,7 @@ fn with_every_server_gone_traffic_and_dns_go_on_and_an_agent_restarts_from_disk(
             cluster.process(agent)?.kill()?;
             let started = Instant::now();
             cluster.start_hawser(agent)?;
-            served_again(cluster, agent)?;
+            served_again(agent)?;
             let took = started.elapsed();
             println!("{agent} restarted without servers: serving after {took:?}");
             ensure!(took <= RESTARTED, "{agent} served only after {took:?}");
@@ -106,7 +106,7 @@ fn with_every_server_gone_traffic_and_dns_go_on_and_an_agent_restarts_from_disk(
 
 /// For a1: a request through its upstream. For a3: its own listener answers a1's requests, which
 /// is seen by the instance's name.
-fn served_again(cluster: &Cluster, agent: &str) -> Result<()> {
+fn served_again(agent: &str) -> Result<()> {
     let a1 = Host::named("a1")?;
     let url = format!("http://{UPSTREAM}/");
     wait_for(format_args!("{agent} to serve"), Duration::from_secs(10), || {

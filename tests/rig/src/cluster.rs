@@ -312,7 +312,7 @@ impl Cluster {
         Ok(reply.body)
     }
 
-    /// The addresses that the DNS of `host` gives for `name`, sorted.
+    /// The addresses that the DNS of `host` gives for `name`, each once, sorted.
     ///
     /// # Errors
     /// `dig` gets no answer within 3 s.
@@ -322,6 +322,7 @@ impl Cluster {
         let mut addresses: Vec<String> =
             told.lines().filter(|line| !line.starts_with(';')).map(str::to_owned).collect();
         addresses.sort();
+        addresses.dedup();
         Ok(addresses)
     }
 
