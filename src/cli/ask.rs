@@ -1,0 +1,165 @@
+//! The commands that ask an agent's or server's HTTP API: Consul's verbs and flags.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+
+use super::connection::Connection;
+use super::{agent_calls, catalog, entries, intention, map, members, operator, services, token};
+
+/// A command that is a client of the API.
+#[derive(Clone, Subcommand)]
+pub(crate) enum Ask {
+    /// Read the catalog: datacenters, nodes and services.
+    Catalog(With<catalog::Arguments>),
+    /// List the hosts, and whether they live.
+    Members(With<members::Arguments>),
+    /// Register and deregister services with the local agent.
+    Services(With<services::Arguments>),
+    /// Say and ask who may call whom.
+    Intention(With<intention::Arguments>),
+    /// Read and write config entries.
+    Config(With<entries::Arguments>),
+    /// Look after the servers.
+    Operator(With<operator::Arguments>),
+    /// Make join tokens for new hosts.
+    Token(With<token::Arguments>),
+    /// Print who calls whom, with rates, errors and latencies.
+    Map(With<map::Arguments>),
+    /// Tell whether the local agent serves: exit status 0 or 1.
+    Health(With<agent_calls::Health>),
+    /// Print what the local agent says of itself.
+    Info(With<agent_calls::Info>),
+    /// Take the host out of the cluster and stop its agent.
+    Leave(With<Nothing>),
+    /// Let the local agent read its services and checks anew.
+    Reload(With<Nothing>),
+}
+
+/// A command's own options, and where the API is.
+#[derive(Clone, Args)]
+pub(crate) struct With<A: Args> {
+    #[command(flatten)]
+    arguments: A,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// No options of its own.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Nothing {}
+
+/// Asks, and prints the answer.
+///
+/// # Errors
+/// An address or token that cannot be, the API's refusals, and what each command says.
+pub(crate) fn run(ask: Ask) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(answer(ask))
+}
+
+async fn answer(ask: Ask) -> Result<ExitCode> {
+    /// Runs one command with the client that its options name.
+    macro_rules! with_client {
+        ($with:ident, $run:path) => {{
+            let client = $with.connection.client(environment)?;
+            $run($with.arguments, &client).await
+        }};
+    }
+    match ask {
+        Ask::Catalog(with) => with_client!(with, catalog::run),
+        Ask::Members(with) => with_client!(with, members::run),
+        Ask::Services(with) => with_client!(with, services::run),
+        Ask::Intention(with) => with_client!(with, intention::run),
+        Ask::Config(with) => with_client!(with, entries::run),
+        Ask::Operator(with) => with_client!(with, operator::run),
+        Ask::Token(with) => with_client!(with, token::run),
+        Ask::Map(with) => with_client!(with, map::run),
+        Ask::Health(with) => with_client!(with, agent_calls::health),
+        Ask::Info(with) => with_client!(with, agent_calls::info),
+        Ask::Leave(with) => agent_calls::leave(&with.connection.client(environment)?).await,
+        Ask::Reload(with) => agent_calls::reload(&with.connection.client(environment)?).await,
+    }
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::spelling::with_two_dashes;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        ask: Ask,
+    }
+
+    fn parse(line: &str) -> Result<Line, clap::Error> {
+        let words = line.split_whitespace().map(Into::into);
+        Line::try_parse_from(with_two_dashes(words))
+    }
+
+    #[test]
+    fn the_tree_of_commands_is_sound() {
+        use clap::CommandFactory as _;
+        Line::command().debug_assert();
+    }
+
+    #[test]
+    fn consuls_users_type_what_they_are_used_to() {
+        for line in [
+            "hawser members -detailed -http-addr=10.0.0.1:8500",
+            "hawser catalog nodes -detailed -http-addr 10.0.0.1:8500 -token=abc",
+            "hawser catalog services -tags -datacenter=dc1 -stale",
+            "hawser catalog -http-addr=unix:///run/h.sock datacenters",
+            "hawser services register web.hcl",
+            "hawser services register -name=web -port=80",
+            "hawser services deregister -id=web",
+            "hawser intention create -allow web db",
+            "hawser intention create -deny -replace web api",
+            "hawser intention create --deny * db",
+            "hawser intention check web db",
+            "hawser intention match -source web",
+            "hawser config read -kind service-defaults -name web",
+            "hawser config write -",
+            "hawser config write -cas -modify-index=7 web.hcl",
+            "hawser operator raft list-peers -stale",
+            "hawser token create --node vm-1 -http-addr http://127.0.0.1:8500",
+            "hawser map -minutes 10 -format json",
+            "hawser health -timeout=1s",
+            "hawser info -format=json",
+            "hawser leave",
+            "hawser reload -token-file=/run/token",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_contradicts_itself_or_lacks_something_is_refused() {
+        for line in [
+            "hawser intention create -allow -deny web db",
+            "hawser intention create web",
+            "hawser services register",
+            "hawser services register web.hcl -name=web",
+            "hawser services deregister",
+            "hawser config write -cas web.hcl",
+            "hawser config read -kind service-defaults",
+            "hawser map -minutes 0",
+            "hawser token create",
+            "hawser members -format=yaml",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}
