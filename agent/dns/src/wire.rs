@@ -612,3 +612,143 @@ const DNSSEC_OK: u32 = 0x8000;
 const ANSWER: usize = 0;
 const AUTHORITY: usize = 1;
 const ADDITIONAL: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A query for `web.service.consul A` with an OPT.
+    fn good() -> Vec<u8> {
+        let mut packet = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1];
+        packet.extend_from_slice(b"\x03web\x07service\x06consul\0\0\x01\0\x01");
+        packet.extend_from_slice(b"\0\0\x29\x04\xd0\0\0\0\0\0\0");
+        packet
+    }
+
+    fn with(edit: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut packet = good();
+        edit(&mut packet);
+        packet
+    }
+
+    fn outcome(packet: &[u8]) -> Result<(), Unfit> {
+        decode(packet).map(drop)
+    }
+
+    const FORMERR: Result<(), Unfit> = Err(Unfit::Refused(Rcode::FormErr));
+    const SILENT: Result<(), Unfit> = Err(Unfit::Silent);
+
+    #[test]
+    fn a_good_query_is_read() {
+        let packet = good();
+        let query = decode(&packet).expect("the packet is good");
+        assert_eq!((query.id, query.code, query.class), (7, A, CLASS_IN));
+        assert!(query.recursion_desired);
+        assert!(query.name.labels().eq([b"web".as_slice(), b"service", b"consul"]));
+        let edns = Edns { payload: 1_232, version: 0, is_dnssec_ok: false };
+        assert_eq!(query.edns, Some(edns));
+    }
+
+    #[test]
+    fn a_packet_cut_at_any_octet_is_refused_or_dropped() {
+        let packet = good();
+        for length in 0..packet.len() {
+            let expected = if length < HEADER { SILENT } else { FORMERR };
+            assert_eq!(outcome(&packet[..length]), expected, "{length} octets");
+        }
+    }
+
+    #[test]
+    fn malformed_packets_are_refused() {
+        let long_name = |labels: usize| {
+            let mut packet = good()[..HEADER].to_vec();
+            packet[11] = 0;
+            (0..labels).for_each(|_| label(&mut packet, &[b'a'; 63]));
+            packet.extend_from_slice(b"\0\0\x01\0\x01");
+            packet
+        };
+        let opt_at = 12 + 20 + 4;
+        let cases = [
+            (with(|p| p[2] |= 0x80), SILENT, "a reply is never answered"),
+            (with(|p| p[5] = 0), FORMERR, "no question counted"),
+            (with(|p| p[5] = 2), FORMERR, "two questions counted"),
+            (with(|p| p[4..6].fill(0xff)), FORMERR, "65,535 questions counted"),
+            (with(|p| p[7] = 1), FORMERR, "an answer in a query"),
+            (with(|p| p[9] = 1), FORMERR, "an authority that is not there"),
+            (with(|p| p[10..12].fill(0xff)), FORMERR, "65,535 additional records counted"),
+            (with(|p| p[11] = 2), FORMERR, "one additional record too many"),
+            (with(|p| p[11] = 0), Ok(()), "one not counted is not read"),
+            (with(|p| p[12..14].copy_from_slice(b"\xc0\x0c")), FORMERR, "a pointer to itself"),
+            (with(|p| p[12..14].copy_from_slice(b"\xc0\x20")), FORMERR, "a pointer forward"),
+            (with(|p| p[12..14].copy_from_slice(b"\xc0\x00")), FORMERR, "a pointer to the header"),
+            (with(|p| p[12] = 0x40), FORMERR, "a label of a kind that is not used"),
+            (with(|p| p[12] = 0x80), FORMERR, "another one"),
+            (with(|p| p[12] = 63), FORMERR, "a label past the end"),
+            (long_name(3), Ok(()), "193 octets of name"),
+            (long_name(4), FORMERR, "257 octets of name"),
+            (long_name(60), FORMERR, "3,841 octets of name"),
+            (with(|p| p.extend_from_within(opt_at..)), Ok(()), "trailing octets"),
+            (
+                with(|p| {
+                    p.extend_from_within(opt_at..);
+                    p[11] = 2;
+                }),
+                FORMERR,
+                "two OPTs",
+            ),
+            (with(|p| p[opt_at + 9] = 0xff), FORMERR, "an OPT that is longer than the packet"),
+            (
+                with(|p| {
+                    p[opt_at + 9..].copy_from_slice(&4_000_u16.to_be_bytes());
+                    p.resize(opt_at + 11 + 4_000, 7);
+                }),
+                Ok(()),
+                "a huge OPT that is there",
+            ),
+            (
+                with(|p| {
+                    p.splice(opt_at..opt_at, *b"\x01a");
+                }),
+                FORMERR,
+                "an OPT with a name",
+            ),
+            (
+                with(|p| p.splice(opt_at..=opt_at, *b"\xc0\x0c").for_each(drop)),
+                FORMERR,
+                "or pointer",
+            ),
+            (with(|p| p[2] |= 4 << 3), Err(Unfit::Refused(Rcode::Refused)), "NOTIFY"),
+            (with(|p| p[2] |= 5 << 3), Err(Unfit::Refused(Rcode::Refused)), "UPDATE"),
+            (with(|p| p[2] |= 2 << 3), Err(Unfit::Refused(Rcode::NotImp)), "STATUS"),
+            (with(|p| p[2] |= 15 << 3), Err(Unfit::Refused(Rcode::NotImp)), "no opcode"),
+        ];
+        for (packet, expected, why) in cases {
+            assert_eq!(outcome(&packet), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_reply_answers_only_the_query_it_repeats() {
+        let question = b"\x03web\x04evil\0\0\x01\0\x01";
+        let reply = |edit: &dyn Fn(&mut Vec<u8>)| {
+            let mut reply = vec![0, 7, 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0];
+            reply.extend_from_slice(question);
+            edit(&mut reply);
+            reply
+        };
+        type Edit = fn(&mut Vec<u8>);
+        let cases: [(Edit, bool, &str); 8] = [
+            (|_| {}, true, "its own"),
+            (|p| p[1] = 8, false, "another id"),
+            (|p| p[2] &= 0x7f, false, "a query"),
+            (|p| p[2] |= 0x28, false, "another opcode"),
+            (|p| p[5] = 0, false, "no question"),
+            (|p| p[13] = b'W', false, "another case"),
+            (|p| p[13] = b'x', false, "another name"),
+            (|p| p.truncate(20), false, "half a question"),
+        ];
+        for (edit, expected, why) in cases {
+            assert_eq!(answers(&reply(&edit), 7, question), expected, "{why}");
+        }
+    }
+}
