@@ -41,12 +41,12 @@ fn map(tree: &Tree, packages: &[Package]) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for package in packages {
         let folder = package.folder(&tree.root).display().to_string();
-        if !text.contains(&format!("{folder}/")) && !text.contains(&format!("`{folder}`")) {
+        if !is_named(&text, &folder) {
             faults.push(format!("{MAP}: does not name the crate `{folder}`"));
         }
     }
     for folder in top_folders(tree) {
-        if !text.contains(&format!("{folder}/")) {
+        if !is_named(&text, &folder) {
             faults.push(format!("{MAP}: does not name the folder `{folder}/`"));
         }
     }
@@ -58,6 +58,10 @@ fn map(tree: &Tree, packages: &[Package]) -> Result<Vec<String>> {
         }
     }
     Ok(faults)
+}
+
+fn is_named(text: &str, folder: &str) -> bool {
+    text.contains(&format!("{folder}/")) || text.contains(&format!("`{folder}`"))
 }
 
 fn top_folders(tree: &Tree) -> BTreeSet<String> {
