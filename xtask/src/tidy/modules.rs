@@ -113,6 +113,9 @@ impl Crate {
                 self.walk_module(tree, file, folder, module, inner)?;
                 continue;
             }
+            if is_test(attributes(item)) {
+                continue;
+            }
             let mut uses =
                 Uses { module: module.to_vec(), found: Vec::new(), included: Vec::new() };
             uses.visit_item(item);
