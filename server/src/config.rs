@@ -1,0 +1,72 @@
+//! What a server is told before it starts. Nothing here has a default left to find.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hawser_core::intention::Action;
+use hawser_core::name::{Datacenter, NodeName};
+
+use crate::identity::OperatorKey;
+
+/// The configuration of one server.
+pub struct Config {
+    /// Its node name: unique among the servers of a cluster.
+    pub node: NodeName,
+    /// The cluster's datacenter.
+    pub datacenter: Datacenter,
+    /// Where log, snapshots and history are kept.
+    pub data_dir: PathBuf,
+    /// Where other servers and agents dial it.
+    pub advertise: SocketAddr,
+    /// How many servers found a cluster together; zero never founds one, and only joins.
+    pub bootstrap_expect: u8,
+    /// Other servers: `host[:port]`, addresses or DNS names.
+    pub retry_join: Vec<String>,
+    /// The key that all servers of the cluster share.
+    pub operator_key: OperatorKey,
+    /// What holds where no intention does, in a cluster that this server founds.
+    pub default_action: Action,
+    /// How long a dead node stays in the catalog.
+    pub reap_after: Duration,
+    /// How long a leaf certificate holds.
+    pub leaf_lifetime: Duration,
+    /// Raft's clock.
+    pub timing: RaftTiming,
+    /// How long an agent counts as alive after its last heartbeat.
+    pub lease: Duration,
+    /// The bounds of the traffic history.
+    pub history: crate::history::Limits,
+    /// Entries between two snapshots.
+    pub snapshot_every: u64,
+}
+
+/// Raft's clock. A heartbeat must make its round trip within `heartbeat`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RaftTiming {
+    /// Between two heartbeats of a leader.
+    pub heartbeat: Duration,
+    /// The shortest silence after which a follower stands for election.
+    pub election_min: Duration,
+    /// The longest; also how long a leader's lease holds.
+    pub election_max: Duration,
+}
+
+impl Default for RaftTiming {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(150),
+            election_min: Duration::from_millis(700),
+            election_max: Duration::from_millis(1_400),
+        }
+    }
+}
+
+/// The default of [`Config::lease`].
+pub const LEASE: Duration = Duration::from_secs(15);
+/// The default of [`Config::reap_after`].
+pub const REAP_AFTER: Duration = Duration::from_secs(72 * 3600);
+/// The default of [`Config::snapshot_every`].
+pub const SNAPSHOT_EVERY: u64 = 16_384;
+/// The port that servers listen on when none is given.
+pub const PORT: u16 = 8300;

@@ -1,0 +1,211 @@
+//! Leases of agents: renewed by heartbeats, kept in the leader's memory, and run out by a write.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hawser_core::name::NodeName;
+use hawser_core::state::{Command, State};
+use hawser_proto::v1;
+use tokio_util::sync::CancellationToken;
+
+use super::{Duties, every};
+use crate::dial::{Dialer, Lane};
+use crate::raft::Raft;
+
+/// Where heartbeats of agents go. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Leases(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    /// At a follower: who was heard since the last report to the leader.
+    heard: BTreeSet<NodeName>,
+    /// At the leader: when each node was heard last.
+    renewed: BTreeMap<NodeName, Instant>,
+}
+
+impl Leases {
+    /// Notes that `node`'s agent is alive: the leader knows within a second.
+    pub fn renew(&self, node: NodeName) {
+        let mut table = self.table();
+        if table.heard.len() < HEARD_MAX || table.heard.contains(&node) {
+            table.heard.insert(node);
+        }
+    }
+
+    /// Notes, at the leader, whom a follower heard.
+    pub(crate) fn renew_all(&self, nodes: impl IntoIterator<Item = NodeName>) {
+        let now = Instant::now();
+        let mut table = self.table();
+        table.renewed.extend(nodes.into_iter().take(HEARD_MAX).map(|node| (node, now)));
+    }
+
+    /// Begins every lease anew: a new leader has heard nobody yet.
+    pub(crate) fn extend_all(&self) {
+        self.table().renewed.clear();
+    }
+
+    /// Who died and who came back, as of `now`. A node that was never heard of begins its lease.
+    fn due(&self, state: &State, now: Instant, lease: Duration) -> (Vec<NodeName>, Vec<NodeName>) {
+        let mut table = self.table();
+        let (mut dead, mut alive) = (Vec::new(), Vec::new());
+        let mut kept = BTreeMap::new();
+        for row in state.catalog().nodes().filter(|row| !row.value.is_external()) {
+            let node = &row.value.name;
+            let is_down = state.catalog().is_down(node);
+            let Some(renewed) = table.renewed.get(node).copied() else {
+                if !is_down {
+                    kept.insert(node.clone(), now);
+                }
+                continue;
+            };
+            let is_late = now.saturating_duration_since(renewed) > lease;
+            match (is_late, is_down) {
+                (true, false) if dead.len() < TOGETHER_MAX => dead.push(node.clone()),
+                (false, true) if alive.len() < TOGETHER_MAX => alive.push(node.clone()),
+                _ => {}
+            }
+            kept.insert(node.clone(), renewed);
+        }
+        table.renewed = kept;
+        (dead, alive)
+    }
+
+    fn take_heard(&self) -> BTreeSet<NodeName> {
+        std::mem::take(&mut self.table().heard)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Brings renewals to the leader, until `drain`.
+pub(crate) async fn report(leases: Leases, raft: Raft, dialer: Dialer, drain: CancellationToken) {
+    let mut tick = every(REPORT_EVERY);
+    let status = raft.status();
+    loop {
+        tokio::select! {
+            () = drain.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let (is_leader, leader) = {
+            let status = status.borrow();
+            let leader = status.leader.and_then(|id| status.member(id));
+            (status.is_leader, leader.map(|leader| leader.address.clone()))
+        };
+        if is_leader {
+            leases.renew_all(leases.take_heard());
+        } else if let Some(address) = leader {
+            let heard = leases.take_heard();
+            if heard.is_empty() {
+                continue;
+            }
+            if !send(&dialer, &address, &heard).await {
+                // The next leader hears of them; renewing twice does no harm.
+                heard.into_iter().for_each(|node| leases.renew(node));
+            }
+        }
+    }
+}
+
+async fn send(dialer: &Dialer, leader: &str, heard: &BTreeSet<NodeName>) -> bool {
+    let Ok(mut client) = dialer.client(leader, Lane::Request) else { return false };
+    let nodes = heard.iter().map(ToString::to_string).collect();
+    let call = client.renew_leases(v1::Leases { nodes });
+    matches!(tokio::time::timeout(REPORT_MAX, call).await, Ok(Ok(_)))
+}
+
+/// Proposes deaths and returns, for as long as this server leads.
+pub(super) async fn run(duties: &Duties) {
+    let mut tick = every(EXPIRE_EVERY);
+    loop {
+        tick.tick().await;
+        let state = duties.reader.current();
+        let (dead, alive) = duties.leases.due(&state, Instant::now(), duties.lease);
+        if dead.is_empty() && alive.is_empty() {
+            continue;
+        }
+        tracing::info!(dead = ?dead, alive = ?alive, "liveness of nodes changed");
+        if let Err(failure) = duties.proposer.propose(Command::SetLiveness { dead, alive }).await {
+            tracing::warn!(error = %failure, "liveness of nodes is not stored yet");
+        }
+    }
+}
+
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+const REPORT_MAX: Duration = Duration::from_secs(2);
+const EXPIRE_EVERY: Duration = Duration::from_millis(500);
+/// Nodes in one report or table: as many as a catalog may hold.
+const HEARD_MAX: usize = 100_000;
+/// Nodes in one write.
+const TOGETHER_MAX: usize = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use hawser_core::catalog::Node;
+    use hawser_core::clock::{Index, Stamp, UnixTime};
+    use hawser_core::state::NodeChanges;
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(15);
+
+    fn name(text: &str) -> NodeName {
+        text.parse().expect("a name")
+    }
+
+    fn apply(state: &mut State, command: Command) {
+        let index = Index(state.applied().0 + 1);
+        let stamp = Stamp { index, time: UnixTime::from_secs(1) };
+        state.apply(stamp, command).expect("applied");
+    }
+
+    fn node(text: &str) -> Node {
+        Node {
+            id: "".into(),
+            name: name(text),
+            address: "10.0.0.1".parse().expect("an address"),
+            datacenter: "dc1".parse().expect("a datacenter"),
+            locality: Default::default(),
+            meta: Default::default(),
+        }
+    }
+
+    fn state(nodes: &[&str]) -> State {
+        let mut state = State::default();
+        for text in nodes {
+            let changes = NodeChanges {
+                node: node(text),
+                put_instances: Vec::new(),
+                put_checks: Vec::new(),
+                drop_instances: Vec::new(),
+                drop_checks: Vec::new(),
+            };
+            apply(&mut state, Command::SyncNode(changes));
+        }
+        state
+    }
+
+    #[test]
+    fn a_lease_runs_out_once_and_a_heartbeat_brings_the_node_back() {
+        let mut state = state(&["a", "b"]);
+        let leases = Leases::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let none = (Vec::new(), Vec::new());
+        assert_eq!(leases.due(&state, at(0), LEASE), none, "a new leader waits a whole lease");
+        leases.table().renewed.insert(name("b"), at(10));
+        assert_eq!(leases.due(&state, at(15), LEASE), none, "not over yet");
+        assert_eq!(leases.due(&state, at(16), LEASE), (vec![name("a")], Vec::new()));
+        let (dead, alive) = (vec![name("a")], Vec::new());
+        apply(&mut state, Command::SetLiveness { dead, alive });
+        assert_eq!(leases.due(&state, at(17), LEASE), none, "said once");
+        leases.table().renewed.insert(name("a"), at(18));
+        assert_eq!(leases.due(&state, at(18), LEASE), (Vec::new(), vec![name("a")]));
+        leases.extend_all();
+        assert_eq!(leases.due(&state, at(99), LEASE), none, "the dead stay so until heard");
+        assert!(!leases.table().renewed.contains_key(&name("a")));
+    }
+}

@@ -1,0 +1,194 @@
+//! The only door for writes: stamp a command, bring it to the leader, wait for its outcome.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_core::clock::{Index, UnixTime};
+use hawser_core::state::{Command, Rejection};
+use hawser_proto::v1;
+use prost::Message;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, ConnectError, Status};
+
+use crate::dial::{Dialer, Lane};
+use crate::identity::now;
+use crate::metrics::Metrics;
+use crate::raft::{Raft, WriteError};
+
+/// Proposes commands, from any server. Clones share it.
+#[derive(Clone)]
+pub struct Proposer(Arc<Inner>);
+
+struct Inner {
+    raft: Raft,
+    dialer: Dialer,
+    metrics: Metrics,
+    stopping: CancellationToken,
+}
+
+/// Why a command has no outcome.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ProposeError {
+    /// The state refuses it: an outcome like any other, and final.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// No leader was found in time. The command was not proposed.
+    #[error("the servers have no leader now: try again")]
+    NoLeader,
+    /// The leader was lost, or did not answer in time: it may or may not be applied.
+    #[error("the outcome is unknown: read what there is before trying again")]
+    Unknown,
+    /// This server stops. The command was not proposed.
+    #[error("this server is stopping: ask another")]
+    ShuttingDown,
+    /// It does not fit into one entry of the log. The command was not proposed.
+    #[error("a change of {bytes} bytes is more than the {max} that fit at once: split it")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+}
+
+/// What became of one try.
+enum Try {
+    Done(Result<Index, Rejection>),
+    /// It was certainly not proposed.
+    Again,
+    Unknown,
+}
+
+impl Proposer {
+    pub(crate) fn new(
+        raft: Raft,
+        dialer: Dialer,
+        metrics: Metrics,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self(Arc::new(Inner { raft, dialer, metrics, stopping }))
+    }
+
+    /// Brings `command` to the leader and waits until it is applied on this path: who has the
+    /// index reads the write at the leader, and anywhere that has applied it.
+    ///
+    /// Waits at most 5 s in all, elections included. A command is tried again only while it was
+    /// certainly not proposed before.
+    ///
+    /// # Errors
+    /// [`ProposeError`]
+    pub async fn propose(&self, command: Command) -> Result<Index, ProposeError> {
+        let Inner { raft, metrics, stopping, .. } = &*self.0;
+        if stopping.is_cancelled() {
+            return Err(ProposeError::ShuttingDown);
+        }
+        let time = now();
+        let bytes = v1::Command::from((time, &command)).encoded_len();
+        if bytes > COMMAND_BYTES_MAX {
+            return Err(ProposeError::TooLarge { bytes, max: COMMAND_BYTES_MAX });
+        }
+        let began = Instant::now();
+        let deadline = began + PATIENCE;
+        let mut status = raft.status();
+        loop {
+            let seen = Arc::clone(&status.borrow_and_update());
+            if seen.is_stopped {
+                return Err(ProposeError::ShuttingDown);
+            }
+            let leader = seen.leader.filter(|id| *id != raft.id()).and_then(|id| seen.member(id));
+            let tried = if seen.is_leader {
+                self.propose_here(time, command.clone(), deadline).await
+            } else if let Some(leader) = leader {
+                self.forward(&leader.address, time, &command, deadline).await
+            } else {
+                Try::Again
+            };
+            match tried {
+                Try::Done(outcome) => {
+                    metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
+                    return Ok(outcome?);
+                }
+                Try::Unknown => return Err(ProposeError::Unknown),
+                Try::Again => {}
+            }
+            let pause = Instant::now() + RETRY_EVERY;
+            if pause >= deadline {
+                return Err(ProposeError::NoLeader);
+            }
+            // Whichever comes first: news of a leader, or the time to ask the same one again.
+            drop(timeout_at(pause, status.changed()).await);
+        }
+    }
+
+    /// Proposes, at the leader, what another server forwarded.
+    ///
+    /// # Errors
+    /// [`Code::Aborted`] when it was certainly not proposed; any other code leaves that open.
+    pub(crate) async fn accept(&self, command: v1::Command) -> Result<v1::Outcome, Status> {
+        let bytes = command.encoded_len();
+        let (time, command) = <(UnixTime, Command)>::try_from(command)
+            .map_err(|why| Status::invalid_argument(why.to_string()))?;
+        if bytes > COMMAND_BYTES_MAX {
+            return Err(Status::invalid_argument(format!("a command of {bytes} bytes")));
+        }
+        let deadline = Instant::now() + PATIENCE;
+        match self.propose_here(time, command, deadline).await {
+            Try::Done(outcome) => Ok((&outcome).into()),
+            Try::Again => Err(Status::aborted("this server does not lead")),
+            Try::Unknown => Err(Status::unknown("the outcome is unknown")),
+        }
+    }
+
+    async fn propose_here(&self, time: UnixTime, command: Command, deadline: Instant) -> Try {
+        match timeout_at(deadline, self.0.raft.propose(time, command)).await {
+            Ok(Ok(outcome)) => Try::Done(outcome),
+            Ok(Err(WriteError::NotLeader)) => Try::Again,
+            Ok(Err(WriteError::Unknown)) | Err(_) => Try::Unknown,
+        }
+    }
+
+    async fn forward(
+        &self,
+        leader: &str,
+        time: UnixTime,
+        command: &Command,
+        deadline: Instant,
+    ) -> Try {
+        let Ok(mut client) = self.0.dialer.client(leader, Lane::Request) else {
+            return Try::Again;
+        };
+        self.0.metrics.forwarded.inc();
+        let message = v1::Command::from((time, command));
+        match timeout_at(deadline, client.propose(message)).await {
+            Ok(Ok(reply)) => reply.into_inner().try_into().map_or(Try::Unknown, Try::Done),
+            Ok(Err(refused)) if certainly_not_taken(&refused) => Try::Again,
+            Ok(Err(refused)) => {
+                tracing::warn!(leader, code = ?refused.code(), "a forwarded command was lost");
+                Try::Unknown
+            }
+            Err(_) => Try::Unknown,
+        }
+    }
+}
+
+/// Whether a call failed before its receiver could have done anything.
+fn certainly_not_taken(refused: &Status) -> bool {
+    if refused.code() == Code::Aborted {
+        return true;
+    }
+    let mut cause = refused.source();
+    while let Some(failure) = cause {
+        if failure.is::<ConnectError>() {
+            return true;
+        }
+        cause = failure.source();
+    }
+    false
+}
+
+/// How long a command waits for its outcome, and between two looks for a leader.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const RETRY_EVERY: Duration = Duration::from_millis(50);
+const COMMAND_BYTES_MAX: usize = 8 << 20;

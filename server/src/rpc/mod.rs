@@ -1,0 +1,4 @@
+//! The gRPC services: parse, then propose, read, watch or sign, then encode.
+
+pub(crate) mod status;
+pub(crate) mod raft;

@@ -1,0 +1,309 @@
+//! The Raft service: what servers say to each other.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_core::name::NodeName;
+use hawser_core::spiffe::Role;
+use hawser_proto::v1::raft_server::{Raft as Service, RaftServer};
+use hawser_proto::{Member, v1};
+use tokio::time::timeout;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::dial::MESSAGE_BYTES_MAX;
+use crate::history::History;
+use crate::join::{Acquaintances, is_living};
+use crate::leader::Leases;
+use crate::propose::Proposer;
+use crate::raft::{Raft, SNAPSHOT_TRANSFER_MAX};
+use crate::read::Contact;
+use crate::snapshot::{Incoming, Snapshots};
+use crate::tls::Peer;
+
+/// Answers other servers.
+pub(crate) struct Answers {
+    pub(crate) own: Member,
+    pub(crate) bootstrap_expect: u8,
+    pub(crate) raft: Raft,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) proposer: Proposer,
+    pub(crate) leases: Leases,
+    pub(crate) contact: Contact,
+    pub(crate) history: History,
+    pub(crate) acquaintances: Acquaintances,
+    /// A member that was not heard for so long does not keep its name from another.
+    pub(crate) silence: Duration,
+}
+
+impl Answers {
+    pub(crate) fn service(self) -> RaftServer<Self> {
+        RaftServer::new(self)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// A message for another server must not be taken for this one's: addresses move.
+    fn expect_target(&self, target: u64) -> Result<(), Status> {
+        if target == self.own.id {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "this is server {} ({}), not {target}",
+            self.own.id, self.own.name
+        )))
+    }
+
+    fn discard(incoming: Incoming, status: Status) -> Status {
+        incoming.discard();
+        status
+    }
+}
+
+/// The server that calls; the connection's certificate says who it is.
+fn caller<T>(request: &Request<T>) -> Result<NodeName, Status> {
+    match request.extensions().get::<Peer>().map(|peer| &peer.id.role) {
+        Some(Role::Server(node)) => Ok(node.clone()),
+        _ => Err(Status::permission_denied("only servers may call this")),
+    }
+}
+
+/// The server that calls, which must be the one that its message is about.
+fn caller_as(request_from: &NodeName, member: &Member) -> Result<(), Status> {
+    if *request_from == member.name {
+        return Ok(());
+    }
+    Err(Status::permission_denied(format!("{request_from} may not speak for {}", member.name)))
+}
+
+fn member(message: Option<v1::Member>) -> Result<Member, Status> {
+    message
+        .ok_or_else(|| Status::invalid_argument("member: it is missing"))?
+        .try_into()
+        .map_err(|why: hawser_proto::Invalid| Status::invalid_argument(why.to_string()))
+}
+
+#[tonic::async_trait]
+impl Service for Answers {
+    async fn vote(
+        &self,
+        request: Request<v1::VoteRequest>,
+    ) -> Result<Response<v1::VoteReply>, Status> {
+        caller(&request)?;
+        let message = request.into_inner();
+        self.expect_target(message.target)?;
+        Ok(Response::new(self.raft.vote(message).await?))
+    }
+
+    async fn append(
+        &self,
+        request: Request<v1::AppendRequest>,
+    ) -> Result<Response<v1::AppendReply>, Status> {
+        caller(&request)?;
+        let message = request.into_inner();
+        self.expect_target(message.target)?;
+        let reply = self.raft.append(message).await?;
+        if !matches!(reply.kind, Some(v1::append_reply::Kind::HigherVote(_))) {
+            self.contact.heard();
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<v1::SnapshotChunk>>,
+    ) -> Result<Response<v1::SnapshotReply>, Status> {
+        use v1::snapshot_chunk::Kind;
+        caller(&request)?;
+        let mut chunks = request.into_inner();
+        let first = next(&mut chunks).await?.and_then(|chunk| chunk.kind);
+        let Some(Kind::Meta(meta)) = first else {
+            return Err(Status::invalid_argument("a snapshot begins with its description"));
+        };
+        self.expect_target(meta.target)?;
+        let disk = |failure: std::io::Error| Status::internal(failure.to_string());
+        let mut incoming = self.snapshots.receive().map_err(disk)?;
+        loop {
+            let chunk = match next(&mut chunks).await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(status) => return Err(Self::discard(incoming, status)),
+            };
+            let Some(Kind::Data(bytes)) = chunk.kind else {
+                let status = Status::invalid_argument("a snapshot goes on with data");
+                return Err(Self::discard(incoming, status));
+            };
+            if incoming.length() + bytes.len() as u64 > meta.length {
+                let status = Status::invalid_argument("a snapshot is longer than said");
+                return Err(Self::discard(incoming, status));
+            }
+            incoming = match tokio::task::spawn_blocking(move || {
+                let mut incoming = incoming;
+                let written = incoming.write(&bytes);
+                (incoming, written)
+            })
+            .await
+            {
+                Ok((incoming, Ok(()))) => incoming,
+                Ok((incoming, Err(failure))) => {
+                    return Err(Self::discard(incoming, disk(failure)));
+                }
+                Err(failure) => return Err(Status::internal(failure.to_string())),
+            };
+            self.contact.heard();
+        }
+        if incoming.length() != meta.length {
+            let status = Status::data_loss("a snapshot is shorter than said");
+            return Err(Self::discard(incoming, status));
+        }
+        let file = tokio::task::spawn_blocking(move || incoming.finish())
+            .await
+            .map_err(|failure| Status::internal(failure.to_string()))?
+            .map_err(disk)?;
+        // What is damaged here was damaged on its way: it is refused, and nothing is lost.
+        let checked = file.clone();
+        if let Err(failure) = tokio::task::spawn_blocking(move || checked.read().map(drop))
+            .await
+            .map_err(|failure| Status::internal(failure.to_string()))?
+        {
+            drop(std::fs::remove_file(file.path()));
+            return Err(Status::data_loss(failure.to_string()));
+        }
+        tracing::info!(bytes = meta.length, "installing a snapshot");
+        Ok(Response::new(self.raft.install(meta, file).await?))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferRequest>,
+    ) -> Result<Response<v1::TransferReply>, Status> {
+        caller(&request)?;
+        let message = request.into_inner();
+        self.expect_target(message.target)?;
+        self.raft.hear_transfer(message).await?;
+        Ok(Response::new(v1::TransferReply {}))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<v1::Command>,
+    ) -> Result<Response<v1::Outcome>, Status> {
+        caller(&request)?;
+        Ok(Response::new(self.proposer.accept(request.into_inner()).await?))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<v1::ReadIndexRequest>,
+    ) -> Result<Response<v1::ReadIndexReply>, Status> {
+        caller(&request)?;
+        let index = self
+            .raft
+            .read_index(request.into_inner().quorum)
+            .await
+            .map_err(|failure| Status::aborted(failure.to_string()))?;
+        Ok(Response::new(v1::ReadIndexReply { index: index.0 }))
+    }
+
+    async fn renew_leases(
+        &self,
+        request: Request<v1::Leases>,
+    ) -> Result<Response<v1::LeasesReply>, Status> {
+        caller(&request)?;
+        if !self.raft.status().borrow().is_leader {
+            return Err(Status::aborted("this server does not lead"));
+        }
+        let nodes = request.into_inner().nodes;
+        self.leases.renew_all(nodes.iter().filter_map(|node| node.parse().ok()));
+        Ok(Response::new(v1::LeasesReply {}))
+    }
+
+    async fn hello(
+        &self,
+        request: Request<v1::HelloRequest>,
+    ) -> Result<Response<v1::HelloReply>, Status> {
+        let name = caller(&request)?;
+        let message = request.into_inner();
+        let from = member(message.from)?;
+        caller_as(&name, &from)?;
+        let is_initialised = self.raft.is_initialised().await;
+        let status = Arc::clone(&self.raft.status().borrow());
+        let members = if is_initialised {
+            status.members.clone()
+        } else {
+            if from.id != self.own.id {
+                self.acquaintances.note(from);
+            }
+            self.acquaintances.list()
+        };
+        let leader = status.leader.and_then(|id| status.member(id));
+        Ok(Response::new(v1::HelloReply {
+            member: Some((&self.own).into()),
+            is_initialised,
+            bootstrap_expect: self.bootstrap_expect.into(),
+            leader: leader.map(v1::Member::from),
+            members: members.iter().map(v1::Member::from).collect(),
+        }))
+    }
+
+    async fn admit(
+        &self,
+        request: Request<v1::Member>,
+    ) -> Result<Response<v1::AdmitReply>, Status> {
+        let name = caller(&request)?;
+        let new = member(Some(request.into_inner()))?;
+        caller_as(&name, &new)?;
+        let status = Arc::clone(&self.raft.status().borrow());
+        if !status.is_leader {
+            return Err(Status::aborted("this server does not lead"));
+        }
+        if status.member(new.id) == Some(&new) {
+            return Ok(Response::new(v1::AdmitReply {}));
+        }
+        let namesakes: Vec<u64> = status
+            .members
+            .iter()
+            .filter(|member| member.name == new.name && member.id != new.id)
+            .map(|member| member.id)
+            .collect();
+        let lives = |id: &u64| *id == self.own.id || is_living(&status, *id, self.silence);
+        if let Some(living) = namesakes.iter().find(|id| lives(id)) {
+            return Err(Status::already_exists(format!(
+                "server {living} has the name {} and lives: choose another name, or stop it first",
+                new.name
+            )));
+        }
+        let learners: BTreeSet<u64> =
+            namesakes.into_iter().filter(|id| !status.voters.contains(id)).collect();
+        if !learners.is_empty() {
+            self.raft.remove_learners(learners).await?;
+        }
+        // It votes, in the place of a voter of its name, once it caught up: see leader::members.
+        self.raft.put_member(&new).await?;
+        tracing::info!(id = new.id, name = %new.name, address = new.address, "a server is admitted");
+        Ok(Response::new(v1::AdmitReply {}))
+    }
+
+    async fn history(
+        &self,
+        request: Request<v1::HistoryRequest>,
+    ) -> Result<Response<v1::HistoryReply>, Status> {
+        caller(&request)?;
+        let v1::HistoryRequest { from_minute, to_minute } = request.into_inner();
+        let history = self.history.clone();
+        let rows = tokio::task::spawn_blocking(move || history.range(from_minute, to_minute))
+            .await
+            .map_err(|failure| Status::internal(failure.to_string()))?
+            .map_err(|failure| Status::internal(failure.to_string()))?;
+        let edges = rows.iter().map(v1::EdgeMinute::from).collect();
+        Ok(Response::new(v1::HistoryReply { edges }))
+    }
+}
+
+async fn next(
+    chunks: &mut Streaming<v1::SnapshotChunk>,
+) -> Result<Option<v1::SnapshotChunk>, Status> {
+    timeout(SNAPSHOT_TRANSFER_MAX, chunks.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no chunk came for too long"))?
+}
