@@ -81,7 +81,9 @@ pub(crate) async fn run(arguments: Arguments, client: &Client) -> Result<ExitCod
         }
         What::Write { file, modify_index, .. } => {
             let entry = input::read(&file)?;
-            let what = format!("{}/{}", text(&entry, "Kind")?, text(&entry, "Name")?);
+            let kind = text(&entry, "Kind")?;
+            // The one entry of some kinds needs no name; of the others the server asks for it.
+            let what = text(&entry, "Name").map_or(kind.into(), |name| format!("{kind}/{name}"));
             let index = modify_index.map(|index| index.to_string());
             let query: Vec<_> = index.iter().map(|index| ("cas", index.as_str())).collect();
             let written = client
@@ -187,11 +189,11 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_entry_is_not_sent() {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
-        file.write_all(b"Kind = \"service-defaults\"\n").expect("room");
+        file.write_all(b"Name = \"web\"\n").expect("room");
         let stub = Stub::answering(&[]).await;
         let line = format!("write {}", file.path().display());
-        let refused = asked!(Arguments, line, &stub).expect_err("no name");
-        assert_eq!(refused.to_string(), "Name: it is missing");
+        let refused = asked!(Arguments, line, &stub).expect_err("no kind");
+        assert_eq!(refused.to_string(), "Kind: it is missing");
         assert_eq!(stub.requests(), [""; 0]);
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use hawser_api::client::{Client, ClientError};
+use hawser_api::client::{Client, ClientError, segment};
 use hawser_api::json::{Intention, IntentionCheck};
 use hyper::StatusCode;
 use serde_json::{Value, json};
@@ -45,17 +45,19 @@ enum What {
     },
     /// Remove an intention.
     Delete {
-        /// The caller.
+        /// The caller, or the intention's id.
+        #[arg(value_name = "SOURCE|ID")]
         source: String,
-        /// The callee.
-        destination: String,
+        /// The callee; left out with an id.
+        destination: Option<String>,
     },
     /// Show one intention.
     Get {
-        /// The caller.
+        /// The caller, or the intention's id.
+        #[arg(value_name = "SOURCE|ID")]
         source: String,
-        /// The callee.
-        destination: String,
+        /// The callee; left out with an id.
+        destination: Option<String>,
         #[command(flatten)]
         formatted: Formatted,
     },
@@ -95,28 +97,28 @@ pub(crate) async fn run(arguments: Arguments, client: &Client) -> Result<ExitCod
         What::Create { source, destination, deny, replace, description, meta, .. } => {
             let action = if deny { "deny" } else { "allow" };
             let what = format!("{} => {} ({action})", visible(&source), visible(&destination));
-            if !replace && find(client, &source, &destination).await?.is_some() {
+            let wanted = Which::Pair(&source, &destination);
+            if !replace && wanted.find(client).await?.is_some() {
                 bail!("creating {what}: there is an intention for the pair already: use -replace");
             }
             let meta: BTreeMap<String, String> = meta.into_iter().collect();
             let body = json!({"Action": action, "Description": description, "Meta": meta});
             client
-                .put::<_, Value>(EXACT, &exact(&source, &destination), &body)
+                .put::<_, Value>(EXACT, &pair_query(&source, &destination), &body)
                 .await
                 .with_context(|| format!("creating {what}"))?;
             output::print(&format!("Created: {what}\n"))?;
         }
         What::Delete { source, destination } => {
-            if find(client, &source, &destination).await?.is_none() {
-                bail!(none(&source, &destination));
-            }
-            client.delete::<Value>(EXACT, &exact(&source, &destination)).await?;
+            let which = Which::new(&source, destination.as_deref());
+            let Some(found) = which.find(client).await? else { bail!(which.is_missing()) };
+            let pair = pair_query(&found.source_name, &found.destination_name);
+            client.delete::<Value>(EXACT, &pair).await?;
             output::print("Intention deleted.\n")?;
         }
         What::Get { source, destination, formatted } => {
-            let Some(intention) = find(client, &source, &destination).await? else {
-                bail!(none(&source, &destination));
-            };
+            let which = Which::new(&source, destination.as_deref());
+            let Some(intention) = which.find(client).await? else { bail!(which.is_missing()) };
             formatted.print(&intention, details)?;
         }
         What::List { formatted } => {
@@ -133,7 +135,7 @@ pub(crate) async fn run(arguments: Arguments, client: &Client) -> Result<ExitCod
             formatted.print(&all, |all| table(all))?;
         }
         What::Check { source, destination } => {
-            let query = exact(&source, &destination);
+            let query = pair_query(&source, &destination);
             let path = "/v1/connect/intentions/check";
             let (check, _) = client.get::<IntentionCheck>(path, &query).await?;
             let word = if check.allowed { "Allowed\n" } else { "Denied\n" };
@@ -144,20 +146,50 @@ pub(crate) async fn run(arguments: Arguments, client: &Client) -> Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-async fn find(client: &Client, source: &str, destination: &str) -> Result<Option<Intention>> {
-    match client.get(EXACT, &exact(source, destination)).await {
-        Ok((intention, _)) => Ok(Some(intention)),
-        Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
-        Err(error) => Err(error.into()),
+/// Which intention is meant.
+#[derive(Clone, Copy)]
+enum Which<'a> {
+    Pair(&'a str, &'a str),
+    Id(&'a str),
+}
+
+impl<'a> Which<'a> {
+    fn new(source_or_id: &'a str, destination: Option<&'a str>) -> Self {
+        match destination {
+            Some(destination) => Self::Pair(source_or_id, destination),
+            None => Self::Id(source_or_id),
+        }
+    }
+
+    /// The intention; none where there is none.
+    async fn find(self, client: &Client) -> Result<Option<Intention>> {
+        let found = match self {
+            Self::Pair(source, destination) => {
+                client.get(EXACT, &pair_query(source, destination)).await
+            }
+            Self::Id(id) => {
+                client.get(&format!("/v1/connect/intentions/{}", segment(id)), &[]).await
+            }
+        };
+        match found {
+            Ok((intention, _)) => Ok(Some(intention)),
+            Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn is_missing(self) -> String {
+        match self {
+            Self::Pair(source, destination) => {
+                format!("there is no intention {} => {}", visible(source), visible(destination))
+            }
+            Self::Id(id) => format!("there is no intention with id {}", visible(id)),
+        }
     }
 }
 
-fn exact<'a>(source: &'a str, destination: &'a str) -> [(&'static str, &'a str); 2] {
+fn pair_query<'a>(source: &'a str, destination: &'a str) -> [(&'static str, &'a str); 2] {
     [("source", source), ("destination", destination)]
-}
-
-fn none(source: &str, destination: &str) -> String {
-    format!("there is no intention {} => {}", visible(source), visible(destination))
 }
 
 fn table(intentions: &[Intention]) -> String {
@@ -261,6 +293,10 @@ mod tests {
         let stub = Stub::answering(&[(200, FOUND), (200, "true")]).await;
         asked!(Arguments, "delete web db", &stub).expect("removed");
         assert_eq!(stub.requests(), [format!("GET {PAIR}"), format!("DELETE {PAIR}")]);
+        let stub = Stub::answering(&[(200, FOUND), (200, "true")]).await;
+        asked!(Arguments, "delete 8f24", &stub).expect("removed by id");
+        let by_id = "GET /v1/connect/intentions/8f24".to_owned();
+        assert_eq!(stub.requests(), [by_id, format!("DELETE {PAIR}")]);
     }
 
     #[tokio::test]

@@ -81,7 +81,7 @@ pub enum ReadError {
     },
 }
 
-/// Writes `dump` to `out`, without flushing or syncing it.
+/// Writes `dump` to `out` in small pieces, so `out` should be buffered; neither flushes nor syncs.
 ///
 /// # Errors
 /// Those of `out`, and a row of more than [`RECORD_OCTETS_MAX`]: a snapshot that could not be
@@ -144,7 +144,8 @@ pub fn write(dump: &Dump, out: &mut impl Write) -> io::Result<()> {
 
 /// Reads a snapshot to its very end: whole, or not at all.
 ///
-/// Memory is bounded by [`RECORD_OCTETS_MAX`] and the rows themselves.
+/// Reads in small pieces, so `from` should be buffered. Memory is bounded by
+/// [`RECORD_OCTETS_MAX`] and the rows themselves.
 ///
 /// # Errors
 /// [`ReadError`], which says where; nothing of a damaged file is ever used.
