@@ -536,13 +536,32 @@ fn node<'v>(
         return Outcome::Answer(answer);
     }
     let unknown = spellings().find(|spelling| !view.nodes.contains_key(*spelling));
-    if unknown.is_some() && kind != Kind::Txt && zone.node.as_str().eq_ignore_ascii_case(asked) {
-        return Outcome::Answer(address(zone.address, kind, answer));
+    if unknown.is_some()
+        && kind != Kind::Txt
+        && let Some(found) = implied(zone, view, asked)
+    {
+        return Outcome::Answer(address(found, kind, answer));
     }
     match unknown.map(str::parse) {
         Some(Ok(name)) => Outcome::Needs(Want::Node(name)),
         Some(Err(_)) | None => Outcome::Answer(missing(answer)),
     }
+}
+
+/// The address of a node that the view lacks but speaks of: the host itself, or one that carries
+/// an instance. So the targets of SRV records resolve with no server in reach.
+///
+/// Looks at every endpoint: the view is bounded by what the host uses.
+fn implied(zone: &Zone, view: &View, asked: &str) -> Option<IpAddr> {
+    if zone.node.as_str().eq_ignore_ascii_case(asked) {
+        return Some(zone.address);
+    }
+    let mut endpoints = view.services.values().flat_map(|service| service.endpoints.iter());
+    endpoints.find_map(|endpoint| match endpoint.mesh {
+        _ if !endpoint.node.as_str().eq_ignore_ascii_case(asked) => None,
+        Some(mesh) => Some(mesh.ip()),
+        None => Some(endpoint.address).filter(|_| !endpoint.has_own_address),
+    })
 }
 
 fn texts<'v>(meta: &'v Meta) -> impl Iterator<Item = Record<'v>> + use<'v> {
@@ -972,6 +991,10 @@ mod tests {
             ("N1.node.consul", A, "ok 10.0.0.1", "lower case stands for any"),
             ("none.node.consul", A, "nx", "no such node"),
             ("new.node.consul", A, "needs node new", "not in the view"),
+            ("n3.node.consul", A, "ok 10.0.0.3", "an instance tells where its node is"),
+            ("N3.node.consul", Aaaa, "ok", "and where it is not"),
+            ("n3.node.consul", Txt, "needs node n3", "but not the node's meta"),
+            ("n6.node.consul", Aaaa, "needs node n6", "an own address is not the node's"),
             ("a!b.node.consul", A, "nx", "no node can be called so"),
             ("here.node.consul", A, "ok 10.0.0.9", "the host itself"),
             ("here.node.consul", Txt, "needs node here", "its meta is in the catalog"),

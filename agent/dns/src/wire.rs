@@ -246,7 +246,7 @@ pub(crate) fn reply(
     let fits = answer.records.iter().all(|record| draft.answer(record, terms, apex));
     let is_cut = answer.is_cut || !fits;
     if answer.records.is_empty() && answer.is_in_domain {
-        draft.put(AUTHORITY, pointer(apex), SOA, terms.ttl_s.min(SOA_MINIMUM_S), |out| {
+        draft.put(AUTHORITY, pointer(apex), SOA, SOA_MINIMUM_S, |out| {
             soa(out, apex, terms.serial);
         });
     }
