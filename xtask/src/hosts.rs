@@ -101,5 +101,5 @@ fn test(root: &Path, arguments: &[String]) -> Result<()> {
 const UP: &str = "hawser-hosts-up";
 
 /// What the scene and its tests call; PostgreSQL's own programs are looked for by the rig.
-const PROGRAMS: [&str; 9] =
-    ["ip", "nsenter", "setpriv", "nginx", "python3", "psql", "dig", "tcpdump", "openssl"];
+const PROGRAMS: [&str; 10] =
+    ["ip", "nsenter", "setpriv", "curl", "nginx", "python3", "psql", "dig", "tcpdump", "openssl"];
