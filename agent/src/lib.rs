@@ -9,3 +9,6 @@ mod tls;
 mod servers;
 mod local;
 mod check;
+mod metrics;
+mod identity;
+mod anti_entropy;

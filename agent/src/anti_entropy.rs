@@ -1,0 +1,288 @@
+//! Keeps the catalog's rows of this host equal to what the host declares.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hawser_core::anti_entropy::{Rows, reconcile};
+use hawser_core::catalog::Node;
+use hawser_core::clock::Index;
+use hawser_core::state::NodeChanges;
+use hawser_proto::v1;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+use crate::clock::{self, Backoff};
+use crate::local::Local;
+use crate::metrics::Metrics;
+use crate::servers::{Link, Servers};
+
+/// What the loop reads and writes.
+pub(crate) struct AntiEntropy {
+    /// The host's own row.
+    pub(crate) node: Node,
+    /// What runs here.
+    pub(crate) local: Arc<Local>,
+    /// Whom to tell.
+    pub(crate) servers: Arc<Servers>,
+    /// Wakes after each success.
+    pub(crate) synced: watch::Sender<u64>,
+    /// Wakes this loop to compare everything now.
+    pub(crate) compare: watch::Receiver<u64>,
+    /// What servers refused, by id.
+    pub(crate) refused: Refused,
+    /// Counts.
+    pub(crate) metrics: Metrics,
+}
+
+/// What servers refused, with their words, by `service/<id>` and `check/<id>`.
+#[derive(Clone, Default)]
+pub(crate) struct Refused(Arc<Mutex<BTreeMap<String, String>>>);
+
+impl Refused {
+    /// All of them.
+    pub(crate) fn all(&self) -> BTreeMap<String, String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, key: String, why: String) {
+        tracing::error!(item = key, why, "the servers refuse what is declared here");
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, why);
+    }
+
+    fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// Why a round did not end in agreement.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SyncError {
+    /// No server answered in time.
+    #[error("no server answered in time")]
+    Timeout,
+    /// A server failed.
+    #[error("{}: {}", .0.code(), .0.message())]
+    Failed(Box<tonic::Status>),
+    /// A server refused what was told.
+    #[error("refused: {}", .0.message())]
+    Refused(Box<tonic::Status>),
+    /// The reply is malformed.
+    #[error("the server's reply: {0}")]
+    Reply(#[from] hawser_proto::Invalid),
+}
+
+/// What the catalog is believed to hold, as of which entry.
+struct Belief {
+    rows: Rows,
+    index: Index,
+}
+
+impl AntiEntropy {
+    /// Reconciles on every change at once, and compares everything about once a minute, until
+    /// `drain`.
+    pub(crate) async fn run(mut self, drain: CancellationToken) {
+        let mut changes = self.local.changes();
+        let mut links = self.servers.links();
+        let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
+        let mut belief: Option<Belief> = None;
+        let mut least = Index(0);
+        let mut failures = 0_u32;
+        loop {
+            let link = links.borrow_and_update().clone();
+            let Some(link) = link else {
+                // What was believed may have changed by the time a server is reached again.
+                belief = None;
+                tokio::select! {
+                    () = drain.cancelled() => return,
+                    changed = links.changed() => if changed.is_err() { return },
+                }
+                continue;
+            };
+            changes.borrow_and_update();
+            self.compare.borrow_and_update();
+            let round = tokio::select! {
+                () = drain.cancelled() => return,
+                round = self.round(&link, &mut belief, &mut least) => round,
+            };
+            self.metrics.anti_entropy_runs.inc();
+            let next = match round {
+                Ok(due) => {
+                    backoff.reset();
+                    failures = 0;
+                    let full = Instant::now() + clock::jittered(COMPARE_EVERY);
+                    due.map_or(full, |due| due.min(full))
+                }
+                Err(why) => {
+                    self.metrics.anti_entropy_errors.inc();
+                    tracing::warn!(%why, server = %link.address(), "the catalog was not reconciled");
+                    belief = None;
+                    failures += 1;
+                    if failures >= FAILURES_MAX {
+                        // This server may be the one that is cut off from the rest.
+                        failures = 0;
+                        link.retire();
+                    }
+                    let wait = Instant::now() + backoff.next();
+                    tokio::select! {
+                        () = drain.cancelled() => return,
+                        () = sleep_until(wait) => continue,
+                    }
+                }
+            };
+            let is_full_due = tokio::select! {
+                () = drain.cancelled() => return,
+                () = sleep_until(next) => true,
+                changed = changes.changed() => if changed.is_err() { return } else { false },
+                Ok(()) = self.compare.changed() => true,
+                Ok(()) = links.changed() => true,
+            };
+            if is_full_due {
+                belief = None;
+            } else {
+                // A burst of changes becomes one write.
+                tokio::time::sleep(GATHER).await;
+            }
+        }
+    }
+
+    /// Brings the catalog to what is declared; answers when an output that waits its turn is due.
+    async fn round(
+        &self,
+        link: &Link,
+        belief: &mut Option<Belief>,
+        least: &mut Index,
+    ) -> Result<Option<Instant>, SyncError> {
+        let mut held = match belief.take() {
+            Some(held) => held,
+            None => self.catalog(link, *least).await?,
+        };
+        let (declared, due) = self.local.rows();
+        let Some(changes) = reconcile(&self.node, &declared, &held.rows) else {
+            *belief = Some(held);
+            self.refused.clear();
+            self.synced.send_modify(|count| *count += 1);
+            return Ok(due);
+        };
+        match self.send(link, &changes).await {
+            Ok(index) => {
+                self.refused.clear();
+                held.index = index;
+                apply(&mut held.rows, changes);
+            }
+            Err(SyncError::Refused(_)) => {
+                // One of them is bad: send them one by one, so that it holds up no other.
+                for part in parts(&changes) {
+                    let key = key(&part);
+                    match self.send(link, &part).await {
+                        Ok(index) => {
+                            held.index = index;
+                            apply(&mut held.rows, part);
+                        }
+                        Err(SyncError::Refused(status)) => {
+                            self.refused.set(key, status.message().to_owned());
+                        }
+                        Err(other) => return Err(other),
+                    }
+                }
+            }
+            Err(other) => return Err(other),
+        }
+        *least = held.index;
+        *belief = Some(held);
+        self.synced.send_modify(|count| *count += 1);
+        Ok(due)
+    }
+
+    /// The catalog's rows, at least as new as what this host wrote last.
+    async fn catalog(&self, link: &Link, least: Index) -> Result<Belief, SyncError> {
+        for _ in 0..STALE_TRIES {
+            let mut client = link.client();
+            let asked = client.declared(v1::DeclaredRequest {});
+            let reply = timeout(CALL, asked).await.map_err(|_| SyncError::Timeout)?;
+            let reply = reply.map_err(|status| SyncError::Failed(Box::new(status)))?.into_inner();
+            let (rows, index) = reply.try_into()?;
+            if index >= least {
+                return Ok(Belief { rows, index });
+            }
+            // A follower that has not caught up yet: what it holds would be undone for nothing.
+            tokio::time::sleep(STALE_WAIT).await;
+        }
+        Err(SyncError::Timeout)
+    }
+
+    async fn send(&self, link: &Link, changes: &NodeChanges) -> Result<Index, SyncError> {
+        let asked = async { link.client().sync(v1::NodeChanges::from(changes)).await };
+        match timeout(CALL, asked).await.map_err(|_| SyncError::Timeout)? {
+            Ok(reply) => Ok(Index(reply.into_inner().index)),
+            Err(status) => Err(match status.code() {
+                Code::InvalidArgument
+                | Code::FailedPrecondition
+                | Code::AlreadyExists
+                | Code::NotFound
+                | Code::OutOfRange
+                | Code::PermissionDenied
+                | Code::ResourceExhausted => SyncError::Refused(Box::new(status)),
+                _ => SyncError::Failed(Box::new(status)),
+            }),
+        }
+    }
+}
+
+/// `changes` in parts that stand by themselves: removals, each instance with its checks, and each
+/// other check.
+fn parts(changes: &NodeChanges) -> Vec<NodeChanges> {
+    let empty = || NodeChanges {
+        node: changes.node.clone(),
+        put_instances: vec![],
+        put_checks: vec![],
+        drop_instances: vec![],
+        drop_checks: vec![],
+    };
+    let mut parts = vec![NodeChanges {
+        drop_instances: changes.drop_instances.clone(),
+        drop_checks: changes.drop_checks.clone(),
+        ..empty()
+    }];
+    for instance in &changes.put_instances {
+        parts.push(NodeChanges { put_instances: vec![instance.clone()], ..empty() });
+    }
+    for check in &changes.put_checks {
+        parts.push(NodeChanges { put_checks: vec![check.clone()], ..empty() });
+    }
+    parts
+}
+
+fn key(part: &NodeChanges) -> String {
+    match (part.put_instances.first(), part.put_checks.first()) {
+        (Some(instance), _) => format!("service/{}", instance.id),
+        (None, Some(check)) => format!("check/{}", check.id),
+        (None, None) => format!("node/{}", part.node.name),
+    }
+}
+
+/// What the catalog holds once it has taken `changes`.
+fn apply(rows: &mut Rows, changes: NodeChanges) {
+    rows.node = Some(changes.node);
+    for id in changes.drop_checks {
+        rows.checks.remove(&id);
+    }
+    for id in changes.drop_instances {
+        rows.instances.remove(&id);
+        rows.checks.retain(|_, check| check.instance.as_ref() != Some(&id));
+    }
+    let instances = changes.put_instances.into_iter().map(|row| (row.id.clone(), row));
+    rows.instances.extend(instances);
+    rows.checks.extend(changes.put_checks.into_iter().map(|row| (row.id.clone(), row)));
+}
+
+const COMPARE_EVERY: Duration = Duration::from_secs(60);
+const CALL: Duration = Duration::from_secs(10);
+const GATHER: Duration = Duration::from_millis(20);
+const BACKOFF_BASE: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+const FAILURES_MAX: u32 = 4;
+const STALE_TRIES: u32 = 5;
+const STALE_WAIT: Duration = Duration::from_millis(200);

@@ -1,0 +1,348 @@
+//! The HTTP API of one host: what the agent knows is answered here, the rest by a server.
+//!
+//! Tasks: `run` accepts; one task per connection.
+
+mod agent;
+mod connect;
+mod forward;
+mod reply;
+mod telemetry;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use hawser_api::error::ApiError;
+use hawser_api::query::Query;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use percent_encoding::percent_decode_str;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::host::Host;
+
+/// Accepts until `drain`, then lets requests finish for [`DRAIN`] and cuts the rest.
+pub(crate) async fn run(listener: TcpListener, host: Arc<Host>, drain: CancellationToken) {
+    let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let api = Arc::new(Api {
+        host,
+        is_loopback,
+        forwarding: forward::Forwarding::default(),
+        drain: drain.clone(),
+    });
+    let clients = Arc::new(Clients::default());
+    let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
+    loop {
+        let accepted = tokio::select! {
+            () = drain.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((socket, from)) => match Clients::enter(&clients, from.ip()) {
+                Some(place) => {
+                    let (api, drain, cut) = (api.clone(), drain.clone(), cut.clone());
+                    connections.spawn(async move {
+                        tokio::select! {
+                            () = cut.cancelled() => {}
+                            () = serve(api, socket, from, drain) => {}
+                        }
+                        drop(place);
+                    });
+                }
+                None => {
+                    api.host.metrics.http_refused.inc();
+                    // Best effort, and never waited for: the client has 200 others open.
+                    let _ = socket.try_write(TOO_MANY);
+                }
+            },
+            Err(why) => {
+                // Out of files, mostly: waiting is all that helps, ending would not.
+                tracing::warn!(%why, "a connection to the HTTP API could not be accepted");
+                sleep(ACCEPT_BACK_OFF).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    if timeout(DRAIN, connections.wait()).await.is_err() {
+        cut.cancel();
+        connections.wait().await;
+    }
+}
+
+/// What every request is answered from.
+pub(crate) struct Api {
+    host: Arc<Host>,
+    /// Whether only this host can reach it: then a browser's tricks are what to fear.
+    is_loopback: bool,
+    forwarding: forward::Forwarding,
+    drain: CancellationToken,
+}
+
+/// One request, taken apart.
+struct Ask {
+    method: Method,
+    /// Path segments after `/v1/`, decoded.
+    path: Vec<String>,
+    query: Query,
+    /// Path and query as they came.
+    target: String,
+    headers: http::HeaderMap,
+    body: Bytes,
+    from: SocketAddr,
+}
+
+impl Ask {
+    /// Refuses methods other than `allowed`.
+    fn must_be(&self, allowed: &[Method]) -> Result<(), ApiError> {
+        if allowed.contains(&self.method) {
+            return Ok(());
+        }
+        let allow: Vec<&str> = allowed.iter().map(Method::as_str).collect();
+        let method = self.method.to_string();
+        Err(ApiError::MethodNotAllowed { method, allow: allow.join(",") })
+    }
+}
+
+type Reply = Response<Full<Bytes>>;
+
+async fn serve(api: Arc<Api>, socket: TcpStream, from: SocketAddr, drain: CancellationToken) {
+    let _ = socket.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let api = api.clone();
+        async move { Ok::<_, Infallible>(api.answer(request, from).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .max_buf_size(BUFFER_MAX)
+        .serve_connection(TokioIo::new(socket), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(why) = ended {
+        tracing::debug!(%from, %why, "an HTTP connection ended early");
+    }
+}
+
+impl Api {
+    async fn answer(&self, request: Request<Incoming>, from: SocketAddr) -> Reply {
+        self.host.metrics.http_requests.inc();
+        if let Err(why) = self.admit(&request) {
+            return reply::text(StatusCode::FORBIDDEN, why);
+        }
+        let is_options = request.method() == Method::OPTIONS;
+        let answered = match self.take(request, from).await {
+            Ok(ask) => Box::pin(self.route(&ask)).await,
+            Err(why) => Err(why),
+        };
+        match answered {
+            Ok(reply) => reply,
+            Err(ApiError::MethodNotAllowed { allow, .. }) if is_options => reply::allow(&allow),
+            Err(why) => reply::refusal(&why),
+        }
+    }
+
+    /// Refuses what only a browser that was tricked would send: see `reliability.md` A11.
+    fn admit(&self, request: &Request<Incoming>) -> Result<(), &'static str> {
+        let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
+        if self.is_loopback && host.is_some_and(|host| !is_this_host(host)) {
+            return Err("this Host is not served here: use localhost or 127.0.0.1\n");
+        }
+        let origin = request.headers().get(header::ORIGIN);
+        let is_same = |origin: &http::HeaderValue| {
+            let origin = origin.to_str().unwrap_or_default();
+            origin.strip_prefix("http://").is_some_and(|authority| Some(authority) == host)
+        };
+        match origin {
+            Some(origin) if !is_same(origin) => {
+                Err("requests from other web pages are not answered\n")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn take(&self, request: Request<Incoming>, from: SocketAddr) -> Result<Ask, ApiError> {
+        let (head, body) = request.into_parts();
+        let target = head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
+        if target.len() > TARGET_MAX {
+            return Err(ApiError::bad_request("the URL is too long"));
+        }
+        let decoded = |part: &str| -> Result<String, ApiError> {
+            let part = percent_decode_str(part)
+                .decode_utf8()
+                .map_err(|_| ApiError::bad_request("the path is not UTF-8"))?;
+            if part.chars().any(char::is_control) {
+                return Err(ApiError::bad_request("the path has control characters"));
+            }
+            Ok(part.into_owned())
+        };
+        let path = head.uri.path().split('/').skip(1).map(decoded).collect::<Result<_, _>>()?;
+        let query = Query::parse(head.uri.query().unwrap_or_default())?;
+        let body = collect(body).await?;
+        Ok(Ask { method: head.method, path, query, target, headers: head.headers, body, from })
+    }
+
+    async fn route(&self, ask: &Ask) -> Result<Reply, ApiError> {
+        let path: Vec<&str> = ask.path.iter().map(String::as_str).collect();
+        match path[..] {
+            ["metrics"] => telemetry::prometheus(&self.host),
+            ["v1", "hawser", "ready"] => {
+                ask.must_be(&[Method::GET])?;
+                Ok(self.ready())
+            }
+            ["v1", "agent", "connect", ref rest @ ..] => {
+                connect::answer(self, ask, rest).await
+            }
+            ["v1", "agent", ref rest @ ..] => agent::answer(self, ask, rest).await,
+            ["v1", _, ..] => self.forwarding.pass(&self.host, ask, &self.drain).await,
+            _ => Err(ApiError::UnknownPath),
+        }
+    }
+
+    fn ready(&self) -> Reply {
+        let missing = self.host.missing();
+        let status = match missing.is_empty() {
+            true => StatusCode::OK,
+            false => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let body = serde_json::json!({
+            "Ready": missing.is_empty(),
+            "Missing": missing,
+            "ServerConnected": self.host.servers.link().is_some(),
+            "Refused": self.host.refused.all(),
+        });
+        reply::json_as(status, &body, true)
+    }
+}
+
+/// Whether a `Host` header means a loopback address, whatever the port.
+fn is_this_host(host: &str) -> bool {
+    let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
+    let name = authority.host();
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    match bare.parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback(),
+        Err(_) => name.eq_ignore_ascii_case("localhost"),
+    }
+}
+
+/// The whole body, at most [`BODY_MAX`] octets, each part within [`BODY_PROGRESS`].
+async fn collect(mut body: Incoming) -> Result<Bytes, ApiError> {
+    let mut all = BytesMut::new();
+    loop {
+        let frame = timeout(BODY_PROGRESS, body.frame())
+            .await
+            .map_err(|_| ApiError::bad_request("the body did not arrive in time"))?;
+        match frame {
+            None => return Ok(all.freeze()),
+            Some(Err(why)) => return Err(ApiError::bad_request(why)),
+            Some(Ok(frame)) => {
+                let Ok(data) = frame.into_data() else { continue };
+                if all.len() + data.len() > BODY_MAX {
+                    return Err(ApiError::TooLarge { max: BODY_MAX });
+                }
+                all.extend_from_slice(&data);
+            }
+        }
+    }
+}
+
+/// How many connections each client has open.
+#[derive(Default)]
+struct Clients(Mutex<HashMap<IpAddr, usize>>);
+
+/// One open connection, counted until it is dropped.
+struct Place {
+    clients: Arc<Clients>,
+    client: IpAddr,
+}
+
+impl Clients {
+    fn enter(this: &Arc<Self>, client: IpAddr) -> Option<Place> {
+        let mut open = this.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(client).or_default();
+        if *count >= CONNECTIONS_PER_CLIENT {
+            return None;
+        }
+        *count += 1;
+        Some(Place { clients: this.clone(), client })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.clients.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.client);
+            }
+        }
+    }
+}
+
+const TOO_MANY: &[u8] =
+    b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const CONNECTIONS_PER_CLIENT: usize = 200;
+const HEADERS: Duration = Duration::from_secs(10);
+const BODY_PROGRESS: Duration = Duration::from_secs(10);
+const BODY_MAX: usize = 1 << 20;
+const BUFFER_MAX: usize = 64 << 10;
+const TARGET_MAX: usize = 8 << 10;
+const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
+const DRAIN: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_are_this_host() {
+        for (host, expected) in [
+            ("localhost", true),
+            ("LOCALHOST:8500", true),
+            ("127.0.0.1:8500", true),
+            ("127.8.8.8", true),
+            ("[::1]:8500", true),
+            ("evil.example", false),
+            ("localhost.evil.example:8500", false),
+            ("10.0.0.1:8500", false),
+            ("127.0.0.1.nip.io", false),
+            ("", false),
+        ] {
+            assert_eq!(is_this_host(host), expected, "{host:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_has_so_many_connections_and_no_more() {
+        let clients = Arc::new(Clients::default());
+        let (one, other) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
+        let mut places: Vec<_> = (0..CONNECTIONS_PER_CLIENT)
+            .map(|_| Clients::enter(&clients, one).expect("room"))
+            .collect();
+        assert!(Clients::enter(&clients, one).is_none());
+        assert!(Clients::enter(&clients, other).is_some(), "others have their own");
+        places.pop();
+        assert!(Clients::enter(&clients, one).is_some(), "room again");
+        drop(places);
+        assert!(clients.0.lock().expect("not poisoned").is_empty(), "nobody is remembered");
+    }
+}

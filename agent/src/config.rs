@@ -1,0 +1,67 @@
+//! What an agent needs to know before it starts: nothing here is optional that has a default.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use hawser_api::definition::{CheckDefinition, ServiceDefinition};
+use hawser_core::catalog::{Locality, Meta};
+use hawser_core::name::{Datacenter, NodeName};
+
+/// One agent.
+pub struct Config {
+    /// The host's name in the catalog.
+    pub node: NodeName,
+    /// The datacenter of its cluster.
+    pub datacenter: Datacenter,
+    /// Where identity, view and declarations are kept: a folder of its own, mode 0700.
+    pub data_dir: PathBuf,
+    /// The address that other hosts reach this one at.
+    pub advertise: IpAddr,
+    /// Where inbound mTLS listeners bind.
+    pub bind: IpAddr,
+    /// Where the HTTP API listens; none turns it off.
+    pub http: Option<SocketAddr>,
+    /// Where DNS listens and how it answers; none turns it off.
+    pub dns: Option<(SocketAddr, hawser_dns::Config)>,
+    /// Servers to try first: `host` or `host:port`.
+    pub servers: Vec<String>,
+    /// How the host becomes a member.
+    pub join: Join,
+    /// Services that files declare.
+    pub services: Vec<ServiceDefinition>,
+    /// Checks that files declare.
+    pub checks: Vec<CheckDefinition>,
+    /// Whether script checks may be declared.
+    pub enable_script_checks: bool,
+    /// Where the host stands.
+    pub locality: Locality,
+    /// Free pairs about the host.
+    pub meta: Meta,
+    /// The host's proxy.
+    pub proxy: hawser_proxy::Config,
+    /// The ports that inbound mTLS listeners are given: 21000–21255.
+    pub mesh_ports: RangeInclusive<u16>,
+    /// How long connections may finish when the agent stops.
+    pub drain: Duration,
+    /// Whether a server runs in the same process.
+    pub is_server: bool,
+    /// The release.
+    pub version: &'static str,
+}
+
+/// Makes a join token: how the agent inside a server joins.
+pub type Mint = Arc<dyn Fn() -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
+
+/// How a host becomes a member.
+pub enum Join {
+    /// With this token, which works once; afterwards it is not looked at again.
+    Token(String),
+    /// Not at all: it must have joined before.
+    None,
+    /// With tokens made as needed.
+    Mint(Mint),
+}

@@ -1,0 +1,257 @@
+//! Certificates of the host's services: made for each, renewed in good time, kept for a restart
+//! without servers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use hawser_core::clock::UnixTime;
+use hawser_core::name::ServiceName;
+use hawser_core::spiffe::Role;
+use hawser_core::view::View;
+use hawser_proto::v1;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use super::join::Membership;
+use super::node::RenewError;
+use super::{Credential, Damaged, Kept, Request};
+use crate::clock::{self, Backoff};
+use crate::disk;
+use crate::local::Local;
+use crate::servers::Servers;
+
+/// Every service's credential.
+pub(crate) type All = Arc<BTreeMap<ServiceName, Arc<Credential>>>;
+
+/// The credentials that `folder` keeps; damaged ones are set aside.
+pub(crate) fn kept(folder: &Path) -> All {
+    let listed = std::fs::read_dir(folder).into_iter().flatten();
+    let names = listed.filter_map(|entry| {
+        entry.ok()?.file_name().to_str()?.strip_suffix(".json")?.parse::<ServiceName>().ok()
+    });
+    let all = names.filter_map(|name| {
+        let path = path(folder, &name);
+        let bytes = Zeroizing::new(disk::read(&path).ok()??);
+        let parse = || -> Result<Credential, Damaged> {
+            let credential = Credential::try_from(serde_json::from_slice::<Kept>(&bytes)?)?;
+            let is_its = credential.id.service() == Some(&name);
+            if is_its { Ok(credential) } else { Err(Damaged::Mismatch) }
+        };
+        match parse() {
+            Ok(credential) => Some((name, Arc::new(credential))),
+            Err(why) => {
+                disk::set_aside(&path, &why.to_string());
+                None
+            }
+        }
+    });
+    Arc::new(all.collect())
+}
+
+/// What the loop reads and writes.
+pub(crate) struct Leaves {
+    /// Where credentials are kept.
+    pub(crate) folder: PathBuf,
+    /// Which services there are.
+    pub(crate) local: Arc<Local>,
+    /// Whom to ask.
+    pub(crate) servers: Arc<Servers>,
+    /// As whom.
+    pub(crate) membership: watch::Receiver<Option<Arc<Membership>>>,
+    /// Which roots are trusted.
+    pub(crate) views: watch::Receiver<Arc<View>>,
+    /// Wakes when the catalog has taken what runs here: only then does a server sign for it.
+    pub(crate) synced: watch::Receiver<u64>,
+    /// Where they go.
+    pub(crate) all: watch::Sender<All>,
+}
+
+/// When a service's credential is next asked for.
+struct Next {
+    at: UnixTime,
+    backoff: Backoff,
+    /// The roots that it was last signed under.
+    roots: Vec<Arc<[u8]>>,
+}
+
+impl Leaves {
+    /// Keeps every local service in credentials until `drain`. What cannot be renewed stays.
+    pub(crate) async fn run(mut self, drain: CancellationToken) {
+        let mut changes = self.local.changes();
+        let mut links = self.servers.links();
+        let mut plan: BTreeMap<ServiceName, Next> = BTreeMap::new();
+        loop {
+            changes.borrow_and_update();
+            self.views.borrow_and_update();
+            self.synced.borrow_and_update();
+            links.borrow_and_update();
+            let names = self.local.names();
+            self.forget(&names, &mut plan);
+            self.schedule(&names, &mut plan);
+            let now = clock::now();
+            let due: Vec<ServiceName> = plan
+                .iter()
+                .filter(|(_, next)| next.at <= now)
+                .map(|(name, _)| name.clone())
+                .collect();
+            let membership = self.membership.borrow().clone();
+            if let (false, Some(membership)) = (due.is_empty(), membership) {
+                let renewing = due.into_iter().map(|name| {
+                    let (servers, membership) = (&self.servers, &membership);
+                    async move {
+                        let signed = sign(servers, membership, &name).await;
+                        (name, signed)
+                    }
+                });
+                let mut signed =
+                    futures_util::stream::iter(renewing).buffer_unordered(SIGNING_AT_ONCE);
+                while let Some((name, result)) = tokio::select! {
+                    () = drain.cancelled() => return,
+                    next = signed.next() => next,
+                } {
+                    if let Some(next) = plan.get_mut(&name) {
+                        self.take(&name, result, next);
+                    }
+                }
+            }
+            let now = clock::now();
+            let wait = plan.values().map(|next| next.at.since(now)).min().unwrap_or(LOOK_EVERY);
+            tokio::select! {
+                () = drain.cancelled() => return,
+                () = sleep(wait.clamp(WAIT_MIN, LOOK_EVERY)) => {}
+                changed = changes.changed() => if changed.is_err() { return },
+                Ok(()) = self.views.changed() => {}
+                Ok(()) = self.membership.changed() => self.hurry(&mut plan),
+                Ok(()) = self.synced.changed() => self.hurry(&mut plan),
+                Ok(()) = links.changed() => self.hurry(&mut plan),
+            }
+        }
+    }
+
+    /// Drops the credentials of services that run here no more.
+    fn forget(&self, names: &BTreeSet<ServiceName>, plan: &mut BTreeMap<ServiceName, Next>) {
+        plan.retain(|name, _| names.contains(name));
+        let held = self.all.borrow().clone();
+        let gone: Vec<&ServiceName> = held.keys().filter(|name| !names.contains(*name)).collect();
+        if gone.is_empty() {
+            return;
+        }
+        for name in &gone {
+            if let Err(why) = disk::remove(&path(&self.folder, name)) {
+                tracing::warn!(service = name.as_str(), %why, "a credential was not removed");
+            }
+        }
+        let mut rest = BTreeMap::clone(&held);
+        rest.retain(|name, _| names.contains(name));
+        self.all.send_replace(Arc::new(rest));
+    }
+
+    fn schedule(&self, names: &BTreeSet<ServiceName>, plan: &mut BTreeMap<ServiceName, Next>) {
+        let now = clock::now();
+        let roots = self.views.borrow().trust.as_ref().map(|trust| trust.roots.clone());
+        let held = self.all.borrow().clone();
+        for name in names {
+            let credential = held.get(name);
+            let next = plan.entry(name.clone()).or_insert_with(|| Next {
+                at: match credential {
+                    None => now,
+                    Some(held) => held
+                        .validity
+                        .renew_at(now, clock::permille())
+                        .unwrap_or(now),
+                },
+                backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
+                roots: credential.map(|held| held.roots.clone()).unwrap_or_default(),
+            });
+            if let (Some(roots), Some(held)) = (&roots, credential)
+                && !roots.is_empty()
+                && next.roots != *roots
+            {
+                next.roots.clone_from(roots);
+                // Spread, unless peers already refuse the old one.
+                let wait = match crate::tls::leads_to(&held.chain, roots) {
+                    true => clock::up_to(REISSUE_WITHIN),
+                    false => Duration::ZERO,
+                };
+                next.at = next.at.min(now.plus(wait));
+                tracing::info!(service = name.as_str(), "the roots changed: a new leaf is due");
+            }
+        }
+    }
+
+    /// What waits after a failure is tried now: the reason may be gone.
+    fn hurry(&self, plan: &mut BTreeMap<ServiceName, Next>) {
+        let held = self.all.borrow().clone();
+        let now = clock::now();
+        for (name, next) in plan {
+            if !held.contains_key(name) {
+                next.at = next.at.min(now);
+            }
+        }
+    }
+
+    fn take(&self, name: &ServiceName, result: Result<Credential, RenewError>, next: &mut Next) {
+        let now = clock::now();
+        match result {
+            Ok(credential) => {
+                next.backoff.reset();
+                next.at = credential.validity.renew_at(now, clock::permille()).unwrap_or(now);
+                // Never in a tight loop, whatever a server signs.
+                next.at = next.at.max(now.plus(RENEW_GAP_MIN));
+                next.roots.clone_from(&credential.roots);
+                let kept = serde_json::to_vec(&credential.kept()).map_err(std::io::Error::from);
+                let kept = kept.map(Zeroizing::new);
+                if let Err(why) = kept.and_then(|b| disk::write(&path(&self.folder, name), &b)) {
+                    tracing::error!(service = name.as_str(), %why, "a leaf was not kept on disk");
+                }
+                tracing::info!(
+                    service = name.as_str(),
+                    not_after_secs = credential.validity.not_after.as_secs(),
+                    "a new leaf"
+                );
+                let mut all = BTreeMap::clone(&self.all.borrow());
+                all.insert(name.clone(), Arc::new(credential));
+                self.all.send_replace(Arc::new(all));
+            }
+            Err(why) => {
+                next.at = now.plus(next.backoff.next());
+                tracing::warn!(service = name.as_str(), %why, "no new leaf");
+            }
+        }
+    }
+}
+
+async fn sign(
+    servers: &Servers,
+    membership: &Membership,
+    name: &ServiceName,
+) -> Result<Credential, RenewError> {
+    let link = servers.link().ok_or(RenewError::CutOff)?;
+    let request = Request::make()?;
+    let ask = v1::SignLeafRequest { service: name.to_string(), csr: request.csr.clone() };
+    let reply = timeout(CALL, link.client().sign_leaf(ask))
+        .await
+        .map_err(|_| RenewError::CutOff)?
+        .map_err(Box::new)?;
+    let expected = membership.beside(Role::Service(name.clone()));
+    Ok(request.answered(reply.into_inner(), &expected)?)
+}
+
+fn path(folder: &Path, name: &ServiceName) -> PathBuf {
+    folder.join(format!("{name}.json"))
+}
+
+const CALL: Duration = Duration::from_secs(10);
+const SIGNING_AT_ONCE: usize = 4;
+const BACKOFF_BASE: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+const REISSUE_WITHIN: Duration = Duration::from_secs(30);
+const RENEW_GAP_MIN: Duration = Duration::from_secs(1);
+const WAIT_MIN: Duration = Duration::from_millis(20);
+/// Sleeps are cut short, so that a clock that jumps is noticed.
+const LOOK_EVERY: Duration = Duration::from_secs(60);

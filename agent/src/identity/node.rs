@@ -1,0 +1,101 @@
+//! The host's own certificate: renewed in good time, with a new key each time.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_proto::v1;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Request;
+use super::join::Membership;
+use crate::clock::{self, Backoff};
+use crate::servers::Servers;
+
+/// Renews the host's certificate until `drain`; while it cannot, the old one stays.
+pub(crate) async fn run(
+    servers: Arc<Servers>,
+    membership: watch::Sender<Option<Arc<Membership>>>,
+    folder: PathBuf,
+    drain: CancellationToken,
+) {
+    let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
+    let mut changes = membership.subscribe();
+    loop {
+        let Some(held) = changes.borrow_and_update().clone() else {
+            tokio::select! {
+                () = drain.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return } else { continue },
+            }
+        };
+        // One that ran out is renewed by joining again; asking goes on, in case clocks were wrong.
+        let now = clock::now();
+        let due = held.credential.validity.renew_at(now, clock::permille()).unwrap_or(now);
+        tokio::select! {
+            () = drain.cancelled() => return,
+            () = sleep(due.since(now).min(LOOK_EVERY)) => {}
+            changed = changes.changed() => if changed.is_err() { return } else { continue },
+        }
+        if clock::now() < due {
+            continue;
+        }
+        match renew(&servers, &held).await {
+            Ok(renewed) => {
+                backoff.reset();
+                if let Err(why) = renewed.keep(&folder) {
+                    tracing::error!(%why, "the node certificate could not be kept on disk");
+                }
+                tracing::info!("the node certificate was renewed");
+                membership.send_replace(Some(Arc::new(renewed)));
+            }
+            Err(why) => {
+                tracing::warn!(%why, "the node certificate was not renewed");
+                tokio::select! {
+                    () = drain.cancelled() => return,
+                    () = sleep(backoff.next()) => {}
+                }
+            }
+        }
+    }
+}
+
+async fn renew(servers: &Servers, held: &Membership) -> Result<Membership, RenewError> {
+    let link = servers.link().ok_or(RenewError::CutOff)?;
+    let request = Request::make()?;
+    let ask = v1::RenewNodeRequest { csr: request.csr.clone() };
+    let reply = timeout(CALL, link.client().renew_node(ask))
+        .await
+        .map_err(|_| RenewError::CutOff)?
+        .map_err(Box::new)?;
+    let credential = request.answered(reply.into_inner(), &held.credential.id)?;
+    Ok(Membership {
+        cluster_id: held.cluster_id.clone(),
+        server_root: held.server_root.clone(),
+        credential,
+    })
+}
+
+/// Why a certificate was not renewed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RenewError {
+    /// No server can be asked.
+    #[error("no server answers")]
+    CutOff,
+    /// The server refused.
+    #[error("the server refused: {}", .0.message())]
+    Refused(#[from] Box<tonic::Status>),
+    /// The key could not be made.
+    #[error("{0}")]
+    Key(#[from] rcgen::Error),
+    /// The reply is not what was asked for.
+    #[error("{0}")]
+    Reply(#[from] super::InvalidReply),
+}
+
+const CALL: Duration = Duration::from_secs(10);
+const BACKOFF_BASE: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// Sleeps are cut short, so that a clock that jumps is noticed.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
