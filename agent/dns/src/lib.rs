@@ -3,69 +3,34 @@
 //! The rules are `hawser_core::dns`; this crate carries packets to them and back. Nothing here
 //! asks a server: a name that the view lacks is named to the agent as a [`Want`].
 
-mod metrics;
-mod recurse;
-mod respond;
-mod settle;
-mod tcp;
-mod udp;
+mod config;
 mod wire;
+mod metrics;
+mod respond;
+mod recurse;
+mod settle;
+mod udp;
+mod tcp;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use hawser_core::dns::{InvalidDomain, Want};
-use hawser_core::name::{Datacenter, NodeName};
-use hawser_core::view::View;
 use prometheus::Registry;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use crate::config::{Config, Feed};
 use crate::metrics::Metrics;
 use crate::respond::Responder;
 use crate::settle::Settler;
 use crate::udp::{Stopper, Worker};
-
-/// How names are served.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The domain that all names end in: `consul`.
-    pub domain: String,
-    /// A second one; a reply uses the domain that was asked.
-    pub alt_domain: Option<String>,
-    /// The datacenter whose names are known here.
-    pub datacenter: Datacenter,
-    /// How long clients may keep an answer; whole seconds.
-    pub ttl: Duration,
-    /// Whether instances that warn are left out too.
-    pub only_passing: bool,
-    /// Who is asked for names outside the domains, in this order; with none they are refused.
-    pub recursors: Vec<SocketAddr>,
-    /// How long the last view is repeated once no server can be heard.
-    pub stale_max: Duration,
-    /// The host's own name.
-    pub node: NodeName,
-    /// The host's own address.
-    pub address: IpAddr,
-}
-
-/// What the agent tells the discovery plane, and what it is told.
-#[derive(Clone, Debug)]
-pub struct Feed {
-    /// The host's view as it moves on.
-    pub views: watch::Receiver<Arc<View>>,
-    /// Names that were asked for: those that the view lacks, each once while anyone waits, and
-    /// now and then one that it has, so that the agent knows which are in use.
-    pub wants: mpsc::Sender<Want>,
-    /// When a server was last heard, in milliseconds of Unix time; `u64::MAX` while connected.
-    pub last_contact_ms: Arc<AtomicU64>,
-}
 
 /// Bound sockets of one address.
 #[derive(Debug)]

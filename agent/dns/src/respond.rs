@@ -9,9 +9,9 @@ use hawser_core::dns::{self, Answer, InvalidDomain, Kind, Outcome, Question, Wan
 use hawser_core::view::View;
 use tokio::sync::mpsc;
 
+use crate::config::{Config, Feed};
 use crate::metrics::Metrics;
 use crate::wire::{self, Flags, Query, Rcode, Suffixes, Terms, Unfit};
-use crate::{Config, Feed};
 
 /// All that answering needs besides the packet and the view.
 #[derive(Debug)]
@@ -219,6 +219,23 @@ impl Responder {
             // A full queue means that the agent is told enough.
             let _full = self.touches.try_send(about.into());
         }
+    }
+}
+
+/// Draws for the order of records: they spread load and guard nothing.
+pub(crate) struct Draws(u64);
+
+impl Draws {
+    pub(crate) fn new() -> Self {
+        Self(rand::random::<u64>() | 1)
+    }
+
+    /// Source: xorshift64*, Vigna, 2016.
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 }
 

@@ -16,9 +16,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::respond::{Step, Transport};
+use crate::respond::{Draws, Step, Transport};
 use crate::settle::Settler;
-use crate::udp::{Draws, QUERY_OCTETS_MAX};
+use crate::wire::QUERY_OCTETS_MAX;
 
 /// Accepts until drained; further connections wait in the kernel while all places are taken.
 pub(crate) async fn run(

@@ -14,8 +14,9 @@ use rustix::net::SendFlags;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use crate::respond::{Step, Transport};
+use crate::respond::{Draws, Step, Transport};
 use crate::settle::Settler;
+use crate::wire::QUERY_OCTETS_MAX;
 
 /// One thread's socket and all it needs.
 pub(crate) struct Worker {
@@ -121,25 +122,6 @@ impl Drop for Stopper {
     }
 }
 
-/// Draws for the order of records: they spread load and guard nothing.
-pub(crate) struct Draws(u64);
-
-impl Draws {
-    pub(crate) fn new() -> Self {
-        Self(rand::random::<u64>() | 1)
-    }
-
-    /// Source: xorshift64*, Vigna, 2016.
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-}
-
 /// How long a worker may block without looking whether it must stop.
 pub(crate) const RECEIVE_TIMEOUT: Duration = Duration::from_secs(1);
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
-/// A query is a header, a name and an OPT; a longer one is cut and then refused.
-pub(crate) const QUERY_OCTETS_MAX: usize = 4_096;

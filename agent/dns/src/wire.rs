@@ -576,6 +576,8 @@ pub(crate) const CLASS_IN: u16 = 1;
 
 /// A message's fixed head, in octets.
 pub(crate) const HEADER: usize = 12;
+/// A query is a header, a name and an OPT; a longer one is cut and then refused.
+pub(crate) const QUERY_OCTETS_MAX: usize = 4_096;
 /// What a record takes at least: a pointer as its owner and an IPv4 address.
 pub(crate) const ADDRESS_RECORD_MIN: usize = RECORD_FIXED + 4;
 /// An SRV record's numbers and the shortest name.
