@@ -359,6 +359,7 @@ pub fn service(mut fields: Fields<'_>) -> Result<Service, InvalidField> {
     check_locality(&mut fields)?;
     // Access control is not there yet, so a token gives no right that could be lost.
     fields.ignore(&["Token", "PeerName", "ContentHash", "CreateIndex", "ModifyIndex"]);
+    fields.ignore(&["Datacenter"]);
     fields.finish()?;
     Ok(Service { instance: Instance { protocol, ..instance }, checks, sidecar })
 }
@@ -810,12 +811,16 @@ fn tags(fields: &mut Fields<'_>) -> Result<BTreeSet<Arc<str>>, InvalidField> {
 fn weights(fields: &mut Fields<'_>) -> Result<Weights, InvalidField> {
     let Some(mut fields) = fields.object(&["Weights"])? else { return Ok(Weights::default()) };
     let most = u64::from(u16::MAX);
-    let passing = fields.whole(&["Passing"], most)?.unwrap_or(1);
-    if passing == 0 {
-        return Err(InvalidField::new(fields.path_of("Passing"), "must be from 1 to 65535"));
-    }
-    let warning = fields.whole(&["Warning"], most)?.unwrap_or(1);
+    let path = fields.path_of("Passing");
+    let passing = fields.whole(&["Passing"], most)?;
+    let warning = fields.whole(&["Warning"], most)?;
     fields.finish()?;
+    let (passing, warning) = match (passing, warning) {
+        // Go's client writes both as zero when nobody set them.
+        (Some(0), Some(0)) => return Ok(Weights::default()),
+        (Some(0), _) => return Err(InvalidField::new(path, "must be from 1 to 65535")),
+        (passing, warning) => (passing.unwrap_or(1), warning.unwrap_or(1)),
+    };
     // The bound just checked is u16's own.
     Ok(Weights { passing: passing as u16, warning: warning as u16 })
 }

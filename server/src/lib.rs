@@ -17,6 +17,7 @@ mod roster;
 mod handle;
 mod leader;
 mod join;
+pub mod http;
 mod rpc;
 mod server;
 

@@ -1,0 +1,163 @@
+//! What a handler is given and what it gives back: values, so that handlers are plain functions of
+//! a request and a state.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use hawser_api::error::ApiError;
+use hawser_api::fields;
+use hawser_api::query::{Query, QueryOptions};
+use hawser_core::clock::{Index, UnixTime};
+use hawser_core::name::{Datacenter, NodeName, ServiceName};
+use hawser_core::state::{Command, State, Topic};
+use serde::Serialize;
+use serde_json::Value;
+
+/// A request that found its route.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    /// The parts of the path that the pattern left open, decoded.
+    pub(crate) params: Vec<String>,
+    /// Everything after the question mark.
+    pub(crate) query: Query,
+    /// What every read takes.
+    pub(crate) options: QueryOptions,
+    /// The cluster's datacenter.
+    pub(crate) datacenter: Datacenter,
+    /// The body, within its bound.
+    pub(crate) body: Bytes,
+}
+
+impl Ask {
+    /// The first open part of the path.
+    pub(crate) fn name(&self) -> &str {
+        self.params.first().map_or("", String::as_str)
+    }
+
+    /// The first open part as a service; none when no service can have that name.
+    pub(crate) fn service(&self) -> Option<ServiceName> {
+        self.name().parse().ok()
+    }
+
+    /// The first open part as a node, by name or by id.
+    pub(crate) fn node(&self, state: &State) -> Option<NodeName> {
+        let catalog = state.catalog();
+        let by_name: Option<NodeName> = self.name().parse().ok();
+        by_name.filter(|name| catalog.node(name).is_some()).or_else(|| {
+            let row = catalog.nodes().find(|row| &*row.value.id == self.name())?;
+            Some(row.value.name.clone())
+        })
+    }
+
+    /// The body as JSON.
+    pub(crate) fn json(&self) -> Result<Value, ApiError> {
+        if self.body.is_empty() {
+            return Err(ApiError::bad_request("Request decode failed: the body is empty"));
+        }
+        Ok(fields::parse(&self.body)?)
+    }
+
+    /// Whether a node has every pair that was asked for.
+    pub(crate) fn wants_node(&self, meta: &hawser_core::catalog::Meta) -> bool {
+        self.options
+            .node_meta
+            .iter()
+            .all(|(key, value)| meta.get(key.as_str()).is_some_and(|held| **held == **value))
+    }
+
+    /// Whether an instance has every tag that was asked for.
+    pub(crate) fn wants_tags(&self, tags: &BTreeSet<std::sync::Arc<str>>) -> bool {
+        self.options.tags.iter().all(|tag| tags.contains(tag.as_str()))
+    }
+
+    /// Writes `value` as the client wants it.
+    pub(crate) fn write<T: Serialize + ?Sized>(&self, value: &T) -> Result<Bytes, ApiError> {
+        let written = if self.options.pretty {
+            serde_json::to_vec_pretty(value)
+        } else {
+            serde_json::to_vec(value)
+        };
+        match written {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(why) => Err(ApiError::Refused(format!("the reply cannot be written: {why}"))),
+        }
+    }
+}
+
+/// What a read found: how new it is, what would change it, and how to write it.
+pub(crate) struct Found<'a> {
+    /// The last entry that could have changed the answer.
+    pub(crate) index: Index,
+    /// What wakes a reader that waits for a newer answer.
+    pub(crate) topics: BTreeSet<Topic>,
+    /// Writes the answer; not called while the reader waits.
+    pub(crate) answer: Box<dyn FnOnce() -> Result<Bytes, ApiError> + 'a>,
+}
+
+impl<'a> Found<'a> {
+    /// An answer that `list` makes when it is wanted.
+    pub(crate) fn new<T: Serialize>(
+        ask: &'a Ask,
+        index: Index,
+        topics: impl IntoIterator<Item = Topic>,
+        list: impl FnOnce() -> T + 'a,
+    ) -> Self {
+        Self {
+            index,
+            topics: topics.into_iter().collect(),
+            answer: Box::new(move || ask.write(&list())),
+        }
+    }
+
+    /// There is no such object yet.
+    pub(crate) fn missing(
+        index: Index,
+        topics: impl IntoIterator<Item = Topic>,
+        why: String,
+    ) -> Self {
+        let topics = topics.into_iter().collect();
+        Self { index, topics, answer: Box::new(move || Err(ApiError::NotFound(why))) }
+    }
+}
+
+/// What `apply` cannot have: drawn before a command is proposed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Draw {
+    /// The proposer's wall clock.
+    pub(crate) now: UnixTime,
+    /// 128 random bits.
+    pub(crate) random: u128,
+}
+
+impl Draw {
+    /// The `number`th UUID of this draw.
+    pub(crate) fn uuid(&self, number: u128) -> String {
+        let octets = self.random.wrapping_add(number).to_be_bytes();
+        uuid::Builder::from_random_bytes(octets).into_uuid().to_string()
+    }
+}
+
+/// What a write does: commands in order, and what is answered once they are applied.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Plan {
+    /// To be proposed one after the other.
+    pub(crate) commands: Vec<Command>,
+    /// The answer.
+    pub(crate) reply: Reply,
+}
+
+impl Plan {
+    /// Commands that are answered with `true`.
+    pub(crate) fn new(commands: impl IntoIterator<Item = Command>) -> Self {
+        Self { commands: commands.into_iter().collect(), reply: Reply::Json(Value::Bool(true)) }
+    }
+}
+
+/// What a write answers.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Reply {
+    /// This.
+    Json(Value),
+    /// `true`, or `false` when somebody else wrote first.
+    Swapped,
+}

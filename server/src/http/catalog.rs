@@ -1,0 +1,314 @@
+//! `/v1/catalog`: what the catalog holds, and writing to it for nodes without an agent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use hawser_api::definition;
+use hawser_api::error::ApiError;
+use hawser_api::fields::{Field, Fields, InvalidField};
+use hawser_api::json;
+use hawser_core::catalog::{
+    Catalog, Check, EXTERNAL_META, Instance, Locality, Node, Row, liveness_id,
+};
+use hawser_core::clock::Index;
+use hawser_core::health::Status;
+use hawser_core::name::{CheckId, InstanceId, NodeName};
+use hawser_core::state::{Command, NodeChanges, State, Topic};
+
+use super::ask::{Ask, Draw, Found, Plan};
+use super::encode;
+
+pub(crate) fn datacenters<'a>(ask: &'a Ask, _: &'a State) -> Result<Found<'a>, ApiError> {
+    Ok(Found::new(ask, Index(1), [], || [ask.datacenter.as_str()]))
+}
+
+pub(crate) fn nodes<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let catalog = state.catalog();
+    Ok(Found::new(ask, catalog.nodes_index(), [Topic::Nodes], move || {
+        catalog
+            .nodes()
+            .filter(|row| ask.wants_node(&row.value.meta))
+            .map(|row| encode::node(row, &ask.datacenter))
+            .collect::<Vec<_>>()
+    }))
+}
+
+pub(crate) fn services<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let catalog = state.catalog();
+    let (mut index, mut topics) = (catalog.names_index(), vec![Topic::Names]);
+    if !ask.options.node_meta.is_empty() {
+        index = index.max(catalog.nodes_index());
+        topics.push(Topic::Nodes);
+    }
+    Ok(Found::new(ask, index, topics, move || {
+        let mut tags_by_name: BTreeMap<&str, BTreeSet<Arc<str>>> = BTreeMap::new();
+        for (node, row) in catalog.instances() {
+            let is_wanted = ask.options.node_meta.is_empty()
+                || catalog.node(node).is_some_and(|node| ask.wants_node(&node.value.meta));
+            if is_wanted {
+                let tags = tags_by_name.entry(row.value.service.as_str()).or_default();
+                tags.extend(row.value.tags.iter().cloned());
+            }
+        }
+        tags_by_name
+    }))
+}
+
+pub(crate) fn service<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    instances(ask, state, encode::node_service_of)
+}
+
+pub(crate) fn connect<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    instances(ask, state, encode::sidecar)
+}
+
+/// Which of an instance's shapes is listed, if any.
+type Shape = fn(&Row<Instance>) -> Option<json::NodeService>;
+
+fn instances<'a>(ask: &'a Ask, state: &'a State, shape: Shape) -> Result<Found<'a>, ApiError> {
+    let catalog = state.catalog();
+    let Some(name) = ask.service() else {
+        let none = Vec::<json::ServiceNode>::new;
+        return Ok(Found::new(ask, catalog.names_index(), [Topic::Names], none));
+    };
+    let index = catalog.service_index(&name);
+    Ok(Found::new(ask, index, [Topic::Service(name.clone())], move || {
+        catalog
+            .placed(&name)
+            .filter(|placed| ask.wants_node(&placed.node.value.meta))
+            .filter(|placed| ask.wants_tags(&placed.instance.value.tags))
+            .filter_map(|placed| {
+                let service = shape(placed.instance)?;
+                Some(encode::service_node(placed.node, service, &ask.datacenter))
+            })
+            .collect::<Vec<_>>()
+    }))
+}
+
+pub(crate) fn node<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let catalog = state.catalog();
+    let Some(name) = ask.node(state) else {
+        return Ok(Found::new(ask, catalog.nodes_index(), [Topic::Nodes], || ()));
+    };
+    let index = node_index(catalog, &name);
+    Ok(Found::new(ask, index, [Topic::Node(name.clone()), Topic::Nodes], move || {
+        let row = catalog.node(&name)?;
+        let services = catalog
+            .instances_on(&name)
+            .map(|row| (row.value.id.to_string(), encode::node_service(row)))
+            .collect();
+        Some(json::NodeServices { node: encode::node(row, &ask.datacenter), services })
+    }))
+}
+
+pub(crate) fn node_services<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let catalog = state.catalog();
+    let Some(name) = ask.node(state) else {
+        let none = json::NodeServiceList::default;
+        return Ok(Found::new(ask, catalog.nodes_index(), [Topic::Nodes], none));
+    };
+    let index = node_index(catalog, &name);
+    Ok(Found::new(ask, index, [Topic::Node(name.clone()), Topic::Nodes], move || {
+        json::NodeServiceList {
+            node: catalog.node(&name).map(|row| encode::node(row, &ask.datacenter)),
+            services: catalog.instances_on(&name).map(encode::node_service).collect(),
+        }
+    }))
+}
+
+/// The last entry that could have changed what stands on `node`.
+///
+/// Removing an instance moves the names' index and removing a node the nodes', so that the index
+/// never goes back.
+fn node_index(catalog: &Catalog, node: &NodeName) -> Index {
+    let instances = catalog.instances_on(node).map(|row| row.modified);
+    instances.fold(catalog.nodes_index().max(catalog.names_index()), Index::max)
+}
+
+pub(crate) fn register(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiError> {
+    let body = ask.json()?;
+    let registration = Registration::read(Fields::open(&body, "")?, ask)?;
+    let name = registration.name.clone();
+    let node = registration.node(state.catalog().node(&name), draw)?;
+    let checks = registration.checks;
+    if checks.iter().any(|check| Some(&check.id) == liveness_id().as_ref()) && !node.is_external() {
+        return Err(ApiError::bad_request(format_args!(
+            "Check.CheckID: that check of node {name} belongs to the servers: choose another id"
+        )));
+    }
+    Ok(Plan::new([Command::SyncNode(NodeChanges {
+        node,
+        put_instances: registration.service.into_iter().collect(),
+        put_checks: checks,
+        drop_instances: Vec::new(),
+        drop_checks: Vec::new(),
+    })]))
+}
+
+pub(crate) fn deregister(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, ApiError> {
+    let body = ask.json()?;
+    let mut fields = Fields::open(&body, "")?;
+    let node: NodeName = fields
+        .parsed(&["Node"])?
+        .ok_or_else(|| ApiError::bad_request("Must provide node: set Node to its name"))?;
+    let instance = fields.parsed::<InstanceId>(&["ServiceID"])?;
+    let check = fields.parsed::<CheckId>(&["CheckID"])?;
+    datacenter(&mut fields, ask)?;
+    fields.default_tenancy()?;
+    fields.ignore(&["Address", "WriteRequest", "PeerName", "Token"]);
+    fields.finish()?;
+    let Some(row) = state.catalog().node(&node) else { return Ok(Plan::new([])) };
+    if instance.is_none() && check.is_none() {
+        return Ok(Plan::new([Command::DropNode(node)]));
+    }
+    Ok(Plan::new([Command::SyncNode(NodeChanges {
+        node: (*row.value).clone(),
+        put_instances: Vec::new(),
+        put_checks: Vec::new(),
+        // Consul looks at the service first, and then not at the check.
+        drop_checks: if instance.is_none() { check.into_iter().collect() } else { Vec::new() },
+        drop_instances: instance.into_iter().collect(),
+    })]))
+}
+
+/// What `/v1/catalog/register` is told.
+struct Registration {
+    name: NodeName,
+    id: Option<String>,
+    address: Option<std::net::IpAddr>,
+    meta: hawser_core::catalog::Meta,
+    locality: Locality,
+    skip_node_update: bool,
+    service: Option<Instance>,
+    checks: Vec<Check>,
+}
+
+impl Registration {
+    fn read(mut fields: Fields<'_>, ask: &Ask) -> Result<Self, ApiError> {
+        datacenter(&mut fields, ask)?;
+        fields.default_tenancy()?;
+        let name: NodeName = fields
+            .parsed(&["Node"])?
+            .ok_or_else(|| ApiError::bad_request("Must provide node: set Node to its name"))?;
+        let id = match fields.text(&["ID"])? {
+            Some((path, text)) if text.len() > NODE_ID_OCTETS_MAX => {
+                let why = format_args!("{NODE_ID_OCTETS_MAX} octets is the most");
+                return Err(InvalidField::new(path, why).into());
+            }
+            id => id.map(|(_, text)| text.to_owned()),
+        };
+        let address = fields.parsed(&["Address"])?;
+        let meta = fields.meta(&["NodeMeta"])?;
+        let locality = match fields.object(&["Locality"])? {
+            None => Locality::default(),
+            Some(mut fields) => {
+                let region = fields.text(&["Region"])?.map(|(_, text)| text.into());
+                let zone = fields.text(&["Zone"])?.map(|(_, text)| text.into());
+                fields.finish()?;
+                Locality { region, zone }
+            }
+        };
+        let service = match fields.take(&["Service"])? {
+            None => None,
+            Some(Field { path, value }) => Some(instance(Fields::open(value, &path)?, &path)?),
+        };
+        let mut checks = Vec::new();
+        for names in [["Check"], ["Checks"]] {
+            for Field { path, value } in fields.list(&names)? {
+                checks.push(check(Fields::open(value, &path)?, &name)?);
+            }
+        }
+        let skip_node_update = fields.flag(&["SkipNodeUpdate"])?;
+        fields.ignore(&["TaggedAddresses", "WriteRequest", "PeerName", "Token", "RaftIndex"]);
+        fields.finish()?;
+        Ok(Self { name, id, address, meta, locality, skip_node_update, service, checks })
+    }
+
+    /// The node as it is from now on. The row of a node that has an agent is the agent's.
+    fn node(&self, held: Option<&Row<Node>>, draw: &Draw) -> Result<Node, ApiError> {
+        if let Some(row) = held
+            && (self.skip_node_update || !row.value.is_external())
+        {
+            let held = (*row.value).clone();
+            if self.id.as_deref().is_some_and(|id| id != &*held.id) {
+                return Err(ApiError::Refused(format!(
+                    "node {} has another id, {}: choose another name",
+                    self.name, held.id
+                )));
+            }
+            return Ok(held);
+        }
+        let Some(address) = self.address else {
+            return Err(ApiError::bad_request(
+                "Must provide address if SkipNodeUpdate is not set: set Address",
+            ));
+        };
+        let held_id = held.map(|row| row.value.id.to_string());
+        let id = self.id.clone().or(held_id).unwrap_or_else(|| draw.uuid(0));
+        let mut meta = self.meta.clone();
+        meta.insert(EXTERNAL_META.into(), "true".into());
+        let locality = self.locality.clone();
+        Ok(Node { name: self.name.clone(), id: id.into(), address, locality, meta })
+    }
+}
+
+fn instance(fields: Fields<'_>, path: &str) -> Result<Instance, ApiError> {
+    let service = definition::service(fields)?;
+    if !service.checks.is_empty() || service.sidecar.is_some() {
+        return Err(InvalidField::new(
+            path,
+            "checks stand in Checks beside it, and sidecars run only on hosts with an agent",
+        )
+        .into());
+    }
+    Ok(service.instance)
+}
+
+fn check(mut fields: Fields<'_>, node: &NodeName) -> Result<Check, ApiError> {
+    if let Some((path, text)) = fields.text(&["Node"])?
+        && text != node.as_str()
+    {
+        return Err(InvalidField::new(path, format_args!("is not {node}")).into());
+    }
+    let stated_id = fields.parsed::<CheckId>(&["CheckID", "ID"])?;
+    let name = fields.text(&["Name"])?.map(|(_, text)| text.to_owned());
+    let id = match (stated_id, &name) {
+        (Some(id), _) => id,
+        (None, Some(name)) => name.parse().map_err(|why| {
+            InvalidField::new(fields.path_of("Name"), format_args!("{name:?}: {why}"))
+        })?,
+        (None, None) => return Err(InvalidField::new(fields.path_of("CheckID"), "missing").into()),
+    };
+    let output_path = fields.path_of("Output");
+    let output = fields.text(&["Output"])?.map_or("", |(_, text)| text);
+    if output.len() > OUTPUT_OCTETS_MAX {
+        let why = format_args!("{OUTPUT_OCTETS_MAX} octets is the most");
+        return Err(InvalidField::new(output_path, why).into());
+    }
+    let check = Check {
+        name: name.unwrap_or_else(|| id.to_string()).into(),
+        id,
+        kind: fields.text(&["Type"])?.map_or("", |(_, text)| text).into(),
+        status: fields.parsed::<Status>(&["Status"])?.unwrap_or(Status::Critical),
+        notes: fields.text(&["Notes"])?.map_or("", |(_, text)| text).into(),
+        output: output.into(),
+        instance: fields.parsed::<InstanceId>(&["ServiceID"])?,
+    };
+    // The registrar runs the check; the catalog keeps what it found and not how.
+    fields.ignore(&["ServiceName", "ServiceTags", "Definition", "Interval", "Timeout"]);
+    fields.ignore(&["ExposedPort", "CreateIndex", "ModifyIndex", "PeerName"]);
+    fields.default_tenancy()?;
+    fields.finish()?;
+    Ok(check)
+}
+
+/// Takes the datacenter that a body names: it must be this one.
+pub(crate) fn datacenter(fields: &mut Fields<'_>, ask: &Ask) -> Result<(), ApiError> {
+    match fields.text(&["Datacenter"])? {
+        Some((_, text)) if text != ask.datacenter.as_str() => Err(ApiError::UnknownDatacenter),
+        _ => Ok(()),
+    }
+}
+
+const NODE_ID_OCTETS_MAX: usize = 128;
+const OUTPUT_OCTETS_MAX: usize = 16 * 1024;

@@ -1,0 +1,327 @@
+//! `/v1/connect`: the trusted roots, and who may call whom.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use hawser_api::error::ApiError;
+use hawser_api::fields::{Fields, InvalidField};
+use hawser_api::json;
+use hawser_core::catalog::Row;
+use hawser_core::clock::Index;
+use hawser_core::intention::{Action, Intention, Pair, Side};
+use hawser_core::state::{Command, State, Topic};
+use serde_json::json;
+
+use super::ask::{Ask, Draw, Found, Plan, Reply};
+use super::{catalog, encode};
+
+pub(crate) fn roots<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let (Some(authority), Some(cluster)) = (state.authority(), state.cluster()) else {
+        return Err(ApiError::Refused(
+            "the certificate authority is not there yet: a leader makes it at first start"
+                .to_owned(),
+        ));
+    };
+    if ask.query.flag("pem")? {
+        let roots = authority.roots.iter().map(|root| encode::pem(&root.certificate));
+        let text: String = roots.collect();
+        let answer = Box::new(move || Ok(text.into()));
+        return Ok(Found { index: authority.index, topics: [Topic::Authority].into(), answer });
+    }
+    let trust_domain = &cluster.trust_domain;
+    Ok(Found::new(ask, authority.index, [Topic::Authority], move || {
+        encode::roots(authority, trust_domain)
+    }))
+}
+
+pub(crate) fn intentions<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let all = state.intentions();
+    Ok(Found::new(ask, all.index(), [Topic::Intentions], move || {
+        let mut rows: Vec<_> = all.iter().collect();
+        rows.sort_by_key(|row| Reverse(row.value.pair.precedence()));
+        rows.into_iter().map(encode::intention).collect::<Vec<_>>()
+    }))
+}
+
+pub(crate) fn exact<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let pair = queried_pair(ask)?;
+    Ok(one(ask, state, state.intentions().get(&pair)))
+}
+
+pub(crate) fn by_id<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    Ok(one(ask, state, with_id(state, ask.name())))
+}
+
+fn one<'a>(ask: &'a Ask, state: &State, row: Option<&'a Row<Intention>>) -> Found<'a> {
+    match row {
+        Some(row) => Found::new(ask, row.modified, [Topic::Intentions], || encode::intention(row)),
+        None => {
+            let index = state.intentions().index();
+            Found::missing(index, [Topic::Intentions], NOT_FOUND.to_owned())
+        }
+    }
+}
+
+pub(crate) fn check<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    if ask.query.text("source-type").is_some_and(|kind| kind != "consul") {
+        return Err(ApiError::bad_request("source-type: only \"consul\" is supported"));
+    }
+    let Pair { source: Side::Exact(source), destination: Side::Exact(destination) } =
+        queried_pair(ask)?
+    else {
+        return Err(ApiError::bad_request("source and destination must each be one service"));
+    };
+    let default = default_action(state);
+    let all = state.intentions();
+    Ok(Found::new(ask, all.index(), [Topic::Intentions], move || json::IntentionCheck {
+        allowed: all.decide(&source, &destination, default).is_allowed(),
+    }))
+}
+
+pub(crate) fn matching<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let side: fn(&Pair) -> &Side = match ask.query.text("by") {
+        Some("source") => |pair| &pair.source,
+        Some("destination") => |pair| &pair.destination,
+        _ => {
+            return Err(ApiError::bad_request(
+                "required query parameter 'by' is source or destination",
+            ));
+        }
+    };
+    let mut names = Vec::new();
+    for text in ask.query.all("name") {
+        names.push((text, side_of("name", text)?));
+    }
+    if names.is_empty() {
+        return Err(ApiError::bad_request("required query parameter 'name' not set"));
+    }
+    let all = state.intentions();
+    Ok(Found::new(ask, all.index(), [Topic::Intentions], move || {
+        let matches = |name: &Side| {
+            let covers = |row: &&Row<Intention>| {
+                let held = side(&row.value.pair);
+                *held == Side::Any || held == name
+            };
+            let mut rows: Vec<_> = all.iter().filter(covers).collect();
+            rows.sort_by_key(|row| Reverse(row.value.pair.precedence()));
+            rows.into_iter().map(encode::intention).collect::<Vec<_>>()
+        };
+        names.iter().map(|(text, name)| (*text, matches(name))).collect::<BTreeMap<_, _>>()
+    }))
+}
+
+pub(crate) fn put_exact(ask: &Ask, _: &State, draw: &Draw) -> Result<Plan, ApiError> {
+    let queried = queried_pair(ask)?;
+    let written = Written::read(ask)?;
+    for (name, stated, expected) in [
+        ("SourceName", &written.source, &queried.source),
+        ("DestinationName", &written.destination, &queried.destination),
+    ] {
+        if stated.as_ref().is_some_and(|stated| stated != expected) {
+            let why = format_args!("is {expected} in the URL");
+            return Err(InvalidField::new(name, why).into());
+        }
+    }
+    Ok(Plan::new([Command::PutIntention(written.intention(queried, &draw.uuid(0), draw))]))
+}
+
+pub(crate) fn delete_exact(ask: &Ask, _: &State, _: &Draw) -> Result<Plan, ApiError> {
+    Ok(Plan::new([Command::DropIntention(queried_pair(ask)?)]))
+}
+
+pub(crate) fn create(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiError> {
+    let written = Written::read(ask)?;
+    let pair = written.pair()?;
+    if state.intentions().get(&pair).is_some() {
+        return Err(ApiError::Refused(format!(
+            "Failed to create intention: duplicate intention found: {pair}"
+        )));
+    }
+    let intention = written.intention(pair, &draw.uuid(0), draw);
+    let reply = Reply::Json(json!({ "ID": draw.uuid(0) }));
+    Ok(Plan { commands: vec![Command::PutIntention(intention)], reply })
+}
+
+pub(crate) fn put_by_id(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiError> {
+    let Some(row) = with_id(state, ask.name()) else {
+        return Err(ApiError::NotFound(NOT_FOUND.to_owned()));
+    };
+    let held = &row.value.pair;
+    let written = Written::read(ask)?;
+    let pair = Pair {
+        source: written.source.clone().unwrap_or_else(|| held.source.clone()),
+        destination: written.destination.clone().unwrap_or_else(|| held.destination.clone()),
+    };
+    let mut commands = Vec::new();
+    if pair != *held {
+        if state.intentions().get(&pair).is_some() {
+            return Err(ApiError::Refused(format!("duplicate intention found: {pair}")));
+        }
+        commands.push(Command::DropIntention(held.clone()));
+    }
+    let kept = Intention {
+        created_at: row.value.created_at,
+        ..written.intention(pair, &row.value.id, draw)
+    };
+    commands.push(Command::PutIntention(kept));
+    Ok(Plan { commands, reply: Reply::Json(json!({ "ID": row.value.id })) })
+}
+
+pub(crate) fn delete_by_id(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, ApiError> {
+    match with_id(state, ask.name()) {
+        Some(row) => Ok(Plan::new([Command::DropIntention(row.value.pair.clone())])),
+        None => Err(ApiError::NotFound(NOT_FOUND.to_owned())),
+    }
+}
+
+/// An intention as a client writes it.
+struct Written {
+    source: Option<Side>,
+    destination: Option<Side>,
+    action: Action,
+    description: String,
+    meta: hawser_core::catalog::Meta,
+}
+
+impl Written {
+    fn read(ask: &Ask) -> Result<Self, ApiError> {
+        let body = ask.json()?;
+        let mut fields = Fields::open(&body, "")?;
+        let source = fields.text(&["SourceName"])?;
+        let source = source.map(|(path, text)| side_of(&path, text)).transpose()?;
+        let destination = fields.text(&["DestinationName"])?;
+        let destination = destination.map(|(path, text)| side_of(&path, text)).transpose()?;
+        refuse_requests(&mut fields)?;
+        let action = action(&mut fields)?;
+        let description = description(&mut fields)?;
+        let meta = fields.meta(&["Meta"])?;
+        if let Some((path, kind)) = fields.text(&["SourceType"])?
+            && kind != "consul"
+        {
+            return Err(InvalidField::new(path, "only \"consul\" is supported").into());
+        }
+        for name in ["SourceNS", "DestinationNS", "SourcePartition", "DestinationPartition"] {
+            if let Some((path, text)) = fields.text(&[name])?
+                && text != "default"
+            {
+                return Err(InvalidField::new(path, "only \"default\" exists").into());
+            }
+        }
+        let elsewhere = "services of other clusters are not supported: leave it out";
+        fields.refuse(&["SourcePeer", "SourceSamenessGroup"], elsewhere)?;
+        catalog::datacenter(&mut fields, ask)?;
+        // What a client read it may write back; these are the servers' to say.
+        fields.ignore(&["ID", "Precedence", "CreatedAt", "UpdatedAt", "Hash"]);
+        fields.ignore(&["CreateIndex", "ModifyIndex", "DefaultAddr", "DefaultPort"]);
+        fields.finish()?;
+        Ok(Self { source, destination, action, description, meta })
+    }
+
+    fn pair(&self) -> Result<Pair, ApiError> {
+        match (&self.source, &self.destination) {
+            (Some(source), Some(destination)) => {
+                Ok(Pair { source: source.clone(), destination: destination.clone() })
+            }
+            (None, _) => Err(InvalidField::new("SourceName", "is missing").into()),
+            (_, None) => Err(InvalidField::new("DestinationName", "is missing").into()),
+        }
+    }
+
+    fn intention(self, pair: Pair, id: &str, draw: &Draw) -> Intention {
+        Intention {
+            id: id.into(),
+            pair,
+            action: self.action,
+            description: self.description.into(),
+            meta: self.meta,
+            created_at: draw.now,
+            updated_at: draw.now,
+        }
+    }
+}
+
+/// Refuses rules about single requests: they would silently allow or deny more than they say.
+pub(crate) fn refuse_requests(fields: &mut Fields<'_>) -> Result<(), InvalidField> {
+    fields.refuse(
+        &["Permissions", "JWT"],
+        "rules about single requests are not supported: use Action for the whole pair",
+    )
+}
+
+/// Takes the action, which must be there.
+pub(crate) fn action(fields: &mut Fields<'_>) -> Result<Action, InvalidField> {
+    match fields.text(&["Action"])? {
+        Some((_, "allow")) => Ok(Action::Allow),
+        Some((_, "deny")) => Ok(Action::Deny),
+        Some((path, word)) => {
+            Err(InvalidField::new(path, format_args!("{word:?} is neither \"allow\" nor \"deny\"")))
+        }
+        None => Err(InvalidField::new(
+            fields.path_of("Action"),
+            "is missing: say \"allow\" or \"deny\"",
+        )),
+    }
+}
+
+/// Takes a description, within Consul's bound.
+pub(crate) fn description(fields: &mut Fields<'_>) -> Result<String, InvalidField> {
+    match fields.text(&["Description"])? {
+        Some((path, text)) if text.len() > DESCRIPTION_OCTETS_MAX => Err(InvalidField::new(
+            path,
+            format_args!("{DESCRIPTION_OCTETS_MAX} octets is the most"),
+        )),
+        text => Ok(text.map(|(_, text)| text.to_owned()).unwrap_or_default()),
+    }
+}
+
+/// What holds where no intention does: deny, until the cluster says otherwise.
+pub(crate) fn default_action(state: &State) -> Action {
+    state.cluster().map_or(Action::Deny, |cluster| cluster.default_action)
+}
+
+/// Reads `name`, `ns/name` or `partition/ns/name`, where namespace and partition are `default`.
+pub(crate) fn side_of(field: &str, text: &str) -> Result<Side, ApiError> {
+    let parts: Vec<&str> = text.split('/').take(4).collect();
+    let name = match parts.as_slice() {
+        [name] | ["default", name] | ["default", "default", name] => *name,
+        [peer, ..] if peer.starts_with("peer:") => {
+            let why = "services of other clusters are not supported";
+            return Err(InvalidField::new(field, why).into());
+        }
+        _ => {
+            let why = "only the namespace and partition \"default\" exist: write the name alone";
+            return Err(InvalidField::new(field, why).into());
+        }
+    };
+    name.parse().map_err(|why| InvalidField::new(field, format_args!("{name:?}: {why}")).into())
+}
+
+fn queried_pair(ask: &Ask) -> Result<Pair, ApiError> {
+    let side = |key: &str| match ask.query.text(key) {
+        Some(text) => side_of(key, text),
+        None => {
+            Err(ApiError::bad_request(format_args!("required query parameter '{key}' not set")))
+        }
+    };
+    Ok(Pair { source: side("source")?, destination: side("destination")? })
+}
+
+fn with_id<'a>(state: &'a State, id: &str) -> Option<&'a Row<Intention>> {
+    state.intentions().iter().find(|row| &*row.value.id == id)
+}
+
+/// The intentions whose destination is exactly `name`, by source.
+pub(crate) fn to_destination<'a>(
+    state: &'a State,
+    name: &'a Side,
+) -> impl Iterator<Item = &'a Row<Intention>> {
+    state.intentions().iter().filter(move |row| row.value.pair.destination == *name)
+}
+
+/// The last entry that changed any of `rows`; zero when there is none.
+pub(crate) fn newest<'a>(rows: impl Iterator<Item = &'a Row<Intention>>) -> Index {
+    rows.map(|row| row.modified).max().unwrap_or_default()
+}
+
+const NOT_FOUND: &str = "Intention not found";
+const DESCRIPTION_OCTETS_MAX: usize = 512;

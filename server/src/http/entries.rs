@@ -1,0 +1,310 @@
+//! `/v1/config`: config entries, with `service-intentions` as another spelling of intentions.
+
+use std::collections::BTreeSet;
+
+use hawser_api::error::ApiError;
+use hawser_api::fields::{Field, Fields, InvalidField, normal};
+use hawser_core::catalog::Row;
+use hawser_core::clock::Index;
+use hawser_core::entry::{Body, Entry, EntryKey, Kind};
+use hawser_core::intention::{Intention, Pair, Side};
+use hawser_core::state::{Command, State, Topic};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use super::ask::{Ask, Draw, Found, Plan, Reply};
+use super::{connect, encode};
+
+/// A kind that a client may name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Spoken {
+    Stored(Kind),
+    Intentions,
+}
+
+fn spoken(word: &str) -> Result<Spoken, ApiError> {
+    if word == SERVICE_INTENTIONS {
+        return Ok(Spoken::Intentions);
+    }
+    word.parse().map(Spoken::Stored).map_err(|_| {
+        ApiError::bad_request(format_args!(
+            "invalid config entry kind: {word:?} is not supported: use {} or {SERVICE_INTENTIONS}",
+            Kind::ALL.map(Kind::as_str).join(", "),
+        ))
+    })
+}
+
+pub(crate) fn list<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let kind = match spoken(ask.name())? {
+        Spoken::Stored(kind) => kind,
+        Spoken::Intentions => {
+            let all = state.intentions();
+            return Ok(Found::new(ask, all.index(), [Topic::Intentions], move || {
+                let names: BTreeSet<&Side> =
+                    all.iter().map(|row| &row.value.pair.destination).collect();
+                names.into_iter().filter_map(|name| about(state, name)).collect::<Vec<_>>()
+            }));
+        }
+    };
+    let all = state.entries();
+    Ok(Found::new(ask, all.index(), [Topic::Entries], move || {
+        all.iter().filter(|row| row.value.key().kind == kind).map(entry).collect::<Vec<_>>()
+    }))
+}
+
+pub(crate) fn get<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let name = named(ask);
+    let missing = |index, topic| {
+        let why = format!("Config entry not found for {:?} / {name:?}", ask.name());
+        Ok(Found::missing(index, [topic], why))
+    };
+    match spoken(ask.name())? {
+        Spoken::Intentions => {
+            let index = state.intentions().index();
+            let Some(written) = name.parse().ok().and_then(|name| about(state, &name)) else {
+                return missing(index, Topic::Intentions);
+            };
+            Ok(Found::new(ask, index, [Topic::Intentions], || written))
+        }
+        Spoken::Stored(kind) => {
+            let all = state.entries();
+            match all.get(&EntryKey { kind, name: name.into() }) {
+                Some(row) => Ok(Found::new(ask, row.modified, [Topic::Entries], || entry(row))),
+                None => missing(all.index(), Topic::Entries),
+            }
+        }
+    }
+}
+
+pub(crate) fn put(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiError> {
+    let expected = ask.query.number("cas")?.map(Index);
+    let body = ask.json()?;
+    let Value::Object(mut object) = body else {
+        return Err(ApiError::bad_request("Request decode failed: the body must be an object"));
+    };
+    let kind = taken(&mut object, "Kind")?
+        .ok_or_else(|| ApiError::bad_request("Request decode failed: Kind: is missing"))?;
+    let name = taken(&mut object, "Name")?;
+    for tenancy in ["Namespace", "Partition"] {
+        if taken(&mut object, tenancy)?.is_some_and(|name| name != "default") {
+            return Err(InvalidField::new(tenancy, "only \"default\" exists").into());
+        }
+    }
+    object.retain(|key, value| !(SERVERS_TO_SAY.contains(&&*normal(key)) || value.is_null()));
+    let reply = if expected.is_some() { Reply::Swapped } else { Reply::Json(Value::Bool(true)) };
+    let commands = match spoken(&kind)? {
+        Spoken::Intentions => {
+            let name = name.ok_or_else(|| missing_name(&kind))?;
+            put_intentions(&Value::Object(object), &name, expected, state, draw)?
+        }
+        Spoken::Stored(kind) => {
+            let name = match (kind, name) {
+                (_, Some(name)) => name,
+                (Kind::ProxyDefaults, None) => hawser_core::entry::PROXY_DEFAULTS_NAME.to_owned(),
+                (kind, None) => return Err(missing_name(kind.as_str())),
+            };
+            let body = match kind {
+                Kind::ProxyDefaults => Body::ProxyDefaults(decoded(object)?),
+                Kind::ServiceDefaults => Body::ServiceDefaults(decoded(object)?),
+                Kind::ServiceResolver => Body::ServiceResolver(decoded(object)?),
+            };
+            let entry = Entry::new(&name, body).map_err(ApiError::bad_request)?;
+            Some(vec![Command::PutEntry { entry, expected }])
+        }
+    };
+    Ok(match commands {
+        Some(commands) => Plan { commands, reply },
+        None => Plan { commands: Vec::new(), reply: Reply::Json(Value::Bool(false)) },
+    })
+}
+
+pub(crate) fn delete(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, ApiError> {
+    let expected = ask.query.number("cas")?.map(Index);
+    let name = named(ask);
+    let reply = if expected.is_some() { Reply::Swapped } else { Reply::Json(json!({})) };
+    let commands = match spoken(ask.name())? {
+        Spoken::Stored(kind) => {
+            vec![Command::DropEntry { key: EntryKey { kind, name: name.into() }, expected }]
+        }
+        Spoken::Intentions => {
+            let name: Side = connect::side_of("Name", name)?;
+            if expected.is_some_and(|expected| expected != newest(state, &name)) {
+                return Ok(Plan { commands: Vec::new(), reply: Reply::Json(Value::Bool(false)) });
+            }
+            drops(state, &name, &BTreeSet::new())
+        }
+    };
+    Ok(Plan { commands, reply })
+}
+
+/// The commands that make the intentions about `name` those that `body` lists; none when
+/// `expected` is no longer their index.
+///
+/// They are several entries of the log. What is denied comes first and what falls away last, so
+/// that a caller is never let in by an order half done.
+fn put_intentions(
+    body: &Value,
+    name: &str,
+    expected: Option<Index>,
+    state: &State,
+    draw: &Draw,
+) -> Result<Option<Vec<Command>>, ApiError> {
+    let destination = connect::side_of("Name", name)?;
+    if expected.is_some_and(|expected| expected != newest(state, &destination)) {
+        return Ok(None);
+    }
+    let mut fields = Fields::open(body, "")?;
+    connect::refuse_requests(&mut fields)?;
+    let mut written: Vec<Intention> = Vec::new();
+    let mut sources = BTreeSet::new();
+    let meta = fields.meta(&["Meta"])?;
+    for (number, Field { path, value }) in (0..).zip(fields.list(&["Sources"])?) {
+        let mut source = Fields::open(value, &path)?;
+        let (name_path, text) = source
+            .text(&["Name"])?
+            .ok_or_else(|| InvalidField::new(source.path_of("Name"), "is missing"))?;
+        let side = connect::side_of(&name_path, text)?;
+        if !sources.insert(side.clone()) {
+            return Err(InvalidField::new(name_path, format_args!("{side} is there twice")).into());
+        }
+        connect::refuse_requests(&mut source)?;
+        let action = connect::action(&mut source)?;
+        let description = connect::description(&mut source)?;
+        if let Some((path, kind)) = source.text(&["Type"])?
+            && kind != "consul"
+        {
+            return Err(InvalidField::new(path, "only \"consul\" is supported").into());
+        }
+        let elsewhere = "services of other clusters are not supported: leave it out";
+        source.refuse(&["Peer", "SamenessGroup"], elsewhere)?;
+        source.default_tenancy()?;
+        source.ignore(&["Precedence", "LegacyID", "LegacyMeta"]);
+        source.ignore(&["LegacyCreateTime", "LegacyUpdateTime"]);
+        source.finish()?;
+        written.push(Intention {
+            id: draw.uuid(number).into(),
+            pair: Pair { source: side, destination: destination.clone() },
+            action,
+            description: description.into(),
+            meta: meta.clone(),
+            created_at: draw.now,
+            updated_at: draw.now,
+        });
+    }
+    fields.finish()?;
+    if written.len() > SOURCES_MAX {
+        let why = format_args!("{SOURCES_MAX} sources are the most");
+        return Err(InvalidField::new("Sources", why).into());
+    }
+    written.sort_by_key(|intention| intention.action != hawser_core::intention::Action::Deny);
+    let mut commands: Vec<Command> = written.into_iter().map(Command::PutIntention).collect();
+    commands.extend(drops(state, &destination, &sources));
+    Ok(Some(commands))
+}
+
+fn drops(state: &State, destination: &Side, kept: &BTreeSet<Side>) -> Vec<Command> {
+    connect::to_destination(state, destination)
+        .map(|row| &row.value.pair)
+        .filter(|pair| !kept.contains(&pair.source))
+        .map(|pair| Command::DropIntention(pair.clone()))
+        .collect()
+}
+
+fn newest(state: &State, destination: &Side) -> Index {
+    connect::newest(connect::to_destination(state, destination))
+}
+
+/// The intentions about one destination as one entry; none when there is none.
+fn about(state: &State, destination: &Side) -> Option<Value> {
+    let mut rows: Vec<&Row<Intention>> = connect::to_destination(state, destination).collect();
+    let first = rows.first()?;
+    let meta = encode::pairs(&first.value.meta);
+    let created = rows.iter().map(|row| row.created).min().unwrap_or_default();
+    let modified = connect::newest(rows.iter().copied());
+    rows.sort_by_key(|row| std::cmp::Reverse(row.value.pair.precedence()));
+    let sources: Vec<Value> = rows
+        .into_iter()
+        .map(|row| {
+            let mut source = json!({
+                "Name": row.value.pair.source.to_string(),
+                "Action": row.value.action.as_str(),
+                "Precedence": row.value.pair.precedence(),
+                "Type": "consul",
+            });
+            if !row.value.description.is_empty() {
+                source["Description"] = json!(row.value.description);
+            }
+            source
+        })
+        .collect();
+    let mut entry = json!({
+        "Kind": SERVICE_INTENTIONS,
+        "Name": destination.to_string(),
+        "Sources": sources,
+        "CreateIndex": created.0,
+        "ModifyIndex": modified.0,
+    });
+    if !meta.is_empty() {
+        entry["Meta"] = json!(meta);
+    }
+    Some(entry)
+}
+
+/// A stored entry with its kind, name and indexes around it.
+fn entry(row: &Row<Entry>) -> Value {
+    #[derive(Serialize)]
+    #[serde(untagged)]
+    enum Written<'a> {
+        ProxyDefaults(&'a hawser_core::entry::ProxyDefaults),
+        ServiceDefaults(&'a hawser_core::entry::ServiceDefaults),
+        ServiceResolver(&'a hawser_core::entry::ServiceResolver),
+    }
+    let written = match row.value.body() {
+        Body::ProxyDefaults(body) => Written::ProxyDefaults(body),
+        Body::ServiceDefaults(body) => Written::ServiceDefaults(body),
+        Body::ServiceResolver(body) => Written::ServiceResolver(body),
+    };
+    // These types are plain structs with text keys, which JSON can always hold.
+    let mut value = serde_json::to_value(written).unwrap_or_else(|_| json!({}));
+    let key = row.value.key();
+    value["Kind"] = json!(key.kind.as_str());
+    value["Name"] = json!(key.name);
+    value["CreateIndex"] = json!(row.created.0);
+    value["ModifyIndex"] = json!(row.modified.0);
+    value
+}
+
+/// Takes a text out of `object`, its key in any spelling.
+fn taken(object: &mut Map<String, Value>, name: &str) -> Result<Option<String>, ApiError> {
+    let keys: Vec<String> =
+        object.keys().filter(|key| normal(key) == normal(name)).cloned().collect();
+    let mut found = None;
+    for key in keys {
+        match object.remove(&key) {
+            None | Some(Value::Null) => {}
+            Some(Value::String(text)) if text.is_empty() => {}
+            Some(Value::String(text)) if found.is_none() => found = Some(text),
+            Some(_) => return Err(InvalidField::new(key, "must be one text").into()),
+        }
+    }
+    Ok(found)
+}
+
+fn decoded<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T, ApiError> {
+    serde_json::from_value(Value::Object(object))
+        .map_err(|why| ApiError::bad_request(format_args!("Request decode failed: {why}")))
+}
+
+fn missing_name(kind: &str) -> ApiError {
+    ApiError::bad_request(format_args!("Request decode failed: {kind}: Name: is missing"))
+}
+
+fn named(ask: &Ask) -> &str {
+    ask.params.get(1).map_or("", String::as_str)
+}
+
+const SERVICE_INTENTIONS: &str = "service-intentions";
+/// What a client read it may write back; these are the servers' to say.
+const SERVERS_TO_SAY: [&str; 3] = ["createindex", "modifyindex", "hash"];
+const SOURCES_MAX: usize = 1_024;

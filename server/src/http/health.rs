@@ -1,0 +1,102 @@
+//! `/v1/health`: instances with their checks.
+
+use hawser_api::error::ApiError;
+use hawser_api::json;
+use hawser_core::catalog::{Instance, Row};
+use hawser_core::health::Status;
+use hawser_core::state::{State, Topic};
+
+use super::ask::{Ask, Found};
+use super::encode;
+
+pub(crate) fn service<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    entries(ask, state, encode::node_service_of)
+}
+
+pub(crate) fn connect<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    entries(ask, state, encode::sidecar)
+}
+
+fn entries<'a>(
+    ask: &'a Ask,
+    state: &'a State,
+    shape: fn(&Row<Instance>) -> Option<json::NodeService>,
+) -> Result<Found<'a>, ApiError> {
+    let catalog = state.catalog();
+    let Some(name) = ask.service() else {
+        let none = Vec::<json::ServiceEntry>::new;
+        return Ok(Found::new(ask, catalog.names_index(), [Topic::Names], none));
+    };
+    let index = catalog.service_index(&name);
+    Ok(Found::new(ask, index, [Topic::Service(name.clone())], move || {
+        catalog
+            .placed(&name)
+            .filter(|placed| ask.wants_node(&placed.node.value.meta))
+            .filter(|placed| ask.wants_tags(&placed.instance.value.tags))
+            .filter(|placed| !ask.options.passing || placed.status() == Status::Passing)
+            .filter_map(|placed| {
+                let service = shape(placed.instance)?;
+                Some(encode::service_entry(&placed, service, &ask.datacenter))
+            })
+            .collect::<Vec<_>>()
+    }))
+}
+
+pub(crate) fn node<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let catalog = state.catalog();
+    let Some(name) = ask.node(state) else {
+        let none = Vec::<json::HealthCheck>::new;
+        return Ok(Found::new(ask, catalog.nodes_index(), [Topic::Nodes], none));
+    };
+    let topics = [Topic::Node(name.clone())];
+    Ok(Found::new(ask, catalog.checks_index(), topics, move || {
+        catalog
+            .checks_on(&name)
+            .map(|row| encode::check_in(catalog, &name, row))
+            .collect::<Vec<_>>()
+    }))
+}
+
+pub(crate) fn checks<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let catalog = state.catalog();
+    let Some(name) = ask.service() else {
+        let none = Vec::<json::HealthCheck>::new;
+        return Ok(Found::new(ask, catalog.names_index(), [Topic::Names], none));
+    };
+    let index = catalog.service_index(&name);
+    Ok(Found::new(ask, index, [Topic::Service(name.clone())], move || {
+        let mut checks = Vec::new();
+        for placed in catalog.placed(&name) {
+            if ask.wants_node(&placed.node.value.meta) {
+                let own = placed.checks.iter().filter(|row| row.value.instance.is_some());
+                let on = &placed.node.value.name;
+                checks.extend(own.map(|row| encode::health_check(on, row, Some(placed.instance))));
+            }
+        }
+        checks
+    }))
+}
+
+pub(crate) fn state<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let catalog = state.catalog();
+    let wanted = ask.name();
+    if !STATES.contains(&wanted) {
+        return Err(ApiError::bad_request(format_args!(
+            "{wanted:?} is no state: use any, passing, warning or critical"
+        )));
+    }
+    Ok(Found::new(ask, catalog.checks_index(), [Topic::Checks], move || {
+        catalog
+            .checks()
+            .filter(|(_, row)| wanted == "any" || row.value.status.as_str() == wanted)
+            .filter(|(node, _)| {
+                ask.options.node_meta.is_empty()
+                    || catalog.node(node).is_some_and(|row| ask.wants_node(&row.value.meta))
+            })
+            .map(|(node, row)| encode::check_in(catalog, node, row))
+            .collect::<Vec<_>>()
+    }))
+}
+
+/// `unknown` is asked for by Consul's clients; no check is ever in it.
+const STATES: [&str; 5] = ["any", "passing", "warning", "critical", "unknown"];

@@ -1,0 +1,777 @@
+//! The Consul-compatible HTTP API of the servers: parse, read or propose, encode.
+//!
+//! One door: [`respond`] answers every `/v1` path that is not the agent's own. Handlers are plain
+//! functions of a request and a state; waiting, consistency and headers are here.
+
+mod ask;
+mod encode;
+mod catalog;
+mod health;
+mod connect;
+mod entries;
+mod cluster;
+mod routes;
+
+use bytes::Bytes;
+use hawser_api::error::ApiError;
+use hawser_api::query::{Freshness, Query, QueryOptions};
+use hawser_core::clock::Index;
+use hawser_core::state::{Rejection, State, Topic};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::{Method, Request, Response, StatusCode};
+use std::collections::BTreeSet;
+use tokio::time::{Instant, timeout_at};
+
+use self::ask::{Ask, Draw, Found, Plan, Reply};
+use self::routes::{Handler, Matched};
+use crate::Handle;
+use crate::identity::now;
+use crate::propose::ProposeError;
+use crate::read::{Consistency, ReadError, Reading};
+
+/// Answers one request whose body is in memory already.
+///
+/// Never fails: what cannot be answered becomes a status and a text that says what to do. A read
+/// that names an index waits, for eleven minutes at most; dropping the future ends the wait.
+pub async fn respond(handle: &Handle, request: Request<Bytes>) -> Response<Bytes> {
+    let is_pretty = request.uri().query().is_some_and(|query| query.contains("pretty"));
+    let mut reply = match answer(handle, request).await {
+        Ok(reply) => reply,
+        Err(refused) => Answer::refusal(&refused),
+    };
+    if is_pretty && reply.status.is_success() && !reply.body.ends_with(b"\n") {
+        reply.body = [&reply.body[..], b"\n"].concat().into();
+    }
+    reply.into_response()
+}
+
+/// A reply in the making.
+struct Answer {
+    status: StatusCode,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    body: Bytes,
+    content_type: &'static str,
+}
+
+impl Answer {
+    fn json(status: StatusCode, body: Bytes) -> Self {
+        Self { status, headers: Vec::new(), body, content_type: JSON }
+    }
+
+    fn refusal(refused: &ApiError) -> Self {
+        let mut headers = Vec::new();
+        if let ApiError::MethodNotAllowed { allow, .. } = refused {
+            headers.extend(HeaderValue::from_str(allow).ok().map(|allow| (ALLOW, allow)));
+        }
+        let body = refused.to_string().into();
+        Self { status: refused.status(), headers, body, content_type: TEXT }
+    }
+
+    fn into_response(self) -> Response<Bytes> {
+        let mut response = Response::new(self.body);
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(DEFAULT_ACL_POLICY, HeaderValue::from_static("allow"));
+        headers.extend(self.headers);
+        response
+    }
+}
+
+async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiError> {
+    let (head, body) = request.into_parts();
+    let (handler, params) = match routes::find(&head.method, head.uri.path())? {
+        Matched::Unknown => return Err(ApiError::UnknownPath),
+        Matched::Route(handler, params) => (handler, params),
+        Matched::OtherMethods(allow) if head.method == Method::OPTIONS => {
+            let allow = HeaderValue::from_str(&allow).map_err(ApiError::bad_request)?;
+            let mut answer = Answer::json(StatusCode::OK, Bytes::new());
+            answer.headers.push((ALLOW, allow));
+            return Ok(answer);
+        }
+        Matched::OtherMethods(allow) => {
+            let method = head.method.as_str().chars().take(METHOD_SHOWN).collect();
+            return Err(ApiError::MethodNotAllowed { method, allow });
+        }
+    };
+    if let Handler::Refuse(refuse) = handler {
+        return Err(refuse());
+    }
+    if body.len() > BODY_OCTETS_MAX {
+        return Err(ApiError::TooLarge { max: BODY_OCTETS_MAX });
+    }
+    let query = Query::parse(head.uri.query().unwrap_or_default())?;
+    let options = QueryOptions::from_query(&query)?;
+    let datacenter = handle.identity.datacenter().clone();
+    if options.datacenter.as_deref().is_some_and(|asked| asked != datacenter.as_str()) {
+        return Err(ApiError::UnknownDatacenter);
+    }
+    let ask = Ask { params, query, options, datacenter, body };
+    match handler {
+        Handler::Read(look) => read(handle, &ask, look).await,
+        Handler::Write(plan) => write(handle, &ask, plan).await,
+        Handler::Other(reply) => {
+            let (status, body) = reply(handle.clone(), ask).await?;
+            Ok(Answer::json(status, body))
+        }
+        Handler::Refuse(refuse) => Err(refuse()),
+    }
+}
+
+type Look = for<'a> fn(&'a Ask, &'a State) -> Result<Found<'a>, ApiError>;
+
+/// Reads, and waits until what is found is newer than what the client has seen.
+async fn read(handle: &Handle, ask: &Ask, look: Look) -> Result<Answer, ApiError> {
+    let (mut reading, effective) = fresh(handle, ask.options.freshness).await?;
+    let mut seen = attempt(ask, &reading.state, look, ask.options.index)?;
+    if let Seen::Old(topics) = &seen {
+        let wait = ask.options.wait_with_jitter(rand::random_range(0..=1000));
+        let deadline = Instant::now() + wait;
+        let mut topics = topics.clone();
+        // Subscribed before the state is read again, so that nothing falls between the two.
+        let mut watch = handle.watches.subscribe(topics.clone());
+        loop {
+            // The first reading was as fresh as was asked for, and states only move forward.
+            reading = stale(handle).await?;
+            seen = attempt(ask, &reading.state, look, ask.options.index)?;
+            match &seen {
+                Seen::New { .. } => break,
+                Seen::Old(others) if *others != topics => {
+                    topics.clone_from(others);
+                    watch.retopic(topics.clone());
+                }
+                Seen::Old(_) => {
+                    if timeout_at(deadline, watch.changed()).await.is_err() {
+                        reading = stale(handle).await?;
+                        seen = attempt(ask, &reading.state, look, None)?;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    let Seen::New { index, answer } = seen else { return Err(ApiError::Unknown) };
+    let mut reply = match answer {
+        Ok(body) => Answer::json(StatusCode::OK, body),
+        Err(refused) => Answer::refusal(&refused),
+    };
+    if reply.body.starts_with(PEM_START) {
+        reply.content_type = PEM;
+    }
+    let millis = u64::try_from(reading.last_contact.as_millis()).unwrap_or(u64::MAX);
+    reply.headers.extend([
+        (INDEX, HeaderValue::from(index.0.max(1))),
+        (
+            KNOWN_LEADER,
+            HeaderValue::from_static(if reading.known_leader { "true" } else { "false" }),
+        ),
+        (LAST_CONTACT, HeaderValue::from(millis)),
+        (EFFECTIVE_CONSISTENCY, HeaderValue::from_static(effective)),
+        (QUERY_BACKEND, HeaderValue::from_static("blocking-query")),
+    ]);
+    Ok(reply)
+}
+
+/// What a look at one state found.
+enum Seen {
+    /// Nothing newer than the client has.
+    Old(BTreeSet<Topic>),
+    /// An answer, or that there is no such object.
+    New { index: Index, answer: Result<Bytes, ApiError> },
+}
+
+fn attempt(ask: &Ask, state: &State, look: Look, beyond: Option<Index>) -> Result<Seen, ApiError> {
+    let found = look(ask, state)?;
+    // An index is never shown as zero, so one is what a client has seen of nothing.
+    let index = found.index.max(Index(1));
+    match beyond {
+        Some(beyond) if index <= beyond => Ok(Seen::Old(found.topics)),
+        _ => Ok(Seen::New { index, answer: (found.answer)() }),
+    }
+}
+
+/// A reading as fresh as was asked for, and the word for it.
+async fn fresh(handle: &Handle, freshness: Freshness) -> Result<(Reading, &'static str), ApiError> {
+    let read = |consistency| async move { handle.reader.read(consistency).await.map_err(unread) };
+    match freshness {
+        Freshness::Stale { max } => {
+            let reading = read(Consistency::Stale).await?;
+            match max {
+                Some(max) if reading.last_contact > max => {
+                    Ok((read(Consistency::Default).await?, "leader"))
+                }
+                _ => Ok((reading, "stale")),
+            }
+        }
+        Freshness::Default => Ok((read(Consistency::Default).await?, "leader")),
+        Freshness::Consistent => Ok((read(Consistency::Consistent).await?, "consistent")),
+    }
+}
+
+async fn stale(handle: &Handle) -> Result<Reading, ApiError> {
+    handle.reader.read(Consistency::Stale).await.map_err(unread)
+}
+
+/// Plans a write on a fresh state and proposes it, command by command.
+async fn write(
+    handle: &Handle,
+    ask: &Ask,
+    plan: fn(&Ask, &State, &Draw) -> Result<Plan, ApiError>,
+) -> Result<Answer, ApiError> {
+    let reading = handle.reader.read(Consistency::Default).await.map_err(unread)?;
+    let draw = Draw { now: now(), random: rand::random() };
+    let Plan { commands, reply } = plan(ask, &reading.state, &draw)?;
+    let mut applied = None;
+    for command in commands {
+        match handle.proposer.propose(command).await {
+            Ok(index) => applied = Some(index),
+            // What was to go is gone.
+            Err(ProposeError::Rejected(
+                Rejection::UnknownIntention { .. } | Rejection::UnknownNode { .. },
+            )) => {}
+            Err(ProposeError::Rejected(Rejection::IndexMismatch { .. }))
+                if reply == Reply::Swapped =>
+            {
+                return Ok(Answer::json(StatusCode::OK, Bytes::from_static(b"false")));
+            }
+            Err(refused) => return Err(unwritten(refused)),
+        }
+    }
+    if let Some(index) = applied {
+        // Then even a stale read here sees it. It is applied already, so this cannot fail it.
+        drop(handle.reader.wait_for(index).await);
+    }
+    let body = match &reply {
+        Reply::Json(value) => ask.write(value)?,
+        Reply::Swapped => Bytes::from_static(b"true"),
+    };
+    Ok(Answer::json(StatusCode::OK, body))
+}
+
+fn unread(refused: ReadError) -> ApiError {
+    match refused {
+        ReadError::NoLeader => ApiError::NoLeader,
+        ReadError::Behind | ReadError::ShuttingDown => ApiError::Unavailable(refused.to_string()),
+    }
+}
+
+fn unwritten(refused: ProposeError) -> ApiError {
+    match refused {
+        ProposeError::NoLeader => ApiError::NoLeader,
+        ProposeError::Unknown => ApiError::Unknown,
+        ProposeError::Rejected(rejection) => ApiError::Refused(rejection.to_string()),
+        ProposeError::TooLarge { max, .. } => ApiError::TooLarge { max },
+        ProposeError::ShuttingDown => ApiError::Unavailable(refused.to_string()),
+    }
+}
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+const PEM: &str = "application/pem-certificate-chain";
+const PEM_START: &[u8] = b"-----BEGIN";
+const INDEX: HeaderName = HeaderName::from_static("x-consul-index");
+const KNOWN_LEADER: HeaderName = HeaderName::from_static("x-consul-knownleader");
+const LAST_CONTACT: HeaderName = HeaderName::from_static("x-consul-lastcontact");
+const EFFECTIVE_CONSISTENCY: HeaderName = HeaderName::from_static("x-consul-effective-consistency");
+const QUERY_BACKEND: HeaderName = HeaderName::from_static("x-consul-query-backend");
+const DEFAULT_ACL_POLICY: HeaderName = HeaderName::from_static("x-consul-default-acl-policy");
+/// Twice the largest body that any endpoint needs.
+const BODY_OCTETS_MAX: usize = 1024 * 1024;
+const METHOD_SHOWN: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use hawser_core::catalog::{Check, EXTERNAL_META, Instance, Node};
+    use hawser_core::clock::{Stamp, UnixTime};
+    use hawser_core::health::Status;
+    use hawser_core::intention::Action;
+    use hawser_core::state::{Cluster, Command, NodeChanges};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn apply(state: &mut State, command: Command) -> Result<(), Rejection> {
+        let index = Index(state.applied().0 + 1);
+        let stamp = Stamp { index, time: UnixTime::from_secs(1_790_000_000) };
+        state.apply(stamp, command).map(drop)
+    }
+
+    fn check(id: &str, status: Status, about: Option<&str>) -> Check {
+        Check {
+            id: id.parse().expect("an id"),
+            name: id.into(),
+            kind: "http".into(),
+            status,
+            notes: "".into(),
+            output: "".into(),
+            instance: about.map(|id| id.parse().expect("an id")),
+        }
+    }
+
+    fn instance(id: &str, service: &str, tags: &[&str]) -> Instance {
+        Instance {
+            id: id.parse().expect("an id"),
+            service: service.parse().expect("a name"),
+            address: None,
+            port: 80,
+            tags: tags.iter().map(|tag| (*tag).into()).collect(),
+            meta: Default::default(),
+            weights: Default::default(),
+            protocol: None,
+            mesh_port: Some(21000),
+            enable_tag_override: false,
+        }
+    }
+
+    /// Two hosts: `a` with a passing and a critical web, `b` with db.
+    fn state() -> State {
+        let mut state = State::default();
+        let cluster = Cluster {
+            id: "1f2e".into(),
+            trust_domain: "1f2e.consul".parse().expect("a trust domain"),
+            datacenter: "dc1".parse().expect("a datacenter"),
+            default_action: Action::Deny,
+        };
+        apply(&mut state, Command::Found(cluster)).expect("a new cluster");
+        let host = |name: &str, address: &str| Node {
+            name: name.parse().expect("a name"),
+            id: format!("id-{name}").into(),
+            address: address.parse().expect("an address"),
+            locality: Default::default(),
+            meta: [("rack".into(), name.into())].into(),
+        };
+        let sync = |node, put_instances, put_checks| {
+            let (drop_instances, drop_checks) = (Vec::new(), Vec::new());
+            let changes =
+                NodeChanges { node, put_instances, put_checks, drop_instances, drop_checks };
+            Command::SyncNode(changes)
+        };
+        let web =
+            vec![instance("web-1", "web", &["v1", "blue"]), instance("web-2", "web", &["v2"])];
+        let checks = vec![
+            check("service:web-1", Status::Passing, Some("web-1")),
+            check("service:web-2", Status::Critical, Some("web-2")),
+        ];
+        apply(&mut state, sync(host("a", "10.0.0.1"), web, checks)).expect("a host");
+        let db = vec![Instance { mesh_port: None, ..instance("db", "db", &[]) }];
+        apply(&mut state, sync(host("b", "10.0.0.2"), db, Vec::new())).expect("a host");
+        state
+    }
+
+    fn ask(path: &str, params: Vec<String>, body: &str) -> Result<Ask, ApiError> {
+        let query = Query::parse(path.split_once('?').map_or("", |(_, query)| query))?;
+        let options = QueryOptions::from_query(&query)?;
+        let datacenter = "dc1".parse().expect("a datacenter");
+        Ok(Ask {
+            params,
+            query,
+            options,
+            datacenter,
+            body: Bytes::copy_from_slice(body.as_bytes()),
+        })
+    }
+
+    fn find(method: &Method, path: &str) -> Result<(Handler, Vec<String>), ApiError> {
+        match routes::find(method, path.split('?').next().expect("a path"))? {
+            Matched::Route(handler, params) => Ok((handler, params)),
+            Matched::OtherMethods(allow) => {
+                Err(ApiError::MethodNotAllowed { method: method.to_string(), allow })
+            }
+            Matched::Unknown => Err(ApiError::UnknownPath),
+        }
+    }
+
+    fn get(state: &State, path: &str) -> Result<(Index, Value), ApiError> {
+        let (handler, params) = find(&Method::GET, path)?;
+        let Handler::Read(look) = handler else { panic!("{path} is no read of the state") };
+        match attempt(&ask(path, params, "")?, state, look, None)? {
+            Seen::New { index, answer } => {
+                Ok((index, serde_json::from_slice(&answer?).expect("JSON")))
+            }
+            Seen::Old(_) => panic!("nothing to wait for"),
+        }
+    }
+
+    fn write(
+        state: &mut State,
+        method: &Method,
+        path: &str,
+        body: &Value,
+    ) -> Result<Reply, ApiError> {
+        let (handler, params) = find(method, path)?;
+        let Handler::Write(plan) = handler else { panic!("{path} is no write") };
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let draw = Draw { now: UnixTime::from_secs(1_790_000_000), random: 7 };
+        let plan = plan(&ask(path, params, &body)?, state, &draw)?;
+        for command in plan.commands {
+            apply(state, command).map_err(|refused| ApiError::Refused(refused.to_string()))?;
+        }
+        Ok(plan.reply)
+    }
+
+    fn pick<'a>(list: &'a Value, pointer: &str) -> Vec<&'a str> {
+        let items = list.as_array().expect("a list");
+        items
+            .iter()
+            .map(|item| item.pointer(pointer).and_then(Value::as_str).expect("a text"))
+            .collect()
+    }
+
+    #[test]
+    fn reads_list_what_was_asked_for() {
+        let state = state();
+        let cases = [
+            // path, what each item is picked by, expected, why
+            ("/v1/catalog/nodes", "/Node", vec!["a", "b"], "all"),
+            ("/v1/catalog/nodes?node-meta=rack:b", "/Node", vec!["b"], "by meta"),
+            ("/v1/catalog/service/web", "/ServiceID", vec!["web-1", "web-2"], "healthy or not"),
+            ("/v1/catalog/service/web?tag=v1&tag=blue", "/ServiceID", vec!["web-1"], "all tags"),
+            ("/v1/catalog/service/web?tag=v1&tag=v2", "/ServiceID", vec![], "no one has both"),
+            ("/v1/catalog/service/nobody", "/ServiceID", vec![], "unknown is empty"),
+            ("/v1/catalog/service/No%20Name", "/ServiceID", vec![], "impossible is empty"),
+            (
+                "/v1/catalog/connect/web",
+                "/ServiceID",
+                vec!["web-1-sidecar-proxy", "web-2-sidecar-proxy"],
+                "sidecars",
+            ),
+            ("/v1/catalog/connect/db", "/ServiceID", vec![], "outside the mesh"),
+            ("/v1/health/service/web", "/Service/ID", vec!["web-1", "web-2"], "all"),
+            ("/v1/health/service/web?passing", "/Service/ID", vec!["web-1"], "only passing"),
+            ("/v1/health/service/web?passing=false", "/Service/ID", vec!["web-1", "web-2"], "all"),
+            (
+                "/v1/health/connect/web?passing=1",
+                "/Service/Proxy/DestinationServiceID",
+                vec!["web-1"],
+                "sidecars",
+            ),
+            (
+                "/v1/health/node/a",
+                "/CheckID",
+                vec!["serfHealth", "service:web-1", "service:web-2"],
+                "all of it",
+            ),
+            ("/v1/health/node/id-b", "/CheckID", vec!["serfHealth"], "by id"),
+            ("/v1/health/node/nobody", "/CheckID", vec![], "unknown is empty"),
+            (
+                "/v1/health/checks/web",
+                "/CheckID",
+                vec!["service:web-1", "service:web-2"],
+                "no node's",
+            ),
+            ("/v1/health/state/critical", "/ServiceName", vec!["web"], "one"),
+            (
+                "/v1/health/state/any",
+                "/Status",
+                vec!["passing", "passing", "critical", "passing"],
+                "all",
+            ),
+            ("/v1/catalog/node-services/a", "/ID", vec![], "not a list"),
+        ];
+        for (path, pointer, expected, why) in &cases[..cases.len() - 1] {
+            let (index, list) = get(&state, path).expect(path);
+            assert_eq!(pick(&list, pointer), *expected, "{path}: {why}");
+            assert!(index > Index(0), "{path}: an index is never zero");
+        }
+        let (_, services) = get(&state, "/v1/catalog/services").expect("good");
+        assert_eq!(services, json!({ "db": [], "web": ["blue", "v1", "v2"] }));
+        let (_, node) = get(&state, "/v1/catalog/node/a").expect("good");
+        assert_eq!(node["Node"]["ID"], "id-a");
+        assert_eq!(node["Services"]["web-1"]["Port"], 80);
+        assert_eq!(get(&state, "/v1/catalog/node/nobody").expect("good").1, Value::Null);
+        let (_, node) = get(&state, "/v1/catalog/node-services/id-b").expect("good");
+        assert_eq!(node["Services"][0]["ID"], "db");
+        let refused = get(&state, "/v1/health/state/odd").expect_err("no state");
+        assert_eq!(refused.status(), 400);
+    }
+
+    #[test]
+    fn an_index_moves_with_its_own_object_only() {
+        let mut state = state();
+        let paths = [
+            "/v1/catalog/services",
+            "/v1/health/service/web",
+            "/v1/health/service/db",
+            "/v1/catalog/node/b",
+            "/v1/health/state/any",
+        ];
+        let before = paths.map(|path| get(&state, path).expect(path).0);
+        let node = state.catalog().node(&"a".parse().expect("a name")).expect("a host");
+        let changes = NodeChanges {
+            node: (*node.value).clone(),
+            put_instances: Vec::new(),
+            put_checks: vec![check("service:web-2", Status::Passing, Some("web-2"))],
+            drop_instances: Vec::new(),
+            drop_checks: Vec::new(),
+        };
+        apply(&mut state, Command::SyncNode(changes)).expect("a health flap");
+        let after = paths.map(|path| get(&state, path).expect(path).0);
+        let moved: Vec<_> =
+            (0..paths.len()).filter(|at| before[*at] != after[*at]).map(|at| paths[at]).collect();
+        assert_eq!(moved, ["/v1/health/service/web", "/v1/health/state/any"]);
+    }
+
+    #[test]
+    fn a_read_waits_for_what_is_newer_and_for_nothing_else() {
+        let state = state();
+        let (handler, params) = find(&Method::GET, "/v1/health/service/web").expect("a route");
+        let Handler::Read(look) = handler else { panic!("a read") };
+        let ask = ask("", params, "").expect("good");
+        let (index, _) = get(&state, "/v1/health/service/web").expect("good");
+        let older = Index(index.0 - 1);
+        assert!(matches!(attempt(&ask, &state, look, Some(older)), Ok(Seen::New { .. })));
+        let Ok(Seen::Old(topics)) = attempt(&ask, &state, look, Some(index)) else {
+            panic!("nothing is newer")
+        };
+        assert_eq!(topics, [Topic::Service("web".parse().expect("a name"))].into());
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let mut state = state();
+        let (put, post, delete) = (Method::PUT, Method::POST, Method::DELETE);
+        let yes = Reply::Json(Value::Bool(true));
+        let written = [
+            (
+                &put,
+                "/v1/catalog/register",
+                json!({
+                    "Node": "ext", "Address": "10.9.9.9", "NodeMeta": {"external-node": "true"},
+                    "Service": {"service": "old", "ID": "old-1", "Port": 1, "Weights": {"Passing": 0, "Warning": 0}},
+                    "Check": {"Name": "up", "Status": "passing", "serviceid": "old-1", "Definition": {"TCP": "x"}},
+                }),
+            ),
+            (
+                &put,
+                "/v1/connect/intentions/exact?source=web&destination=default/db",
+                json!({"Action": "allow"}),
+            ),
+            (
+                &put,
+                "/v1/config",
+                json!({"Kind": "service-defaults", "Name": "web", "Protocol": "http"}),
+            ),
+            (
+                &put,
+                "/v1/config",
+                json!({"kind": "service-intentions", "name": "api", "sources": [
+                    {"name": "web", "action": "allow"}, {"name": "*", "action": "deny"},
+                ]}),
+            ),
+        ];
+        for (method, path, body) in &written {
+            assert_eq!(write(&mut state, method, path, body), Ok(yes.clone()), "{path}");
+        }
+        let (_, ext) = get(&state, "/v1/health/service/old").expect("good");
+        assert_eq!(pick(&ext[0]["Checks"], "/CheckID"), ["up"], "and no liveness: no agent");
+        assert_eq!(ext[0]["Node"]["Meta"][EXTERNAL_META], "true");
+        assert!(!ext[0]["Node"]["ID"].as_str().expect("a text").is_empty(), "an id is made");
+        let (_, one) =
+            get(&state, "/v1/connect/intentions/exact?source=web&destination=db").expect("good");
+        assert_eq!((&one["Action"], &one["Precedence"]), (&json!("allow"), &json!(9)));
+        let (_, entry) = get(&state, "/v1/config/service-defaults/web").expect("good");
+        let index = entry["ModifyIndex"].as_u64().expect("an index");
+        assert_eq!(
+            entry,
+            json!({
+                "Kind": "service-defaults", "Name": "web", "Protocol": "http",
+                "CreateIndex": index, "ModifyIndex": index,
+            })
+        );
+        let (_, api) = get(&state, "/v1/config/service-intentions/api").expect("good");
+        assert_eq!(pick(&api["Sources"], "/Name"), ["web", "*"], "by precedence");
+        let (_, all) = get(&state, "/v1/connect/intentions").expect("good");
+        assert_eq!(pick(&all, "/DestinationName"), ["api", "db", "api"]);
+        let ids: BTreeSet<_> = pick(&all, "/ID").into_iter().collect();
+        assert_eq!(ids.len(), 2, "one draw gives as many ids as are wanted");
+        let checks =
+            [("web", "db", true), ("web", "api", true), ("db", "api", false), ("db", "web", false)];
+        for (source, destination, allowed) in checks {
+            let path =
+                format!("/v1/connect/intentions/check?source={source}&destination={destination}");
+            assert_eq!(
+                get(&state, &path).expect("good").1,
+                json!({ "Allowed": allowed }),
+                "{path}"
+            );
+        }
+        let (_, matched) =
+            get(&state, "/v1/connect/intentions/match?by=destination&name=api&name=db")
+                .expect("good");
+        assert_eq!(pick(&matched["api"], "/Action"), ["allow", "deny"]);
+        assert_eq!(pick(&matched["db"], "/SourceName"), ["web"]);
+        let swap = |index: u64| format!("/v1/config?cas={index}");
+        let grpc = json!({"Kind": "service-defaults", "Name": "web", "Protocol": "grpc"});
+        assert!(write(&mut state, &put, &swap(index - 1), &grpc).is_err(), "refused by the state");
+        assert_eq!(write(&mut state, &put, &swap(index), &grpc), Ok(Reply::Swapped));
+        let only = json!({"Kind": "service-intentions", "Name": "api", "Sources": [{"Name": "db", "Action": "deny"}]});
+        assert_eq!(write(&mut state, &put, "/v1/config", &only), Ok(yes.clone()));
+        let (_, api) = get(&state, "/v1/config/service-intentions/api").expect("good");
+        assert_eq!(pick(&api["Sources"], "/Name"), ["db"], "the others fall away");
+        let new = json!({"SourceName": "a", "DestinationName": "b", "Action": "deny"});
+        let Ok(Reply::Json(made)) = write(&mut state, &post, "/v1/connect/intentions", &new) else {
+            panic!("made")
+        };
+        let path = format!("/v1/connect/intentions/{}", made["ID"].as_str().expect("an id"));
+        assert_eq!(get(&state, &path).expect("good").1["SourceName"], "a");
+        assert!(write(&mut state, &post, "/v1/connect/intentions", &new).is_err(), "twice");
+        assert_eq!(write(&mut state, &delete, &path, &Value::Null), Ok(yes.clone()));
+        assert_eq!(get(&state, &path).expect_err("gone").status(), 404);
+        let gone = json!({"Node": "ext"});
+        assert_eq!(write(&mut state, &put, "/v1/catalog/deregister", &gone), Ok(yes.clone()));
+        assert_eq!(write(&mut state, &put, "/v1/catalog/deregister", &gone), Ok(yes), "again");
+        assert_eq!(get(&state, "/v1/health/service/old").expect("good").1, json!([]));
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_where_it_is_wrong() {
+        let mut state = state();
+        let (put, get, post) = (Method::PUT, Method::GET, Method::POST);
+        let register = "/v1/catalog/register";
+        let exact = "/v1/connect/intentions/exact?source=web&destination=db";
+        let cases = [
+            (&put, register, json!({}), 400, "Must provide node"),
+            (&put, register, json!({"Node": "x"}), 400, "Must provide address"),
+            (
+                &put,
+                register,
+                json!({"Node": "x", "Address": "10.0.0.1", "Oops": 1}),
+                400,
+                "unknown field \"Oops\"",
+            ),
+            (
+                &put,
+                register,
+                json!({"Node": "x", "Address": "10.0.0.1", "Service": {"Prt": 1, "Service": "a"}}),
+                400,
+                "Service.Prt",
+            ),
+            (
+                &put,
+                register,
+                json!({"Node": "x", "Datacenter": "dc2", "Address": "10.0.0.1"}),
+                500,
+                "No path to datacenter",
+            ),
+            (
+                &put,
+                register,
+                json!({"Node": "x", "Address": "10.0.0.1", "Check": {"CheckID": "c", "ServiceID": "no"}}),
+                500,
+                "no instance no",
+            ),
+            (
+                &put,
+                register,
+                json!({"Node": "a", "Check": {"CheckID": "serfHealth", "Status": "critical"}}),
+                400,
+                "belongs to the servers",
+            ),
+            (&put, exact, json!({}), 400, "Action: is missing"),
+            (&put, exact, json!({"Action": "alow"}), 400, "neither"),
+            (&put, exact, json!({"Permissions": [{"Action": "deny"}]}), 400, "single requests"),
+            (
+                &put,
+                exact,
+                json!({"Action": "allow", "SourceName": "api"}),
+                400,
+                "is web in the URL",
+            ),
+            (
+                &put,
+                "/v1/connect/intentions/exact?source=web",
+                json!({"Action": "allow"}),
+                400,
+                "'destination' not set",
+            ),
+            (
+                &put,
+                "/v1/connect/intentions/exact?source=peer:x/web&destination=db",
+                json!({"Action": "allow"}),
+                400,
+                "other clusters",
+            ),
+            (
+                &put,
+                "/v1/connect/intentions/exact?source=team/web&destination=db",
+                json!({"Action": "allow"}),
+                400,
+                "namespace",
+            ),
+            (
+                &post,
+                "/v1/connect/intentions",
+                json!({"Action": "allow", "SourceName": "a"}),
+                400,
+                "DestinationName: is missing",
+            ),
+            (
+                &put,
+                "/v1/config",
+                json!({"Kind": "service-splitter", "Name": "web"}),
+                400,
+                "not supported",
+            ),
+            (
+                &put,
+                "/v1/config",
+                json!({"Kind": "service-defaults", "Name": "web", "Protcol": "http"}),
+                400,
+                "Protcol",
+            ),
+            (
+                &put,
+                "/v1/config",
+                json!({"Kind": "service-defaults", "Protocol": "http"}),
+                400,
+                "Name: is missing",
+            ),
+            (
+                &put,
+                "/v1/config",
+                json!({"Kind": "service-defaults", "Name": "web", "Protocol": "htp"}),
+                400,
+                "htp",
+            ),
+            (
+                &put,
+                "/v1/config",
+                json!({"Kind": "service-defaults", "Name": "web", "Namespace": "x"}),
+                400,
+                "default",
+            ),
+            (&put, "/v1/catalog/nodes", json!({}), 405, "not allowed"),
+            (&put, "/v1/connect/intentions/match", json!({}), 405, "not allowed"),
+            (&get, "/v1/catalog/register", Value::Null, 405, "not allowed"),
+            (&get, "/v1/nothing", Value::Null, 404, "Invalid URL path"),
+            (&get, "/v2/catalog/nodes", Value::Null, 404, "Invalid URL path"),
+            (&get, "/v1/catalog/node/a%0ab", Value::Null, 400, "control character"),
+        ];
+        for (method, path, body, status, why) in cases {
+            let refused = write(&mut state, method, path, &body).expect_err(path);
+            assert_eq!(refused.status().as_u16(), status, "{path} {body}: {refused}");
+            assert!(refused.to_string().contains(why), "{path} {body}: {refused} has no {why:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_allows_what_its_routes_do() {
+        let allowed = |path: &str| match routes::find(&Method::PATCH, path) {
+            Ok(Matched::OtherMethods(allow)) => allow,
+            _ => panic!("{path} has other methods"),
+        };
+        assert_eq!(allowed("/v1/connect/intentions"), "GET,POST,OPTIONS");
+        assert_eq!(allowed("/v1/connect/intentions/exact"), "GET,PUT,DELETE,OPTIONS");
+        assert_eq!(allowed("/v1/connect/intentions/match"), "GET,OPTIONS");
+        for path in ["/v1/acl/tokens", "/v1/acl/bootstrap"] {
+            let Ok((Handler::Refuse(refuse), _)) = find(&Method::PUT, path) else {
+                panic!("{path}")
+            };
+            assert_eq!(
+                (refuse().status().as_u16(), refuse().to_string().as_str()),
+                (401, "ACL support disabled")
+            );
+        }
+    }
+}

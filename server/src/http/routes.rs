@@ -1,0 +1,157 @@
+//! Every endpoint of the servers, as data: method, path, and who answers.
+
+use futures_util::future::BoxFuture;
+use hawser_api::error::ApiError;
+use hawser_core::state::State;
+use http::Method;
+use percent_encoding::percent_decode_str;
+
+use super::ask::{Ask, Draw, Found, Plan};
+use super::cluster::Said;
+use super::{catalog, cluster, connect, entries, health};
+use crate::Handle;
+
+/// Who answers.
+#[derive(Clone, Copy)]
+pub(crate) enum Handler {
+    /// A read of the state; blocks when asked to.
+    Read(for<'a> fn(&'a Ask, &'a State) -> Result<Found<'a>, ApiError>),
+    /// A write, planned on the state.
+    Write(fn(&Ask, &State, &Draw) -> Result<Plan, ApiError>),
+    /// Anything else.
+    Other(fn(Handle, Ask) -> BoxFuture<'static, Said>),
+    /// Always this.
+    Refuse(fn() -> ApiError),
+}
+
+/// One endpoint.
+pub(crate) struct Route {
+    pub(crate) method: Method,
+    /// Below `/v1/`; `:` stands for one part, `*` for all that is left.
+    pub(crate) pattern: &'static str,
+    pub(crate) handler: Handler,
+}
+
+/// What a path and method lead to.
+pub(crate) enum Matched {
+    /// This, with the parts that the pattern leaves open.
+    Route(Handler, Vec<String>),
+    /// The path is known with other methods, comma-separated.
+    OtherMethods(String),
+    /// The path is not known.
+    Unknown,
+}
+
+/// Finds who answers `method` on `path`.
+///
+/// # Errors
+/// A part of the path that is no text, or holds a control character.
+pub(crate) fn find(method: &Method, path: &str) -> Result<Matched, ApiError> {
+    let Some(rest) = path.strip_prefix("/v1/") else { return Ok(Matched::Unknown) };
+    let parts: Vec<String> = rest.split('/').map(part).collect::<Result<_, _>>()?;
+    // The first pattern that matches is the path's own: what stands below it is more general.
+    let mut matching =
+        ROUTES.iter().filter_map(|route| Some((route, matches(route.pattern, &parts)?)));
+    let Some((first, params)) = matching.next() else { return Ok(Matched::Unknown) };
+    let own = || ROUTES.iter().filter(|route| route.pattern == first.pattern);
+    let answers =
+        |route: &&Route| route.method == *method || matches!(route.handler, Handler::Refuse(_));
+    if let Some(route) = own().find(answers) {
+        return Ok(Matched::Route(route.handler, params));
+    }
+    let mut allow: Vec<&str> = own().map(|route| route.method.as_str()).collect();
+    allow.push("OPTIONS");
+    Ok(Matched::OtherMethods(allow.join(",")))
+}
+
+fn part(text: &str) -> Result<String, ApiError> {
+    let decoded = percent_decode_str(text)
+        .decode_utf8()
+        .map_err(|_| ApiError::bad_request("the path is not UTF-8"))?;
+    if decoded.chars().any(char::is_control) {
+        return Err(ApiError::bad_request("the path has a control character"));
+    }
+    Ok(decoded.into_owned())
+}
+
+fn matches(pattern: &str, parts: &[String]) -> Option<Vec<String>> {
+    let mut open = Vec::new();
+    let mut parts = parts.iter();
+    for have in pattern.split('/') {
+        match (have, parts.next()) {
+            ("*", _) => return Some(open),
+            (":", Some(part)) if !part.is_empty() => open.push(part.clone()),
+            (have, Some(part)) if have == part => {}
+            _ => return None,
+        }
+    }
+    parts.next().is_none().then_some(open)
+}
+
+macro_rules! routes {
+    ($($method:ident $pattern:literal $kind:ident($handler:expr)),* $(,)?) => {
+        &[$(Route {
+            method: Method::$method,
+            pattern: $pattern,
+            handler: routes!(@ $kind, $handler),
+        }),*]
+    };
+    (@ Other, $handler:expr) => {
+        Handler::Other(|handle, ask| Box::pin($handler(handle, ask)))
+    };
+    (@ $kind:ident, $handler:expr) => { Handler::$kind($handler) };
+}
+
+/// The endpoints, the more specific of two that match first.
+pub(crate) const ROUTES: &[Route] = routes![
+    GET "catalog/datacenters" Read(catalog::datacenters),
+    GET "catalog/nodes" Read(catalog::nodes),
+    GET "catalog/services" Read(catalog::services),
+    GET "catalog/service/:" Read(catalog::service),
+    GET "catalog/connect/:" Read(catalog::connect),
+    GET "catalog/node/:" Read(catalog::node),
+    GET "catalog/node-services/:" Read(catalog::node_services),
+    PUT "catalog/register" Write(catalog::register),
+    PUT "catalog/deregister" Write(catalog::deregister),
+    GET "health/service/:" Read(health::service),
+    GET "health/connect/:" Read(health::connect),
+    GET "health/node/:" Read(health::node),
+    GET "health/checks/:" Read(health::checks),
+    GET "health/state/:" Read(health::state),
+    GET "connect/ca/roots" Read(connect::roots),
+    GET "connect/intentions" Read(connect::intentions),
+    POST "connect/intentions" Write(connect::create),
+    GET "connect/intentions/match" Read(connect::matching),
+    GET "connect/intentions/check" Read(connect::check),
+    GET "connect/intentions/exact" Read(connect::exact),
+    PUT "connect/intentions/exact" Write(connect::put_exact),
+    DELETE "connect/intentions/exact" Write(connect::delete_exact),
+    GET "connect/intentions/:" Read(connect::by_id),
+    PUT "connect/intentions/:" Write(connect::put_by_id),
+    DELETE "connect/intentions/:" Write(connect::delete_by_id),
+    PUT "config" Write(entries::put),
+    GET "config/:" Read(entries::list),
+    GET "config/:/:" Read(entries::get),
+    DELETE "config/:/:" Write(entries::delete),
+    GET "status/leader" Other(cluster::leader),
+    GET "status/peers" Other(cluster::peers),
+    GET "operator/raft/configuration" Other(cluster::raft_configuration),
+    GET "operator/autopilot/health" Other(cluster::health),
+    PUT "hawser/join-token" Other(cluster::join_token),
+    GET "hawser/edges" Other(cluster::edges),
+    GET "acl/*" Refuse(|| ApiError::AclDisabled),
+    GET "kv/*" Refuse(|| absent("the key-value store")),
+    GET "session/*" Refuse(|| absent("sessions")),
+    GET "txn" Refuse(|| absent("transactions")),
+    GET "event/*" Refuse(|| absent("events")),
+    GET "query" Refuse(|| absent("prepared queries")),
+    GET "query/*" Refuse(|| absent("prepared queries")),
+    GET "coordinate/*" Refuse(|| absent("network coordinates")),
+    GET "peering/*" Refuse(|| absent("peering")),
+    GET "peerings" Refuse(|| absent("peering")),
+    GET "snapshot" Refuse(|| absent("snapshots by HTTP")),
+];
+
+fn absent(what: &str) -> ApiError {
+    ApiError::NotImplemented(format!("Hawser does not have {what}"))
+}
