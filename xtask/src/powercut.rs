@@ -55,7 +55,12 @@ pub(crate) fn run(root: &Path, cuts: u32) -> Result<()> {
 /// Runs the writer until it has acknowledged some writes, cuts, and returns the last acknowledged.
 fn write_until_cut(disk: &Disk, writer: &Path, store: &Path, before: u64, cut: u64) -> Result<u64> {
     let mut command = Command::new(writer);
-    command.arg(store).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.arg(store);
+    // A log that only grows, and one that is cut at its tail too, as after a snapshot.
+    if cut.is_multiple_of(2) {
+        command.arg("--purge");
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = Ended(command.spawn().context("starting the writer")?);
     let stdout = child.0.stdout.take().context("the writer's output")?;
     let newest = Arc::new(AtomicU64::new(before));
