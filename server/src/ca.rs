@@ -140,6 +140,17 @@ impl Ca {
         Ok(Some(Command::SetAuthority { authority, expected: present.index }))
     }
 
+    /// Whether a request would be signed, without counting it: for those who must spend
+    /// something on it first.
+    ///
+    /// # Errors
+    /// [`SignError`]
+    pub fn check(&self, authority: Option<&Authority>, csr: &[u8]) -> Result<(), SignError> {
+        let authority = authority.ok_or(SignError::NoAuthority)?;
+        RequestedKey::parse(csr)?;
+        self.opened(&authority.intermediate).map(drop)
+    }
+
     /// A certificate for `service` on `node`, whose right to it the caller has checked.
     ///
     /// # Errors
@@ -379,36 +390,32 @@ impl<K: Clone + Eq + Hash> Buckets<K> {
 
     /// Takes one token of `key`'s, or says when there will be one.
     pub(crate) fn take(&self, key: &K, now: Instant) -> Result<(), Duration> {
-        self.look(key, now)?;
-        self.spend(key, now);
-        Ok(())
-    }
-
-    /// Whether `key` has a token; else when it will have one.
-    pub(crate) fn look(&self, key: &K, now: Instant) -> Result<(), Duration> {
-        let full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let empty_for = full_at
             .get(key)
             .map_or(Duration::ZERO, |full_at| full_at.saturating_duration_since(now));
         let most = self.pace.every * self.pace.burst.saturating_sub(1);
-        match empty_for.checked_sub(most) {
-            Some(wait) if !wait.is_zero() => Err(wait),
-            _ => Ok(()),
+        if empty_for > most {
+            return Err(empty_for - most);
         }
-    }
-
-    /// Takes one token of `key`'s, whether it has one or not.
-    pub(crate) fn spend(&self, key: &K, now: Instant) {
-        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         if full_at.len() >= BUCKETS_MAX && !full_at.contains_key(key) {
             full_at.retain(|_, full_at| *full_at > now);
         }
         if full_at.len() >= BUCKETS_MAX && !full_at.contains_key(key) {
             // Full of the hasty: the newcomer goes unwatched, and the table stays bounded.
-            return;
+            return Ok(());
         }
         let entry = full_at.entry(key.clone()).or_insert(now);
         *entry = (*entry).max(now) + self.pace.every;
+        Ok(())
+    }
+
+    /// Gives one token back to `key`.
+    pub(crate) fn give_back(&self, key: &K) {
+        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(full_at) = full_at.get_mut(key) {
+            *full_at = full_at.checked_sub(self.pace.every).unwrap_or(*full_at);
+        }
     }
 }
 
@@ -896,10 +903,15 @@ mod tests {
             ("a", 10, Ok(()), "one is there again"),
             ("a", 10, waits(10), "and only one"),
             ("a", 100, Ok(()), "full again"),
+            ("a", 100, Ok(()), "two of three"),
+            ("a", 100, Ok(()), "three of three"),
         ];
         for (key, secs, expected, why) in cases {
             assert_eq!(buckets.take(&key, at(secs)), expected, "{why}");
         }
+        buckets.give_back(&"a");
+        assert_eq!(buckets.take(&"a", at(100)), Ok(()), "what was given back");
+        assert_eq!(buckets.take(&"a", at(100)), waits(10), "and no more");
     }
 
     use hawser_core::spiffe::InvalidSpiffeId as InvalidUri;

@@ -31,6 +31,7 @@ use crate::propose::Proposer;
 use crate::raft::{Raft, Setup};
 use crate::read::{Contact, Reader};
 use crate::roster::Roster;
+use crate::rpc::agent::AgentRpc;
 use crate::rpc::raft::Answers;
 use crate::snapshot::Snapshots;
 use crate::store::{self, Store};
@@ -195,7 +196,8 @@ impl Server {
             dialer,
             acquaintances,
         };
-        let routes = Routes::new(answers.service());
+        let agents = AgentRpc::service(handle.clone(), config.lease, stopping.clone());
+        let routes = Routes::new(answers.service()).add_service(agents);
         Ok(Self { handle, raft, store_failed, listener, routes, roots, duties, join, stopping })
     }
 
@@ -245,10 +247,10 @@ impl Server {
 
         let mut status = raft.status();
         let outcome = tokio::select! {
-            () = drain.cancelled() => {
+            () = async {
+                drain.cancelled().await;
                 hand_over(&raft).await;
-                Ok(())
-            }
+            } => Ok(()),
             Ok(failed) = store_failed.wait_for(Option::is_some) => {
                 Err(RunError::Storage(failed.clone().unwrap_or_default()))
             }

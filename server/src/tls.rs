@@ -786,3 +786,271 @@ const KEEP_ALIVE_MAX: Duration = Duration::from_secs(5);
 const STREAMS_MAX: u32 = 1024;
 const HEADER_OCTETS_MAX: u32 = 16 * 1024;
 const WINDOW_OCTETS: u32 = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::future::{Ready, ready};
+    use std::task::{Context, Poll};
+
+    use hawser_core::clock::{Index, Stamp};
+    use hawser_core::state::State;
+    use hawser_proto::v1;
+    use hawser_proto::v1::agent_client::AgentClient;
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tonic::{Code, Status};
+
+    use super::*;
+    use crate::ca::{Ca, Issued};
+    use crate::identity::OperatorKey;
+
+    /// Answers every call with who called, as far as the connection says.
+    #[derive(Clone)]
+    struct WhoCalls;
+
+    impl tonic::server::NamedService for WhoCalls {
+        const NAME: &'static str = "hawser.v1.Agent";
+    }
+
+    impl tower::Service<http::Request<tonic::body::Body>> for WhoCalls {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = Infallible;
+        type Future = Ready<Result<Self::Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+            assert!(request.extensions().get::<Source>().is_some());
+            let peer = request.extensions().get::<Peer>();
+            let who = peer.map_or("nobody".to_owned(), |peer| peer.id.to_string());
+            ready(Ok(Status::new(Code::FailedPrecondition, who).into_http()))
+        }
+    }
+
+    /// A cluster of one listener, and what it takes to call it.
+    struct Fixture {
+        identity: Arc<Identity>,
+        ca: Ca,
+        state: State,
+        address: String,
+        roots: watch::Sender<Roots>,
+        drain: CancellationToken,
+        served: tokio::task::JoinHandle<Result<(), rustls::Error>>,
+    }
+
+    fn cluster() -> (Arc<Identity>, Ca, State) {
+        let key = OperatorKey::generate().expect("randomness");
+        let (datacenter, node) = ("dc1".parse(), "s1".parse());
+        let (datacenter, node) = (datacenter.expect("a name"), node.expect("a name"));
+        let identity = Arc::new(Identity::new(&key, &datacenter, &node).expect("an identity"));
+        let ca = Ca::new(identity.clone(), Duration::from_secs(3600));
+        let mut state = State::default();
+        let command = ca.due(&state, identity::now()).expect("made").expect("none yet");
+        let stamp = Stamp { index: Index(1), time: identity::now() };
+        state.apply(stamp, command).expect("applied");
+        (identity, ca, state)
+    }
+
+    impl Fixture {
+        async fn new() -> Self {
+            let (identity, ca, state) = cluster();
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let address = listener.local_addr().expect("bound").to_string();
+            let authority = state.authority().expect("applied");
+            let roots = authority.roots.iter().map(|root| root.certificate.clone()).collect();
+            let (roots, seen) = watch::channel(roots);
+            let drain = CancellationToken::new();
+            let routes = Routes::new(WhoCalls);
+            let served =
+                tokio::spawn(serve(listener, identity.clone(), seen, routes, drain.clone()));
+            Self { identity, ca, state, address, roots, drain, served }
+        }
+
+        fn id(&self, path: &str) -> String {
+            format!("spiffe://{}{path}", self.identity.trust_domain())
+        }
+
+        /// What one dials by who shows a certificate that the mesh signed, or none.
+        fn config(&self, shows: Option<(Issued, KeyPair)>) -> ClientConfig {
+            let verifier = Arc::new(Verifier { trust: Trust::in_servers(&self.identity) });
+            let builder = ClientConfig::builder_with_provider(provider())
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .expect("supported")
+                .dangerous()
+                .with_custom_certificate_verifier(verifier);
+            let mut config = match shows {
+                None => builder.with_no_client_auth(),
+                Some((issued, key)) => {
+                    let key = PrivatePkcs8KeyDer::from(key.serialized_der().to_vec());
+                    builder
+                        .with_client_auth_cert(issued.chain, PrivateKeyDer::Pkcs8(key))
+                        .expect("a pair")
+                }
+            };
+            config.alpn_protocols = vec![ALPN.to_vec()];
+            config
+        }
+
+        fn agent(&self) -> (Issued, KeyPair) {
+            let (csr, key) = csr();
+            let node = "n1".parse().expect("a name");
+            let now = identity::now();
+            (self.ca.sign_node(self.state.authority(), &csr, &node, now).expect("signed"), key)
+        }
+
+        fn service(&self) -> (Issued, KeyPair) {
+            let (csr, key) = csr();
+            let (node, service) = ("n1".parse().expect("name"), "web".parse().expect("name"));
+            let (authority, now) = (self.state.authority(), identity::now());
+            let issued = self.ca.sign_leaf(authority, &csr, &node, &service, now);
+            (issued.expect("signed"), key)
+        }
+
+        /// Who the server takes one for who dials by `config`.
+        async fn call(&self, config: ClientConfig) -> Result<String, Status> {
+            let channel = channel(Arc::new(config), &self.address).expect("an address");
+            who(&mut AgentClient::new(channel)).await
+        }
+    }
+
+    fn csr() -> (Vec<u8>, KeyPair) {
+        let key = KeyPair::generate().expect("a key");
+        let csr = CertificateParams::default().serialize_request(&key).expect("a request");
+        (csr.der().to_vec(), key)
+    }
+
+    async fn who(client: &mut AgentClient<Channel>) -> Result<String, Status> {
+        let status = client.heartbeat(v1::HeartbeatRequest {}).await.expect_err("always refused");
+        match status.code() {
+            Code::FailedPrecondition => Ok(status.message().to_owned()),
+            _ => Err(status),
+        }
+    }
+
+    #[tokio::test]
+    async fn each_peer_is_who_its_certificate_says_or_nobody() {
+        let fixture = Fixture::new().await;
+        let dial = dial_config(&fixture.identity).expect("supported");
+        let cases = [
+            (dial.as_ref().clone(), fixture.id("/agent/server/dc/dc1/id/s1")),
+            (fixture.config(Some(fixture.agent())), fixture.id("/agent/client/dc/dc1/id/n1")),
+            (fixture.config(None), "nobody".to_owned()),
+        ];
+        for (config, expected) in cases {
+            assert_eq!(fixture.call(config).await.expect("served"), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_is_none_of_those_is_refused_and_the_next_is_served() {
+        let fixture = Fixture::new().await;
+        let (foreign, foreign_ca, foreign_state) = cluster();
+        let (csr, key) = csr();
+        let (node, now) = ("n1".parse().expect("a name"), identity::now());
+        let signed = foreign_ca.sign_node(foreign_state.authority(), &csr, &node, now);
+        let foreign_agent = fixture.config(Some((signed.expect("signed"), key)));
+        let foreign_server = dial_config(&foreign).expect("supported").as_ref().clone();
+        let mut no_protocol = fixture.config(Some(fixture.agent()));
+        no_protocol.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let cases = [
+            ("T2: a server of another cluster", foreign_server),
+            ("T2: an agent of another cluster", foreign_agent),
+            ("T8: a service", fixture.config(Some(fixture.service()))),
+            ("T19: another protocol", no_protocol),
+        ];
+        for (why, config) in cases {
+            assert!(fixture.call(config).await.is_err(), "{why}");
+            let good = fixture.config(Some(fixture.agent()));
+            assert!(fixture.call(good).await.is_ok(), "after {why}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_tls_of_1_3_is_closed() {
+        let fixture = Fixture::new().await;
+        // TLS 1.2 as its client would begin, plain HTTP, and what no protocol says.
+        let hello_1_2: &[u8] = b"\x16\x03\x01\x00\x2f\x01\x00\x00\x2b\x03\x03\
+            \x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\
+            \x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f\
+            \x00\x00\x04\xc0\x2b\xc0\x2f\x01\x00";
+        for first in [hello_1_2, b"GET / HTTP/1.1\r\n\r\n", &[0xff; 64]] {
+            let mut socket = TcpStream::connect(&fixture.address).await.expect("connects");
+            socket.write_all(first).await.expect("sent");
+            let mut answer = Vec::new();
+            let read = timeout(HANDSHAKE_MAX, socket.read_to_end(&mut answer));
+            // An alert at most, then the end.
+            drop(read.await.expect("closed at once"));
+            assert!(answer.len() <= 7, "{answer:?}");
+        }
+        assert!(fixture.call(fixture.config(None)).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_handshake_that_does_not_go_on_is_cut() {
+        let fixture = Fixture::new().await;
+        let mut socket = TcpStream::connect(&fixture.address).await.expect("connects");
+        socket.write_all(b"\x16").await.expect("sent");
+        let mut answer = Vec::new();
+        let read = timeout(HANDSHAKE_MAX * 4, socket.read_to_end(&mut answer)).await;
+        drop(read.expect("cut"));
+        assert!(answer.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_agent_whose_root_is_no_longer_trusted_is_cut_off() {
+        let fixture = Fixture::new().await;
+        let config = Arc::new(fixture.config(Some(fixture.agent())));
+        let mut stream = dial(config.clone(), &fixture.address).await.expect("let in");
+        let server = dial_config(&fixture.identity).expect("supported");
+        let channel = channel(server, &fixture.address).expect("an address");
+        let mut server = AgentClient::new(channel);
+        assert!(who(&mut server).await.is_ok());
+        fixture.roots.send_replace(Arc::new([]));
+        let mut rest = Vec::new();
+        let ended = timeout(HANDSHAKE_MAX, stream.read_to_end(&mut rest)).await;
+        drop(ended.expect("the open connection is cut"));
+        assert!(fixture.call(config.as_ref().clone()).await.is_err(), "and no new one is let in");
+        assert!(who(&mut server).await.is_ok(), "servers have a root of their own");
+    }
+
+    #[tokio::test]
+    async fn a_dialler_refuses_a_server_of_another_cluster() {
+        let (here, there) = (Fixture::new().await, Fixture::new().await);
+        let config = dial_config(&here.identity).expect("supported");
+        assert!(dial(config.clone(), &here.address).await.is_ok());
+        let refused = dial(config, &there.address).await.expect_err("another cluster's");
+        assert_eq!(causes(&refused), Refusal::TrustDomain.to_string());
+    }
+
+    #[tokio::test]
+    async fn draining_ends_with_connections_open() {
+        let fixture = Fixture::new().await;
+        let config = Arc::new(fixture.config(Some(fixture.agent())));
+        let stream = dial(config, &fixture.address).await.expect("let in");
+        fixture.drain.cancel();
+        let served = timeout(DRAIN_MAX * 4, fixture.served).await.expect("ends");
+        assert!(served.expect("no panic").is_ok());
+        drop(stream);
+        assert!(TcpStream::connect(&fixture.address).await.is_err(), "nobody listens");
+    }
+
+    #[test]
+    fn one_address_cannot_take_every_place() {
+        let crowd = Arc::new(Crowd::default());
+        let address = |last: u16| IpAddr::from([10, 0, (last >> 8) as u8, last as u8]);
+        let one: Vec<_> = std::iter::from_fn(|| Crowd::enter(&crowd, address(1))).collect();
+        assert_eq!(one.len(), HANDSHAKES_PER_ADDRESS_MAX);
+        assert!(Crowd::enter(&crowd, address(2)).is_some(), "another's is free");
+        let seated: Vec<_> = one.into_iter().map(Place::seated).collect();
+        assert!(Crowd::enter(&crowd, address(1)).is_some(), "what is over no longer counts");
+        let many: Vec<_> = (0..).map_while(|last| Crowd::enter(&crowd, address(last))).collect();
+        assert_eq!(many.len(), HANDSHAKES_MAX);
+        drop((seated, many));
+        let counts = crowd.lock();
+        assert_eq!((counts.connections, counts.handshakes, counts.by_address.len()), (0, 0, 0));
+    }
+}

@@ -2,3 +2,4 @@
 
 pub(crate) mod status;
 pub(crate) mod raft;
+pub(crate) mod agent;
