@@ -32,15 +32,12 @@ pub(crate) struct Incoming {
     length: u64,
 }
 
-/// Why a snapshot cannot be read.
+/// A snapshot that does not hold what was written to it.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ReadError {
-    /// The disk refused.
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-    /// It does not hold what was written to it.
-    #[error("{path} is damaged: {why}")]
-    Damaged { path: PathBuf, why: String },
+#[error("{path} is damaged: {why}")]
+pub(crate) struct Damaged {
+    path: PathBuf,
+    why: String,
 }
 
 /// Whether `data` holds snapshots.
@@ -140,20 +137,15 @@ impl Snapshot {
         Ok(bytes)
     }
 
-    /// Reads what the file says of itself.
-    pub(crate) fn meta(&self) -> Result<v1::SnapshotMeta, ReadError> {
-        self.read_meta(&mut self.reader())
-    }
-
     /// Reads the file as a whole; every checksum is compared.
-    pub(crate) fn read(&self) -> Result<(v1::SnapshotMeta, State), ReadError> {
+    pub(crate) fn read(&self) -> Result<(v1::SnapshotMeta, State), Damaged> {
         let mut reader = self.reader();
         let meta = self.read_meta(&mut reader)?;
         let dump = codec::snapshot::read(&mut reader).map_err(|failure| self.damaged(&failure))?;
         Ok((meta, State::restore(dump)))
     }
 
-    fn read_meta(&self, reader: &mut impl Read) -> Result<v1::SnapshotMeta, ReadError> {
+    fn read_meta(&self, reader: &mut impl Read) -> Result<v1::SnapshotMeta, Damaged> {
         let mut head = [0; MAGIC.len() + 8];
         reader.read_exact(&mut head).map_err(|failure| self.damaged(&failure))?;
         let (magic, numbers) = head.split_at(MAGIC.len());
@@ -178,8 +170,8 @@ impl Snapshot {
         BufReader::with_capacity(BUFFER_BYTES, At { file: Arc::clone(&self.file), offset: 0 })
     }
 
-    fn damaged(&self, why: &dyn std::fmt::Display) -> ReadError {
-        ReadError::Damaged { path: self.path.clone(), why: why.to_string() }
+    fn damaged(&self, why: &dyn std::fmt::Display) -> Damaged {
+        Damaged { path: self.path.clone(), why: why.to_string() }
     }
 }
 
@@ -223,8 +215,8 @@ impl Read for At {
     }
 }
 
-impl From<ReadError> for io::Error {
-    fn from(failure: ReadError) -> Self {
+impl From<Damaged> for io::Error {
+    fn from(failure: Damaged) -> Self {
         Self::new(io::ErrorKind::InvalidData, failure)
     }
 }

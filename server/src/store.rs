@@ -273,7 +273,7 @@ impl Store {
         {
             let mut shared = self.shared();
             shared.pending.split_off(&after.map_or(0, |index| index.saturating_add(1)));
-            shared.last = after.filter(|_| shared.last.is_some());
+            shared.last = shared.last.min(after);
         }
         self.finish(Write::TruncateAfter(after)).await
     }

@@ -69,10 +69,6 @@ impl Published {
         self.applied.subscribe()
     }
 
-    pub(crate) fn watches(&self) -> &Watches {
-        &self.watches
-    }
-
     /// Publishes `state`, then wakes those whose topics changed: who wakes sees it.
     pub(crate) fn publish(&self, state: State, changed: &BTreeSet<Topic>) {
         let index = state.applied();

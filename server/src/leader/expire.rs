@@ -52,6 +52,10 @@ impl Leases {
         let (mut dead, mut alive) = (Vec::new(), Vec::new());
         let mut kept = BTreeMap::new();
         for row in state.catalog().nodes().filter(|row| !row.value.is_external()) {
+            // Nobody renews for a node without an agent: its registrar says how it is.
+            if row.value.is_external() {
+                continue;
+            }
             let node = &row.value.name;
             let is_down = state.catalog().is_down(node);
             let Some(renewed) = table.renewed.get(node).copied() else {
@@ -167,7 +171,6 @@ mod tests {
             id: "".into(),
             name: name(text),
             address: "10.0.0.1".parse().expect("an address"),
-            datacenter: "dc1".parse().expect("a datacenter"),
             locality: Default::default(),
             meta: Default::default(),
         }
