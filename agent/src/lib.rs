@@ -1,14 +1,669 @@
 //! The control loop of one host: declares, checks, subscribes, holds identities, and answers the
 //! local API; DNS and the proxy run beside it and never wait for it.
+//!
+//! Tasks, all spawned in [`Agent::run`]: session, heartbeat, anti-entropy, subscription, view
+//! keeper, node and leaf renewal, checks, status keeper, plan, report, readiness, HTTP, DNS.
 
 #![forbid(unsafe_code)]
 
 mod clock;
+pub mod config;
 mod disk;
 mod tls;
 mod servers;
-mod local;
-mod check;
 mod metrics;
+mod check;
+mod local;
 mod identity;
 mod anti_entropy;
+mod heartbeat;
+mod subscribe;
+mod report;
+mod plan;
+mod host;
+mod api;
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hawser_api::definition::{CheckDefinition, ServiceDefinition};
+use hawser_core::catalog::Node;
+use hawser_core::clock::UnixTime;
+use hawser_core::name::NodeName;
+use hawser_proto::v1;
+use hawser_proxy::{Plan, Proxy};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+pub use crate::config::{Config, Join, Mint};
+pub use crate::disk::UnsafeFolder;
+pub use crate::identity::join::{InvalidToken, JoinError};
+pub use crate::local::RegisterError;
+pub use hawser_dns as dns;
+pub use hawser_proxy as proxy;
+
+use crate::anti_entropy::{AntiEntropy, Refused};
+use crate::clock::Backoff;
+use crate::host::Host;
+use crate::identity::join::{Membership, Token};
+use crate::identity::{join, leaves, node};
+use crate::local::{Local, Rules};
+use crate::metrics::Metrics;
+use crate::servers::{Contact, Servers};
+use crate::subscribe::{Asked, Subscription};
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its folder cannot hold keys.
+    #[error("data_dir: {0}")]
+    Folder(#[from] UnsafeFolder),
+    /// Its folder cannot be read or written.
+    #[error("data_dir: {0}")]
+    Io(#[from] io::Error),
+    /// Its metrics are registered already.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The join token is none.
+    #[error("join token: {0}")]
+    Token(#[from] InvalidToken),
+    /// It has not joined and has nothing to join with.
+    #[error("this host has not joined a cluster: give it a join token, as `hawser join-token` \
+             prints it on a server")]
+    NeverJoined,
+    /// It joined under another name.
+    #[error("this host joined as {joined}, and is now called {configured}: set the old name, or \
+             empty data_dir and join again")]
+    Renamed {
+        /// Then.
+        joined: NodeName,
+        /// Now.
+        configured: NodeName,
+    },
+    /// A port cannot be listened on.
+    #[error("cannot listen on {address} for {what}: {source}")]
+    Listen {
+        /// What for.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The proxy does not start.
+    #[error("proxy: {0}")]
+    Proxy(#[from] hawser_proxy::StartError),
+}
+
+/// Why an agent ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It could not join.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// DNS failed.
+    #[error("DNS: {0}")]
+    Dns(#[from] hawser_dns::Error),
+    /// A task ended that never should.
+    #[error("{0} ended by itself")]
+    Ended(&'static str),
+    /// A task panicked.
+    #[error("a task panicked: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+}
+
+/// Where an agent listens.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Addresses {
+    /// The HTTP API.
+    pub http: Option<SocketAddr>,
+    /// DNS, UDP and TCP.
+    pub dns: Option<SocketAddr>,
+}
+
+/// What can be done with an agent from outside, before and while it runs.
+#[derive(Clone)]
+pub struct Handle {
+    host: Arc<Host>,
+    ready: watch::Receiver<bool>,
+    addresses: Addresses,
+}
+
+impl Handle {
+    /// Whether the host serves: joined, trusting, with a certificate and listeners for each
+    /// service of the mesh. It needs no server for that once it has joined.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.clone()
+    }
+
+    /// What keeps it from serving, in words.
+    pub fn missing(&self) -> Vec<String> {
+        self.host.missing()
+    }
+
+    /// Replaces what the files declared by what they declare now; answers what was refused.
+    pub fn reload(
+        &self,
+        services: Vec<ServiceDefinition>,
+        checks: Vec<CheckDefinition>,
+    ) -> Vec<RegisterError> {
+        self.host.local.reload(services, checks)
+    }
+
+    /// Wakes when somebody asks by the API that the files be read again.
+    pub fn reload_requests(&self) -> watch::Receiver<u64> {
+        self.host.reloads.subscribe()
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+}
+
+/// An agent whose proxy serves already, from what its disk holds.
+pub struct Agent {
+    host: Arc<Host>,
+    folder: PathBuf,
+    join: Join,
+    drain: Duration,
+    proxy: Arc<Mutex<Option<Proxy>>>,
+    plans: watch::Sender<Arc<Plan>>,
+    plan_leaves: plan::Leaves,
+    asked: Asked,
+    http: Option<std::net::TcpListener>,
+    dns: Option<(hawser_dns::Config, hawser_dns::Sockets)>,
+    ready: watch::Sender<bool>,
+    addresses: Addresses,
+    /// Held for as long as the agent lives: one folder, one agent.
+    lock: File,
+}
+
+impl Agent {
+    /// Reads what the disk holds, binds listeners and starts the proxy.
+    ///
+    /// It never waits for a server: a host that has joined before serves from its disk; one that
+    /// has not joins in [`Agent::run`].
+    ///
+    /// # Errors
+    /// [`StartError`]
+    #[allow(clippy::unused_async, reason = "callers await what may later wait for a socket")]
+    pub async fn start(
+        config: Config,
+        registry: prometheus::Registry,
+    ) -> Result<Self, StartError> {
+        let folder = config.data_dir;
+        disk::private_folder(&folder)?;
+        let lock = disk::lock(&folder)?;
+        disk::private_folder(&folder.join(LEAVES))?;
+        let metrics = Metrics::register(&registry)?;
+
+        let membership = Membership::kept(&folder)?;
+        match (membership.as_ref().and_then(Membership::node), &config.join) {
+            (Some(joined), _) if *joined != config.node => {
+                let joined = joined.clone();
+                return Err(StartError::Renamed { joined, configured: config.node });
+            }
+            (None, Join::None) => return Err(StartError::NeverJoined),
+            (_, Join::Token(text)) => drop(Token::parse(text)?),
+            _ => {}
+        }
+
+        let rules = Rules {
+            scripts: config.enable_script_checks,
+            address: config.advertise,
+            bind: config.bind,
+            ports: config.mesh_ports,
+        };
+        let (local, refused) =
+            Local::open(rules, folder.clone(), config.services, config.checks)?;
+        for why in refused {
+            tracing::error!(%why, "a declaration was not taken");
+        }
+        let local = Arc::new(local);
+
+        let view_path = folder.join(VIEW);
+        let view = Arc::new(subscribe::kept(&view_path).unwrap_or_default());
+        let asked = Asked::of(&view);
+        let contact = Contact(Arc::new(AtomicU64::new(modified(&view_path).as_millis())));
+        let servers =
+            Arc::new(Servers::open(&config.servers, folder.join(SERVERS), contact.clone()));
+        let views = watch::Sender::new(view);
+        let leaves = watch::Sender::new(leaves::kept(&folder.join(LEAVES)));
+
+        let mut plan_leaves = plan::Leaves::default();
+        let first =
+            plan::plan(&local.services(), &leaves.borrow(), &mut plan_leaves, config.bind);
+        let plans = watch::Sender::new(Arc::new(first));
+        let proxy =
+            Proxy::start(config.proxy, plans.subscribe(), views.subscribe(), &registry)?;
+        let proxy = Arc::new(Mutex::new(Some(proxy)));
+
+        let (http, dns) = (config.http.map(listen).transpose()?, config.dns.map(bind).transpose()?);
+        let addresses = Addresses {
+            http: http.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
+            dns: dns.as_ref().map(|(_, sockets)| sockets.address()).transpose()?,
+        };
+        let listeners = proxy.clone();
+        let host = Arc::new(Host {
+            node: Node {
+                name: config.node,
+                id: node_id(&folder)?,
+                address: config.advertise,
+                locality: config.locality,
+                meta: config.meta,
+            },
+            datacenter: config.datacenter,
+            is_server: config.is_server,
+            version: config.version,
+            bind: config.bind,
+            local,
+            servers,
+            membership: watch::Sender::new(membership.map(Arc::new)),
+            leaves,
+            views,
+            refused: Refused::default(),
+            contact,
+            registry,
+            metrics,
+            listeners: Box::new(move || {
+                let proxy = listeners.lock().unwrap_or_else(PoisonError::into_inner);
+                proxy.as_ref().map(Proxy::listeners).unwrap_or_default()
+            }),
+            reloads: watch::Sender::new(0),
+            leave: CancellationToken::new(),
+        });
+        let ready = watch::Sender::new(host.missing().is_empty());
+        Ok(Self {
+            host,
+            folder,
+            join: config.join,
+            drain: config.drain,
+            proxy,
+            plans,
+            plan_leaves,
+            asked,
+            http,
+            dns,
+            ready,
+            addresses,
+            lock,
+        })
+    }
+
+    /// A handle that outlives [`Agent::run`]'s taking the agent.
+    pub fn handle(&self) -> Handle {
+        let (host, ready) = (self.host.clone(), self.ready.subscribe());
+        Handle { host, ready, addresses: self.addresses }
+    }
+
+    /// Whether the host serves: see [`Handle::ready`].
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
+    /// Replaces what the files declared: see [`Handle::reload`].
+    pub fn reload(&self, services: Vec<ServiceDefinition>, checks: Vec<CheckDefinition>) {
+        for why in self.host.local.reload(services, checks) {
+            tracing::error!(%why, "a declaration was not taken");
+        }
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Runs until `drain`, or until somebody asks by the API to leave; then leaves the catalog,
+    /// lets that spread, lets the proxy's connections finish, and ends.
+    ///
+    /// # Errors
+    /// [`RunError`] when it could not join, or a task ended that never should.
+    pub async fn run(self, drain: CancellationToken) -> Result<(), RunError> {
+        let Self { host, folder, join, proxy, plans, plan_leaves, asked, http, dns, .. } = self;
+        // What says that the host is here ends first; what serves ends last.
+        let (says, serves) = (CancellationToken::new(), CancellationToken::new());
+        let mut tasks: JoinSet<Result<&'static str, RunError>> = JoinSet::new();
+        let (wants_in, wants) = mpsc::channel(WANTS_QUEUED);
+        let (synced, compare) = (watch::Sender::new(0), watch::Sender::new(0));
+
+        tasks.spawn(session(host.clone(), join, folder.clone(), serves.clone()));
+        let beats =
+            heartbeat::run(host.servers.clone(), compare.clone(), host.metrics.clone(), says.clone());
+        tasks.spawn(named("heartbeat", beats));
+        let reconciling = AntiEntropy {
+            node: host.node.clone(),
+            local: host.local.clone(),
+            servers: host.servers.clone(),
+            synced: synced.clone(),
+            compare: compare.subscribe(),
+            refused: host.refused.clone(),
+            metrics: host.metrics.clone(),
+        };
+        tasks.spawn(named("anti-entropy", reconciling.run(says.clone())));
+        let subscription = Subscription {
+            local: host.local.clone(),
+            servers: host.servers.clone(),
+            wants,
+            asked,
+            views: host.views.clone(),
+        };
+        tasks.spawn(named("subscription", subscription.run(serves.clone())));
+        let keeper = subscribe::keep(host.views.subscribe(), folder.join(VIEW), serves.clone());
+        tasks.spawn(named("view keeper", keeper));
+        let (servers, membership) = (host.servers.clone(), host.membership.clone());
+        tasks.spawn(named(
+            "node renewal",
+            node::run(servers.clone(), membership, folder.clone(), serves.clone()),
+        ));
+        let renewal = leaves::Leaves {
+            folder: folder.join(LEAVES),
+            local: host.local.clone(),
+            servers: servers.clone(),
+            membership: host.membership.subscribe(),
+            views: host.views.subscribe(),
+            synced: synced.subscribe(),
+            all: host.leaves.clone(),
+        };
+        tasks.spawn(named("leaf renewal", renewal.run(serves.clone())));
+        tasks.spawn(named("checks", check::run(host.local.clone(), says.clone())));
+        let (local, saved) = (host.local.clone(), says.clone());
+        tasks.spawn(named("status keeper", async move { local.keep_states(saved).await }));
+        let planning = plan::run(
+            host.local.clone(),
+            host.leaves.subscribe(),
+            plan_leaves,
+            plans,
+            host.bind,
+            serves.clone(),
+        );
+        tasks.spawn(named("plan", planning));
+        let edges = proxy.clone();
+        let take = move || {
+            let proxy = edges.lock().unwrap_or_else(PoisonError::into_inner);
+            proxy.as_ref().map(Proxy::take_edges).unwrap_or_default()
+        };
+        let reporting = report::run(servers, take, host.metrics.clone(), says.clone());
+        tasks.spawn(named("report", reporting));
+        tasks.spawn(named("readiness", readiness(host.clone(), self.ready, serves.clone())));
+        if let Some(listener) = http {
+            let listener = tokio::net::TcpListener::from_std(listener);
+            let listener = listener.map_err(|_| RunError::Ended("the HTTP API"))?;
+            tasks.spawn(named("HTTP", api::run(listener, host.clone(), serves.clone())));
+        }
+        if let Some((config, sockets)) = dns {
+            let feed = hawser_dns::Feed {
+                views: host.views.subscribe(),
+                wants: wants_in.clone(),
+                last_contact_ms: host.contact.0.clone(),
+            };
+            let (registry, until) = (host.registry.clone(), serves.clone());
+            tasks.spawn(async move {
+                hawser_dns::run(config, sockets, feed, &registry, until).await?;
+                Ok("DNS")
+            });
+        }
+
+        let ended = tokio::select! {
+            () = drain.cancelled() => Ok(()),
+            () = host.leave.cancelled() => Ok(()),
+            Some(ended) = tasks.join_next() => Err(early(ended)),
+        };
+        says.cancel();
+        if ended.is_ok() {
+            leave(&host).await;
+        }
+        let held = proxy.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(proxy) = held {
+            proxy.drain(self.drain).await;
+        }
+        serves.cancel();
+        let finishing = async { while tasks.join_next().await.is_some() {} };
+        if timeout(FINISH, finishing).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
+        }
+        // A sender that lives to here keeps DNS's queue open while the subscription waits.
+        drop((wants_in, self.lock));
+        ended
+    }
+}
+
+async fn named(
+    name: &'static str,
+    task: impl Future<Output = ()>,
+) -> Result<&'static str, RunError> {
+    task.await;
+    Ok(name)
+}
+
+/// What became of a task that ended before it was told to.
+fn early(
+    ended: Result<Result<&'static str, RunError>, tokio::task::JoinError>,
+) -> RunError {
+    match ended {
+        Err(panicked) => RunError::Panicked(panicked),
+        Ok(Err(why)) => why,
+        Ok(Ok(name)) => RunError::Ended(name),
+    }
+}
+
+/// Joins where that is needed, and keeps a connection to some server.
+async fn session(
+    host: Arc<Host>,
+    join: Join,
+    folder: PathBuf,
+    drain: CancellationToken,
+) -> Result<&'static str, RunError> {
+    let mut backoff = Backoff::new(JOIN_BACKOFF_BASE, JOIN_BACKOFF_MAX);
+    loop {
+        let held = host.membership.borrow().clone();
+        if let Some(reason) = needs_join(held.as_deref(), &join) {
+            let joined = tokio::select! {
+                () = drain.cancelled() => return Ok("session"),
+                joined = join_once(&host, &join) => joined,
+            };
+            match joined {
+                Ok(membership) => {
+                    backoff.reset();
+                    tracing::info!(id = %membership.credential.id, "joined the cluster");
+                    enter(&host, membership, &folder);
+                }
+                Err(why) if why.is_passing() || reason == Reason::RanOut => {
+                    tracing::warn!(%why, "not joined yet");
+                    tokio::select! {
+                        () = drain.cancelled() => return Ok("session"),
+                        () = sleep(backoff.next()) => continue,
+                    }
+                }
+                Err(why) => return Err(why.into()),
+            }
+        }
+        let until = drain.child_token();
+        let membership = host.membership.subscribe();
+        let config = || match membership.borrow().as_ref() {
+            Some(membership) => membership.client(),
+            None => Err(rustls::Error::General("the host has not joined".to_owned())),
+        };
+        let mut running = std::pin::pin!(host.servers.run(config, until.clone()));
+        tokio::select! {
+            () = &mut running => return Ok("session"),
+            () = ran_out(&host) => {}
+        }
+        tracing::error!("the host's own certificate ran out");
+        until.cancel();
+        running.await;
+    }
+}
+
+/// Why a host must join.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Reason {
+    /// It never did.
+    Never,
+    /// Its token is for another cluster than the one it is in.
+    Elsewhere,
+    /// Its certificate ran out, so that it cannot even ask for another.
+    RanOut,
+}
+
+fn needs_join(held: Option<&Membership>, join: &Join) -> Option<Reason> {
+    let Some(held) = held else { return Some(Reason::Never) };
+    if let Join::Token(text) = join
+        && let Ok(token) = Token::parse(text)
+        && tls::pin_of(&held.server_root).is_ok_and(|pin| pin != token.pin)
+    {
+        return Some(Reason::Elsewhere);
+    }
+    let has_run_out = clock::now() >= held.credential.validity.not_after;
+    let can_join = !matches!(join, Join::None);
+    (has_run_out && can_join).then_some(Reason::RanOut)
+}
+
+async fn join_once(host: &Host, how: &Join) -> Result<Membership, JoinError> {
+    let text = match how {
+        Join::Token(text) => text.clone(),
+        Join::Mint(mint) => mint().await.map_err(JoinError::Unreachable)?,
+        Join::None => {
+            return Err(JoinError::Refused("there is no join token".to_owned()));
+        }
+    };
+    let token = Token::parse(&text).map_err(|why| JoinError::Refused(why.to_string()))?;
+    join::join(&host.servers, &host.node.name, &host.datacenter, &token).await
+}
+
+/// Takes a new membership up, and drops what belonged to another cluster.
+fn enter(host: &Host, membership: Membership, folder: &Path) {
+    let held = host.membership.borrow().clone();
+    let is_other = held.is_some_and(|held| held.trust_domain() != membership.trust_domain());
+    if is_other {
+        host.leaves.send_replace(leaves::All::default());
+        host.views.send_replace(Arc::default());
+    }
+    if let Err(why) = membership.keep(folder) {
+        tracing::error!(%why, "the host's identity could not be kept: it is lost with a restart");
+    }
+    host.membership.send_replace(Some(Arc::new(membership)));
+}
+
+/// Ends when the host's own certificate has run out.
+async fn ran_out(host: &Host) {
+    loop {
+        let until = host
+            .membership
+            .borrow()
+            .as_ref()
+            .map_or(UnixTime::from_millis(u64::MAX), |held| held.credential.validity.not_after);
+        let left = until.since(clock::now());
+        if left.is_zero() {
+            // Only joining again helps, and that is tried at its own pace.
+            sleep(JOIN_BACKOFF_BASE).await;
+            return;
+        }
+        sleep(left.min(LOOK_EVERY)).await;
+    }
+}
+
+/// Says when the host serves and when it does not.
+async fn readiness(host: Arc<Host>, ready: watch::Sender<bool>, drain: CancellationToken) {
+    let mut membership = host.membership.subscribe();
+    let (mut views, mut leaves) = (host.views.subscribe(), host.leaves.subscribe());
+    let mut changes = host.local.changes();
+    loop {
+        membership.borrow_and_update();
+        views.borrow_and_update();
+        leaves.borrow_and_update();
+        changes.borrow_and_update();
+        let missing = host.missing();
+        let is_ready = missing.is_empty();
+        ready.send_if_modified(|held| {
+            let has_changed = *held != is_ready;
+            *held = is_ready;
+            if has_changed {
+                tracing::info!(is_ready, ?missing, "readiness changed");
+            }
+            has_changed
+        });
+        tokio::select! {
+            () = drain.cancelled() => break,
+            // Listeners tell nobody when they come up.
+            () = sleep(READY_EVERY) => {}
+            Ok(()) = membership.changed() => {}
+            Ok(()) = views.changed() => {}
+            Ok(()) = leaves.changed() => {}
+            Ok(()) = changes.changed() => {}
+        }
+    }
+    ready.send_replace(false);
+}
+
+/// Takes the host out of the catalog and gives that a moment to reach its callers.
+async fn leave(host: &Host) {
+    let Some(link) = host.servers.link() else { return };
+    let mut client = link.client();
+    match timeout(LEAVE, client.leave(v1::LeaveRequest {})).await {
+        Ok(Ok(_)) => tracing::info!("left the catalog"),
+        Ok(Err(status)) => tracing::warn!(why = status.message(), "the catalog was not left"),
+        Err(_) => tracing::warn!("the catalog was not left in time"),
+    }
+    sleep(PROPAGATION).await;
+}
+
+fn listen(address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
+    let failed = |source| StartError::Listen { what: "the HTTP API", address, source };
+    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+fn bind(
+    (address, config): (SocketAddr, hawser_dns::Config),
+) -> Result<(hawser_dns::Config, hawser_dns::Sockets), StartError> {
+    let sockets = hawser_dns::bind(address, DNS_WORKERS)
+        .map_err(|source| StartError::Listen { what: "DNS", address, source })?;
+    Ok((config, sockets))
+}
+
+/// The host's UUID: made once, kept with its folder.
+fn node_id(folder: &Path) -> io::Result<Arc<str>> {
+    let path = folder.join(NODE_ID);
+    if let Some(bytes) = disk::read(&path)? {
+        match std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()) {
+            Some(id) => return Ok(uuid::Uuid::to_string(&id).into()),
+            None => disk::set_aside(&path, "it holds no UUID"),
+        }
+    }
+    let id = uuid::Uuid::new_v4().to_string();
+    disk::write(&path, id.as_bytes())?;
+    Ok(id.into())
+}
+
+/// When a file was last written; the epoch when there is none.
+fn modified(path: &Path) -> UnixTime {
+    let since = std::fs::metadata(path)
+        .and_then(|found| found.modified())
+        .ok()
+        .and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok())
+        .unwrap_or_default();
+    UnixTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX - 1))
+}
+
+const VIEW: &str = "view";
+const SERVERS: &str = "servers.json";
+const LEAVES: &str = "leaves";
+const NODE_ID: &str = "node-id";
+const WANTS_QUEUED: usize = 256;
+const DNS_WORKERS: usize = 1;
+const JOIN_BACKOFF_BASE: Duration = Duration::from_millis(500);
+const JOIN_BACKOFF_MAX: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+const READY_EVERY: Duration = Duration::from_millis(250);
+const LEAVE: Duration = Duration::from_secs(2);
+const PROPAGATION: Duration = Duration::from_secs(1);
+const FINISH: Duration = Duration::from_secs(5);

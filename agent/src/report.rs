@@ -42,12 +42,12 @@ pub(crate) async fn run(
 fn gather(held: &mut BTreeMap<EdgeKey, Tally>, new: Vec<(EdgeKey, Tally)>) -> u64 {
     let mut dropped = 0;
     for (key, tally) in new {
-        match held.get_mut(&key) {
-            Some(sum) => sum.merge(&tally),
-            None if held.len() < EDGES_MAX => {
-                held.insert(key, tally);
-            }
-            None => dropped += 1,
+        if let Some(sum) = held.get_mut(&key) {
+            sum.merge(&tally);
+        } else if held.len() < EDGES_MAX {
+            held.insert(key, tally);
+        } else {
+            dropped += 1;
         }
     }
     dropped

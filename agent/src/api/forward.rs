@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use hawser_api::error::ApiError;
 use hawser_proto::v1;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
@@ -44,7 +43,7 @@ impl Forwarding {
             method: ask.method.to_string(),
             target: ask.target.clone(),
             headers: headers.collect(),
-            body: ask.body.to_vec(),
+            body: ask.body.clone(),
         };
         let stops = || ApiError::Unavailable("the agent stops".to_owned());
         tokio::select! {
@@ -65,7 +64,7 @@ impl Forwarding {
             method: method.to_owned(),
             target: target.to_owned(),
             headers: vec![],
-            body,
+            body: body.into(),
         };
         timeout(OWN, self.ask(host, request)).await.map_err(|_| ApiError::NoLeader)?
     }
@@ -104,7 +103,7 @@ impl Forwarding {
 fn made(reply: v1::HttpReply) -> Result<Reply, ApiError> {
     let malformed = || ApiError::Unavailable("the server's reply is malformed".to_owned());
     let status = u16::try_from(reply.status).map_err(|_| malformed())?;
-    let mut made = Response::new(Full::new(Bytes::from(reply.body)));
+    let mut made = Response::new(Full::new(reply.body));
     *made.status_mut() = StatusCode::from_u16(status).map_err(|_| malformed())?;
     for header in reply.headers {
         let name = HeaderName::try_from(header.name).map_err(|_| malformed())?;
