@@ -188,6 +188,20 @@ impl Balancer {
         }
     }
 
+    /// Counts something that stays open beyond its [`Balancer::finish`], such as a TCP connection.
+    pub fn open(&mut self, peer: PeerId) {
+        if let Some(peer) = self.peers.iter_mut().find(|known| known.id == peer) {
+            peer.in_flight = peer.in_flight.saturating_add(1);
+        }
+    }
+
+    /// Counts the end of what [`Balancer::open`] counted.
+    pub fn close(&mut self, peer: PeerId) {
+        if let Some(peer) = self.peers.iter_mut().find(|known| known.id == peer) {
+            peer.in_flight = peer.in_flight.saturating_sub(1);
+        }
+    }
+
     fn pick_in(
         &self,
         group: std::ops::Range<usize>,

@@ -1,1 +1,228 @@
-//! Placeholder.
+//! The data plane of one host: mTLS between services, routed, balanced, authorized and reported.
+//!
+//! Threads of their own, apart from the control loop: each worker has a runtime, listeners, pools
+//! and counters of its own, and shares with the others only the kernel's address.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hawser_core::catalog::Locality;
+use hawser_core::edge::{EdgeKey, Tally};
+use hawser_core::name::{InstanceId, ServiceName};
+use hawser_core::view::View;
+use tokio::sync::watch as channel;
+use tokio_util::sync::CancellationToken;
+
+mod budget;
+mod clock;
+mod http;
+mod inbound;
+mod limits;
+mod outbound;
+mod pool;
+mod relay;
+mod report;
+mod socket;
+pub mod tls;
+mod watch;
+mod worker;
+
+pub use crate::limits::Limits;
+pub use crate::report::{AccessLog, ReportError};
+pub use crate::tls::Leaf;
+
+/// How the data plane runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How many threads carry traffic.
+    pub workers: usize,
+    /// Every bound and timeout.
+    pub limits: Limits,
+    /// Where access records go.
+    pub access_log: AccessLog,
+    /// Where this host stands.
+    pub locality: Locality,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            limits: Limits::default(),
+            access_log: AccessLog::Off,
+            locality: Locality::default(),
+        }
+    }
+}
+
+/// What this host's proxy is to do: the services it stands beside.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The local instances, each with its ports.
+    pub services: Vec<LocalService>,
+}
+
+/// One local instance.
+#[derive(Clone, Debug)]
+pub struct LocalService {
+    /// The service it is a copy of.
+    pub service: ServiceName,
+    /// Its id on this host.
+    pub instance: InstanceId,
+    /// Its certificate and key. Without one its listeners are bound, and refuse.
+    pub identity: Option<Arc<Leaf>>,
+    /// Where others reach it; none when nobody calls it through the mesh.
+    pub inbound: Option<Inbound>,
+    /// Whom it calls.
+    pub outbounds: Vec<Outbound>,
+}
+
+/// Where others reach a local instance. What it speaks stands in the view.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Inbound {
+    /// Where the proxy listens for mTLS.
+    pub listen: SocketAddr,
+    /// Where the application listens.
+    pub application: SocketAddr,
+}
+
+/// A service that a local instance calls.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Outbound {
+    /// Whom.
+    pub destination: ServiceName,
+    /// Where the proxy listens for the application.
+    pub listen: SocketAddr,
+}
+
+/// Which way a listener's connections go.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Kind {
+    /// From other hosts to an application here.
+    Inbound,
+    /// From an application here to other hosts.
+    Outbound,
+}
+
+/// One listener and how it stands.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ListenerStatus {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Which way it goes.
+    pub kind: Kind,
+    /// Why it is not bound; it is tried again all the time.
+    pub error: Option<String>,
+}
+
+/// Why the data plane cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Metrics or access log.
+    #[error("reports cannot begin")]
+    Report(#[from] ReportError),
+    /// The system gives no thread.
+    #[error("a worker cannot be started")]
+    Thread(#[source] std::io::Error),
+}
+
+/// The running data plane. Dropping it cuts everything; [`Proxy::drain`] does not.
+pub struct Proxy {
+    shared: Arc<report::Shared>,
+    board: Arc<worker::Board>,
+    drain: CancellationToken,
+    cut: CancellationToken,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy").field("workers", &self.workers.len()).finish_non_exhaustive()
+    }
+}
+
+impl Proxy {
+    /// Starts the workers. They follow `plans` and `views`, and serve from the last of each when
+    /// the senders are gone.
+    ///
+    /// # Errors
+    /// [`StartError`]; an address that cannot be bound is none, see [`Proxy::listeners`].
+    pub fn start(
+        config: Config,
+        plans: channel::Receiver<Arc<Plan>>,
+        views: channel::Receiver<Arc<View>>,
+        registry: &prometheus::Registry,
+    ) -> Result<Self, StartError> {
+        let workers = config.workers.max(1);
+        let mut proxy = Self {
+            shared: Arc::new(report::Shared::new(registry, &config.access_log)?),
+            board: Arc::default(),
+            drain: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            workers: Vec::with_capacity(workers),
+        };
+        let provider = tls::provider();
+        for number in 0..workers {
+            let start = worker::Start {
+                number,
+                workers,
+                limits: config.limits.clone(),
+                locality: config.locality.clone(),
+                provider: provider.clone(),
+                shared: proxy.shared.clone(),
+                board: proxy.board.clone(),
+                plans: plans.clone(),
+                views: views.clone(),
+                drain: proxy.drain.clone(),
+                cut: proxy.cut.clone(),
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(StartError::Thread)?;
+            let thread = std::thread::Builder::new()
+                .name(format!("hawser-proxy-{number}"))
+                .spawn(move || tokio::task::LocalSet::new().block_on(&runtime, worker::run(start)))
+                .map_err(StartError::Thread)?;
+            proxy.workers.push(thread);
+        }
+        Ok(proxy)
+    }
+
+    /// What the edges of the call graph counted since the last call; at most 4,096 of them.
+    pub fn take_edges(&self) -> Vec<(EdgeKey, Tally)> {
+        self.shared.take_edges()
+    }
+
+    /// Every listener, and why it is not bound where it is not.
+    pub fn listeners(&self) -> Vec<ListenerStatus> {
+        self.board.listeners()
+    }
+
+    /// Stops accepting, tells peers, waits for what is open, and cuts what is left at `deadline`.
+    pub async fn drain(mut self, deadline: Duration) {
+        self.drain.cancel();
+        let workers = std::mem::take(&mut self.workers);
+        let mut ended = tokio::task::spawn_blocking(move || {
+            for worker in workers {
+                if worker.join().is_err() {
+                    tracing::error!("a worker of the data plane panicked");
+                }
+            }
+        });
+        if tokio::time::timeout(deadline, &mut ended).await.is_err() {
+            self.cut.cancel();
+            let _ = ended.await;
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.drain.cancel();
+        self.cut.cancel();
+    }
+}

@@ -1,0 +1,25 @@
+//! The two clocks, read where the data plane needs them.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use hawser_core::clock::UnixTime;
+
+/// The wall clock, for certificates and records.
+pub(crate) fn wall() -> UnixTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A monotonic clock that begins with its worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Monotonic(Instant);
+
+impl Monotonic {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn now(self) -> Duration {
+        self.0.elapsed()
+    }
+}

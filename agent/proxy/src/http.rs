@@ -1,0 +1,486 @@
+//! HTTP as it passes: what is refused, what is stripped, bodies that report their end.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hawser_core::reason::{DecidedBy, Reason};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use crate::limits::Limits;
+
+/// A word of [`Reason`]: set on answers that a proxy gave itself.
+pub(crate) const REASON_HEADER: HeaderName = HeaderName::from_static("x-hawser-reason");
+/// Which proxy gave the answer.
+pub(crate) const DECIDED_BY_HEADER: HeaderName = HeaderName::from_static("x-hawser-decided-by");
+/// Which try this is, where it is not the first.
+pub(crate) const ATTEMPT_HEADER: HeaderName = HeaderName::from_static("x-hawser-attempt");
+/// Who calls, as its certificate proved.
+pub(crate) const CALLER_HEADER: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// Ties what is logged about one request together.
+pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Runs hyper's tasks on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LocalExecutor;
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(task);
+    }
+}
+
+/// A request that is not passed on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct BadRequest(pub(crate) StatusCode);
+
+/// Checks what routing depends on, and says which authority the request is for.
+///
+/// Exactly one authority: a `Host` that differs from the target's, or a second one, is how one
+/// proxy is made to read a request differently from the next.
+pub(crate) fn authority(
+    request: &Request<Incoming>,
+    limits: &Limits,
+) -> Result<Authority, BadRequest> {
+    let bad = Err(BadRequest(StatusCode::BAD_REQUEST));
+    let uri = request.uri();
+    if request.method() == Method::CONNECT {
+        return Err(BadRequest(StatusCode::METHOD_NOT_ALLOWED));
+    }
+    let target = uri.path_and_query().map_or("", |target| target.as_str());
+    if target.len() > limits.target_bytes {
+        return Err(BadRequest(StatusCode::URI_TOO_LONG));
+    }
+    if !(target.starts_with('/') || (target == "*" && request.method() == Method::OPTIONS)) {
+        return bad;
+    }
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (host, None) => host,
+        _ => return bad,
+    };
+    let host: Option<Authority> = match host.map(|host| Authority::try_from(host.as_bytes())) {
+        None => None,
+        Some(Ok(host)) => Some(host),
+        Some(Err(_)) => return bad,
+    };
+    let authority = match (uri.authority(), host) {
+        (Some(target), Some(host)) if *target != host => return bad,
+        (Some(target), _) => target.clone(),
+        (None, Some(host)) => host,
+        (None, None) => return bad,
+    };
+    let text = authority.as_str();
+    if text.contains('@') || text.contains(',') { bad } else { Ok(authority) }
+}
+
+/// Removes what belongs to one hop only, what the sender nominates for removal, and what only a
+/// proxy may say. Returns whether the message asks for an upgrade, and to what.
+pub(crate) fn strip(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    let mut doomed: Vec<HeaderName> = Vec::new();
+    for name in headers.keys() {
+        let is_hop = *name == header::CONNECTION
+            || *name == header::TRANSFER_ENCODING
+            || *name == header::UPGRADE
+            || *name == header::TE
+            || *name == header::PROXY_AUTHENTICATE
+            || *name == header::PROXY_AUTHORIZATION
+            || *name == CALLER_HEADER
+            || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
+            || name.as_str().starts_with("x-hawser-");
+        if is_hop {
+            doomed.push(name.clone());
+        }
+    }
+    if doomed.is_empty() {
+        return None;
+    }
+    let mut asks_upgrade = false;
+    for value in headers.get_all(header::CONNECTION) {
+        for token in value.as_bytes().split(|octet| *octet == b',') {
+            let token = token.trim_ascii();
+            if token.eq_ignore_ascii_case(b"upgrade") {
+                asks_upgrade = true;
+            } else if let Ok(name) = HeaderName::from_bytes(token)
+                && !matches!(name, header::HOST | header::CONTENT_LENGTH)
+            {
+                doomed.push(name);
+            }
+        }
+    }
+    let upgrade = headers.get(header::UPGRADE).filter(|_| asks_upgrade).cloned();
+    let keeps_trailers =
+        headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    for name in doomed {
+        headers.remove(name);
+    }
+    if keeps_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    // HTTP/2 without TLS is spoken from the first byte or not at all.
+    upgrade.filter(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c"))
+}
+
+/// Whether a request may be sent twice without doing its work twice.
+pub(crate) fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+}
+
+/// Whether a message is gRPC.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Whether an answer goes on for as long as both like.
+pub(crate) fn is_stream(headers: &HeaderMap) -> bool {
+    is_grpc(headers)
+        || headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+}
+
+/// The answer that a proxy gives itself, in the caller's protocol.
+pub(crate) fn refusal(
+    status: StatusCode,
+    reason: Reason,
+    decided_by: DecidedBy,
+    is_grpc: bool,
+) -> Response<Body> {
+    let text = if is_grpc { String::new() } else { format!("{reason}: {}\n", reason.doc().trim()) };
+    let mut response = Response::new(Body::full(Bytes::from(text)));
+    let headers = response.headers_mut();
+    headers.insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
+    headers.insert(DECIDED_BY_HEADER, HeaderValue::from_static(decided_by.as_str()));
+    if is_grpc {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(u16::from(reason.grpc_status())));
+        headers.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
+    } else {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        *response.status_mut() = status;
+    }
+    response
+}
+
+/// The status that goes with `reason`.
+pub(crate) fn status(reason: Reason) -> StatusCode {
+    StatusCode::from_u16(reason.http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+}
+
+/// Who gave an answer, and why, where a peer's proxy did and not its application.
+pub(crate) fn verdict(headers: &HeaderMap) -> Option<Reason> {
+    let word = headers.get(REASON_HEADER)?.to_str().ok()?;
+    Some(word.parse().unwrap_or(Reason::UpstreamProtocol))
+}
+
+/// A request's body on its way: kept where it is small, so that it can be sent again.
+pub(crate) enum Outgoing {
+    /// Nothing.
+    Empty,
+    /// All of it, in memory.
+    Kept(Bytes),
+    /// Still arriving; none once it was handed to a connection.
+    Arriving(Option<Incoming>),
+}
+
+impl Outgoing {
+    /// Keeps a body that says it is at most `most` bytes long.
+    ///
+    /// # Errors
+    /// When the sender breaks off before its end.
+    pub(crate) async fn prepare(incoming: Incoming, most: u64) -> Result<Self, hyper::Error> {
+        if incoming.is_end_stream() {
+            return Ok(Self::Empty);
+        }
+        match incoming.size_hint().exact() {
+            Some(length) if length <= most => {
+                let collected = incoming.collect().await?;
+                if collected.trailers().is_some() {
+                    // With a length given there are none in HTTP/1, and few in HTTP/2: dropped.
+                    tracing::debug!("trailers after a body of known length are not passed on");
+                }
+                Ok(Self::Kept(collected.to_bytes()))
+            }
+            _ => Ok(Self::Arriving(Some(incoming))),
+        }
+    }
+
+    /// Whether it can be sent, again or for the first time.
+    pub(crate) const fn is_whole(&self) -> bool {
+        !matches!(self, Self::Arriving(None))
+    }
+
+    /// Whether it can be sent more than once.
+    pub(crate) const fn is_repeatable(&self) -> bool {
+        matches!(self, Self::Empty | Self::Kept(_))
+    }
+
+    /// The body for one try.
+    pub(crate) fn body(&mut self, sent: &Rc<Cell<u64>>) -> Sending {
+        let kind = match self {
+            Self::Empty => Kind::Full(None),
+            Self::Kept(bytes) => Kind::Full(Some(bytes.clone())),
+            Self::Arriving(incoming) => incoming.take().map_or(Kind::Full(None), Kind::Stream),
+        };
+        Sending { kind, sent: sent.clone() }
+    }
+
+    /// Takes back the body of a try whose connection never took it.
+    pub(crate) fn restore(&mut self, unsent: Sending) {
+        if let (Self::Arriving(place), Kind::Stream(incoming)) = (self, unsent.kind) {
+            *place = Some(incoming);
+        }
+    }
+}
+
+/// A request's body in one try.
+pub(crate) struct Sending {
+    kind: Kind,
+    sent: Rc<Cell<u64>>,
+}
+
+enum Kind {
+    Full(Option<Bytes>),
+    Stream(Incoming),
+}
+
+impl http_body::Body for Sending {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = &mut *self;
+        let frame = match &mut this.kind {
+            Kind::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Kind::Stream(incoming) => ready!(Pin::new(incoming).poll_frame(cx)),
+        };
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            this.sent.set(this.sent.get() + data.len() as u64);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Full(bytes) => bytes.is_none(),
+            Kind::Stream(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Kind::Stream(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+/// How an answer's body ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum End {
+    /// With its last byte.
+    Complete,
+    /// The upstream broke off.
+    Upstream,
+    /// The downstream went away.
+    Downstream,
+    /// It took too long.
+    Timeout,
+}
+
+/// Called once with how a body ended and how many bytes it had.
+pub(crate) type OnEnd = Box<dyn FnOnce(End, u64)>;
+
+/// An answer's body.
+pub(crate) struct Body {
+    kind: Kind,
+    bytes: u64,
+    on_end: Option<OnEnd>,
+    deadline: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why an answer broke off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the upstream broke off")]
+    Upstream(#[source] hyper::Error),
+    #[error("the answer took longer than the request's timeout")]
+    Timeout,
+}
+
+impl Body {
+    /// A body that is here already.
+    pub(crate) fn full(bytes: Bytes) -> Self {
+        let kind = Kind::Full((!bytes.is_empty()).then_some(bytes));
+        Self { kind, bytes: 0, on_end: None, deadline: None, timer: None }
+    }
+
+    /// A body that arrives, until `deadline` at the latest.
+    pub(crate) fn arriving(incoming: Incoming, deadline: Option<Instant>, on_end: OnEnd) -> Self {
+        let is_over = incoming.is_end_stream();
+        let mut body = Self {
+            kind: Kind::Stream(incoming),
+            bytes: 0,
+            on_end: Some(on_end),
+            deadline,
+            timer: None,
+        };
+        if is_over {
+            body.end(End::Complete);
+        }
+        body
+    }
+
+    fn end(&mut self, end: End) {
+        if let Some(on_end) = self.on_end.take() {
+            on_end(end, self.bytes);
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let incoming = match &mut this.kind {
+            Kind::Full(bytes) => {
+                return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
+            }
+            Kind::Stream(incoming) => incoming,
+        };
+        match Pin::new(&mut *incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if incoming.is_end_stream() {
+                    this.end(End::Complete);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                this.end(End::Complete);
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.end(End::Upstream);
+                Poll::Ready(Some(Err(BodyError::Upstream(error))))
+            }
+            Poll::Pending => {
+                // Most bodies never wait: the timer is made for those that do.
+                let Some(deadline) = this.deadline else { return Poll::Pending };
+                let timer =
+                    this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                ready!(timer.as_mut().poll(cx));
+                this.end(End::Timeout);
+                Poll::Ready(Some(Err(BodyError::Timeout)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Full(bytes) => bytes.is_none(),
+            Kind::Stream(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Kind::Stream(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.end(End::Downstream);
+    }
+}
+
+/// Makes an answer of a hop fit for the next: its version, and no field that was for that hop.
+pub(crate) fn pass_on<B>(response: &mut Response<B>) {
+    *response.version_mut() = Version::HTTP_11;
+    strip(response.headers_mut());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            let name: HeaderName = name.parse().expect("a name");
+            headers.append(name, value.parse().expect("a value"));
+        }
+        headers
+    }
+
+    #[test]
+    fn what_is_for_one_hop_or_for_proxies_only_is_stripped() {
+        let cases: &[(&[(&str, &str)], &[&str], Option<&str>, &str)] = &[
+            (&[("accept", "x")], &["accept"], None, "the rest passes"),
+            (&[("connection", "close, x-a"), ("x-a", "1")], &[], None, "nominated fields go too"),
+            (&[("connection", "host"), ("host", "a")], &["host"], None, "but never the host"),
+            (&[("x-hawser-reason", "ok"), ("x-forwarded-client-cert", "me")], &[], None, "forged"),
+            (&[("te", "trailers"), ("keep-alive", "5")], &["te"], None, "trailers may be wanted"),
+            (&[("te", "gzip")], &[], None, "other codings may not"),
+            (
+                &[("connection", "Upgrade"), ("upgrade", "websocket")],
+                &[],
+                Some("websocket"),
+                "an upgrade is told of",
+            ),
+            (&[("upgrade", "websocket")], &[], None, "not without the connection's word"),
+            (&[("connection", "upgrade"), ("upgrade", "h2c")], &[], None, "never to h2c"),
+        ];
+        for (given, left, upgrade, why) in cases {
+            let mut headers = headers(given);
+            let found = strip(&mut headers);
+            let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+            assert_eq!(names, *left, "{why}");
+            assert_eq!(found.as_ref().map(|to| to.to_str().expect("ASCII")), *upgrade, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_the_callers_protocol() {
+        let denied = Reason::IntentionDenied;
+        let plain = refusal(status(denied), denied, DecidedBy::ServerProxy, false);
+        assert_eq!(plain.status(), StatusCode::FORBIDDEN);
+        assert_eq!(plain.headers()[REASON_HEADER], "intention_denied");
+        let grpc = refusal(status(denied), denied, DecidedBy::ServerProxy, true);
+        assert_eq!(grpc.status(), StatusCode::OK);
+        assert_eq!(grpc.headers()["grpc-status"], "7");
+    }
+}

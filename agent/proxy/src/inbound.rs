@@ -1,0 +1,581 @@
+//! Inbound: connections from other hosts, authenticated, authorized, and only then relayed.
+//!
+//! Tasks: one for each connection; one for each request in an HTTP/2 connection (by hyper); one
+//! for each connection to the application; one for each upgraded connection.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hawser_core::catalog::Protocol;
+use hawser_core::chain::Chain;
+use hawser_core::clock::Index;
+use hawser_core::name::ServiceName;
+use hawser_core::reason::{DecidedBy, Reason};
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing};
+use crate::pool::{Idle, Line, Lines};
+use crate::relay::{Moved, relay};
+use crate::report::{Pair, Record, Reporter};
+use crate::socket::{self, Wide};
+use crate::tls::{self, Identity, Wire};
+use crate::watch::Watched;
+use crate::worker::Context;
+
+/// One service's inbound port, in one worker.
+pub(crate) struct Port {
+    pub(crate) context: Rc<Context>,
+    pub(crate) service: ServiceName,
+    pub(crate) application: Cell<SocketAddr>,
+    pub(crate) identity: RefCell<Option<Rc<Identity>>>,
+    /// Open connections of all workers.
+    open: Arc<AtomicUsize>,
+    idle: Idle,
+    lines: Rc<Lines>,
+}
+
+impl Port {
+    pub(crate) fn new(
+        context: Rc<Context>,
+        service: ServiceName,
+        application: SocketAddr,
+        open: Arc<AtomicUsize>,
+    ) -> Self {
+        Self {
+            context,
+            service,
+            application: Cell::new(application),
+            identity: RefCell::default(),
+            open,
+            idle: Idle::default(),
+            lines: Rc::default(),
+        }
+    }
+
+    /// Closes connections to the application that nobody used for a while.
+    pub(crate) fn sweep(&self) {
+        self.idle.sweep(self.context.clock.now(), self.context.limits.application_idle);
+    }
+
+    /// Takes over a new address of the application.
+    pub(crate) fn retarget(&self, application: SocketAddr) {
+        if self.application.replace(application) != application {
+            self.idle.sweep(Duration::MAX, Duration::ZERO);
+            self.lines.clear();
+        }
+    }
+
+    fn chain(&self) -> Option<Chain> {
+        let view = self.context.view.borrow();
+        view.services.get(&self.service).map(|service| service.chain.clone())
+    }
+
+    /// Carries one connection from its first byte to its last.
+    ///
+    /// The order is the security argument: authenticate, authorize, only then dial. The verdict is
+    /// watched for as long as the connection lives.
+    pub(crate) async fn serve(self: Rc<Self>, socket: TcpStream) {
+        let open = self.open.fetch_add(1, Ordering::Relaxed);
+        let served = self.clone().authenticate(socket, open).await;
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        if let Err(reason) = served {
+            self.context.report.refuse(Reporter::Server, &self.service, reason);
+        }
+    }
+
+    /// # Errors
+    /// The reason for which the connection was refused before it had a caller.
+    async fn authenticate(self: Rc<Self>, socket: TcpStream, open: usize) -> Result<(), Reason> {
+        let (context, limits) = (&self.context, &self.context.limits);
+        let chain = self.chain().ok_or(Reason::ViewMissing)?;
+        if chain.inbound_connections_max.is_some_and(|most| open >= most as usize) {
+            return Err(Reason::Overloaded);
+        }
+        let identity = self.identity.borrow().clone().ok_or(Reason::NoIdentity)?;
+        if !identity.holds_at(crate::clock::wall()) {
+            return Err(Reason::NoIdentity);
+        }
+        socket::tune(&socket, limits);
+        let is_http = chain.protocol.is_http();
+        let socket = Wide::new(socket, context.buffers.clone());
+        let handshake = async {
+            let _permit = context.handshakes.acquire().await;
+            let hello =
+                LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
+            let wire = match hello.client_hello().alpn() {
+                Some(mut offered) => Wire::choose(is_http, &mut offered),
+                None => Wire::Native,
+            };
+            Ok::<_, io::Error>((hello.into_stream(identity.accept(wire)).await?, wire))
+        };
+        let (stream, wire) = tokio::time::timeout(limits.handshake, Box::pin(handshake))
+            .await
+            .map_err(|_| Reason::HandshakeTimeout)?
+            .map_err(|error| tls::reason(&error))?;
+        let peer = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+        let caller = tls::read(peer.first().ok_or(Reason::NoClientCertificate)?)?;
+        let source = caller.id.service().ok_or(Reason::WrongRole)?.clone();
+
+        let (decision, view_index) = {
+            let view = context.view.borrow();
+            (view.decide(&caller.id, &self.service), view.index)
+        };
+        let listed = context.watched.watch(caller, peer, Some((&self.service, &decision)));
+        let pair = context.report.pair(Reporter::Server, &source, &self.service);
+        let connection =
+            Connection { port: self.clone(), watched: listed.watched.clone(), pair, view_index };
+        if is_http {
+            Box::pin(connection.serve_http(stream, wire)).await;
+        } else {
+            Box::pin(connection.serve_tcp(stream, wire, &chain)).await;
+        }
+        Ok(())
+    }
+
+    /// Connects to the application.
+    async fn dial(&self, within: Duration) -> Result<TcpStream, Reason> {
+        let stream = socket::connect(self.application.get(), within)
+            .await
+            .map_err(|_| Reason::ApplicationUnreachable)?;
+        socket::tune(&stream, &self.context.limits);
+        Ok(stream)
+    }
+}
+
+/// One authenticated connection.
+#[derive(Clone)]
+struct Connection {
+    port: Rc<Port>,
+    watched: Rc<Watched>,
+    pair: Rc<Pair>,
+    view_index: Index,
+}
+
+impl Connection {
+    fn record(&self, reason: Reason, started: Duration) -> Record {
+        Record {
+            reason,
+            decided_by: DecidedBy::ServerProxy,
+            status: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+            duration: self.port.context.clock.now().saturating_sub(started),
+            view_index: self.view_index,
+            attempts: 1,
+            upstream: Some(self.port.application.get()),
+        }
+    }
+
+    async fn serve_tcp(self, mut downstream: TlsStream<Wide>, wire: Wire, chain: &Chain) {
+        let context = &self.port.context;
+        let started = context.clock.now();
+        let dialled = if self.watched.is_allowed() {
+            self.port.dial(chain.local_connect_timeout).await
+        } else {
+            Err(Reason::IntentionDenied)
+        };
+        let mut upstream = match dialled {
+            Ok(upstream) => upstream,
+            Err(reason) => {
+                self.pair.record(&self.record(reason, started));
+                let farewell = async {
+                    if wire == Wire::Tcp {
+                        downstream.write_all(&[reason.code()]).await?;
+                    }
+                    downstream.shutdown().await?;
+                    // Closing on unread bytes would reset the connection and lose the verdict.
+                    let mut rest = [0; 1024];
+                    while downstream.read(&mut rest).await? > 0 {}
+                    Ok::<_, io::Error>(())
+                };
+                let _ = tokio::time::timeout(FAREWELL, Box::pin(farewell)).await;
+                return;
+            }
+        };
+        if wire == Wire::Tcp
+            && (downstream.write_all(&[Reason::Ok.code()]).await.is_err()
+                || downstream.flush().await.is_err())
+        {
+            self.pair.record(&self.record(Reason::DownstreamReset, started));
+            return;
+        }
+        let mut moved = Moved::default();
+        let idle = context.limits.tcp_idle;
+        let ended = tokio::select! {
+            biased;
+            () = self.watched.cut.cancelled() => Err(self.watched.why()),
+            ended = relay(&mut downstream, &mut upstream, &context.buffers, idle, &mut moved) => {
+                ended
+            }
+        };
+        let reason = ended.err().unwrap_or(Reason::Ok);
+        let decided_by = match reason {
+            Reason::PolicyCut | Reason::IdleTimeout | Reason::Draining => DecidedBy::ServerProxy,
+            _ => DecidedBy::Application,
+        };
+        self.pair.record(&Record {
+            decided_by,
+            bytes_sent: moved.sent,
+            bytes_received: moved.received,
+            ..self.record(reason, started)
+        });
+    }
+
+    async fn serve_http(self, stream: TlsStream<Wide>, wire: Wire) {
+        let (context, watched) = (self.port.context.clone(), self.watched.clone());
+        let limits = &context.limits;
+        let is_upgradable = wire != Wire::H2;
+        let service = service_fn(move |request| {
+            let connection = self.clone();
+            async move {
+                Ok::<_, std::convert::Infallible>(connection.answer(request, is_upgradable).await)
+            }
+        });
+        let io = TokioIo::new(stream);
+        if wire == Wire::H2 {
+            let mut builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
+            context.tune_http2(&mut builder);
+            let mut serving = std::pin::pin!(builder.serve_connection(io, service));
+            tokio::select! {
+                biased;
+                () = watched.cut.cancelled() => return,
+                _ = serving.as_mut() => return,
+                () = context.drain.cancelled() => serving.as_mut().graceful_shutdown(),
+            }
+            tokio::select! {
+                () = watched.cut.cancelled() => {}
+                _ = serving => {}
+            }
+        } else {
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits.head)
+                .max_headers(limits.headers)
+                .max_buf_size(limits.header_bytes as usize);
+            let mut serving = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
+            tokio::select! {
+                biased;
+                () = watched.cut.cancelled() => return,
+                _ = serving.as_mut() => return,
+                () = context.drain.cancelled() => serving.as_mut().graceful_shutdown(),
+            }
+            tokio::select! {
+                () = watched.cut.cancelled() => {}
+                _ = serving => {}
+            }
+        }
+    }
+
+    /// Answers one request, and reports it once its answer has ended.
+    async fn answer(self, mut request: Request<Incoming>, is_upgradable: bool) -> Response<Body> {
+        let context = self.port.context.clone();
+        let started = context.clock.now();
+        let is_grpc = hygiene::is_grpc(request.headers());
+        let refuse = |status: StatusCode, reason: Reason| {
+            self.pair
+                .record(&Record { status: Some(status.as_u16()), ..self.record(reason, started) });
+            hygiene::refusal(status, reason, DecidedBy::ServerProxy, is_grpc)
+        };
+        if !self.watched.is_allowed() {
+            return refuse(StatusCode::FORBIDDEN, Reason::IntentionDenied);
+        }
+        let Some(slot) = context.request_slot() else {
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Overloaded);
+        };
+        let authority = match hygiene::authority(&request, &context.limits) {
+            Ok(authority) => authority,
+            Err(bad) => return refuse(bad.0, Reason::BadRequest),
+        };
+        let Some(chain) = self.port.chain() else {
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::ViewMissing);
+        };
+        let attempt = request.headers().get(hygiene::ATTEMPT_HEADER).cloned();
+        let upgrade = hygiene::strip(request.headers_mut()).filter(|_| is_upgradable);
+        if let Some(attempt) = attempt {
+            request.headers_mut().insert(hygiene::ATTEMPT_HEADER, attempt);
+        }
+        if let Some(caller) = self.caller_header() {
+            request.headers_mut().insert(hygiene::CALLER_HEADER, caller);
+        }
+        let is_http1 = chain.protocol == Protocol::Http;
+        // HTTP/1.1 has one authority, in `host`, and a bare path; HTTP/2 has it in the target.
+        if is_http1 || upgrade.is_some() {
+            let Ok(host) = HeaderValue::try_from(authority.as_str()) else {
+                return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
+            };
+            request.headers_mut().insert(header::HOST, host);
+            let target = request.uri().path_and_query().cloned();
+            *request.uri_mut() = target.map_or_else(Uri::default, Uri::from);
+            *request.version_mut() = Version::HTTP_11;
+        } else {
+            let Some(uri) = hygiene_uri(&authority, request.uri()) else {
+                return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
+            };
+            request.headers_mut().remove(header::HOST);
+            *request.uri_mut() = uri;
+            *request.version_mut() = Version::HTTP_2;
+        }
+        let sent = Rc::new(Cell::new(0));
+        let sending = if let Some(to) = upgrade {
+            Box::pin(self.upgrade(request, to, &chain, &sent)).await
+        } else if is_http1 {
+            Box::pin(self.send_http1(request, &chain, &sent)).await
+        } else {
+            Box::pin(self.send_http2(request, &chain, &sent)).await
+        };
+        let (mut response, on_end) = match sending {
+            Ok(sent) => sent,
+            Err(reason) => return refuse(hygiene::status(reason), reason),
+        };
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            hygiene::pass_on(&mut response);
+        }
+        let status = response.status().as_u16();
+        let record = move |end: End, bytes: u64| {
+            let _slot = slot;
+            let reason = match end {
+                End::Complete => Reason::Ok,
+                End::Upstream | End::Timeout => Reason::UpstreamReset,
+                End::Downstream if self.watched.cut.is_cancelled() => self.watched.why(),
+                End::Downstream => Reason::DownstreamReset,
+            };
+            on_end(end);
+            self.pair.record(&Record {
+                decided_by: DecidedBy::Application,
+                status: Some(status),
+                bytes_sent: sent.get(),
+                bytes_received: bytes,
+                ..self.record(reason, started)
+            });
+        };
+        response.map(|body| Body::arriving(body, None, Box::new(record)))
+    }
+
+    /// Sends to an application that speaks HTTP/1.1, over a connection kept from before or new.
+    ///
+    /// A kept connection may have been closed by the application in this very moment. Where the
+    /// request was not taken, or may be repeated, it goes out once more over a new one.
+    async fn send_http1(
+        &self,
+        request: Request<Incoming>,
+        chain: &Chain,
+        sent: &Rc<Cell<u64>>,
+    ) -> Result<Sent, Reason> {
+        let (port, context) = (&self.port, &self.port.context);
+        let limits = &context.limits;
+        let (parts, incoming) = request.into_parts();
+        let mut body = Outgoing::prepare(incoming, limits.replay_bytes)
+            .await
+            .map_err(|_| Reason::DownstreamReset)?;
+        let mut kept = port.idle.take(context.clock.now(), limits.application_idle);
+        loop {
+            let is_kept = kept.is_some();
+            let mut sender = match kept.take() {
+                Some(mut sender) => match sender.ready().await {
+                    Ok(()) => sender,
+                    Err(_) => continue,
+                },
+                None => {
+                    let stream = port.dial(chain.local_connect_timeout).await?;
+                    let (sender, connection) = http1::Builder::new()
+                        .max_headers(limits.headers)
+                        .max_buf_size(limits.header_bytes as usize)
+                        .handshake(TokioIo::new(stream))
+                        .await
+                        .map_err(|_| Reason::ApplicationUnreachable)?;
+                    tokio::task::spawn_local(connection);
+                    sender
+                }
+            };
+            let try_ = Request::from_parts(parts.clone(), body.body(sent));
+            match sender.try_send_request(try_).await {
+                Ok(response) => {
+                    let (port, clock) = (port.clone(), context.clock);
+                    let keep = move |end: End| {
+                        if end == End::Complete {
+                            let most = port.context.limits.application_pool;
+                            port.idle.keep(sender, clock.now(), most);
+                        }
+                    };
+                    return Ok((response, Box::new(keep)));
+                }
+                Err(mut failed) => {
+                    let is_untaken = failed.take_message().map(|unsent| {
+                        body.restore(unsent.into_body());
+                    });
+                    let error = failed.into_error();
+                    let may_repeat = is_untaken.is_some()
+                        || (hygiene::is_idempotent(&parts.method) && body.is_repeatable());
+                    if is_kept && may_repeat && body.is_whole() && !error.is_parse() {
+                        continue;
+                    }
+                    return Err(application_reason(&error));
+                }
+            }
+        }
+    }
+
+    /// Sends to an application that speaks HTTP/2.
+    async fn send_http2(
+        &self,
+        request: Request<Incoming>,
+        chain: &Chain,
+        sent: &Rc<Cell<u64>>,
+    ) -> Result<Sent, Reason> {
+        let port = &self.port;
+        let limits = &port.context.limits;
+        let (parts, incoming) = request.into_parts();
+        let mut body = Outgoing::prepare(incoming, limits.replay_bytes)
+            .await
+            .map_err(|_| Reason::DownstreamReset)?;
+        let within = chain.local_connect_timeout;
+        for is_last in [false, true] {
+            let connect = || {
+                let port = port.clone();
+                async move {
+                    let stream = port.dial(within).await?;
+                    let mut builder = http2::Builder::new(LocalExecutor);
+                    port.context.tune_http2_client(&mut builder);
+                    let (sender, connection) = builder
+                        .handshake(TokioIo::new(stream))
+                        .await
+                        .map_err(|_| Reason::ApplicationUnreachable)?;
+                    tokio::task::spawn_local(connection);
+                    Ok(Line::new(sender))
+                }
+            };
+            let most = limits.connections_per_endpoint;
+            let place = port.lines.place(most, limits.streams, connect).await?;
+            let try_ = Request::from_parts(parts.clone(), body.body(sent));
+            match place.sender().try_send_request(try_).await {
+                Ok(response) => return Ok((response, Box::new(move |_| drop(place)))),
+                Err(mut failed) => {
+                    let is_untaken = failed.take_message().map(|unsent| {
+                        body.restore(unsent.into_body());
+                    });
+                    let error = failed.into_error();
+                    let may_repeat = is_untaken.is_some()
+                        || is_unprocessed(&error)
+                        || (hygiene::is_idempotent(&parts.method) && body.is_repeatable());
+                    if is_last || !may_repeat || !body.is_whole() {
+                        return Err(application_reason(&error));
+                    }
+                }
+            }
+        }
+        Err(Reason::ApplicationUnreachable)
+    }
+
+    /// Passes an upgrade on over a connection of its own, and relays bytes once both have agreed.
+    async fn upgrade(
+        &self,
+        mut request: Request<Incoming>,
+        to: HeaderValue,
+        chain: &Chain,
+        sent: &Rc<Cell<u64>>,
+    ) -> Result<Sent, Reason> {
+        let port = &self.port;
+        let stream = port.dial(chain.local_connect_timeout).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|_| Reason::ApplicationUnreachable)?;
+        tokio::task::spawn_local(connection.with_upgrades());
+        let downstream = hyper::upgrade::on(&mut request);
+        let headers = request.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, to);
+        let request = request.map(|incoming| Outgoing::Arriving(Some(incoming)).body(sent));
+        let mut response =
+            sender.send_request(request).await.map_err(|error| application_reason(&error))?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let upstream = hyper::upgrade::on(&mut response);
+            let (context, cut) = (port.context.clone(), self.watched.cut.clone());
+            context.clone().tracker.spawn_local(async move {
+                relay_upgraded(&context, downstream, upstream, &cut).await;
+            });
+        }
+        Ok((response, Box::new(move |_| drop(sender))))
+    }
+
+    fn caller_header(&self) -> Option<HeaderValue> {
+        let by = self.port.identity.borrow().as_ref().map(|identity| identity.id.to_string())?;
+        HeaderValue::try_from(format!("By={by};URI={}", self.watched.peer.id)).ok()
+    }
+}
+
+/// An answer, and what to do when it has ended.
+type Sent = (Response<Incoming>, Box<dyn FnOnce(End)>);
+
+/// Relays two upgraded connections until they end or are cut.
+pub(crate) async fn relay_upgraded(
+    context: &Context,
+    downstream: hyper::upgrade::OnUpgrade,
+    upstream: hyper::upgrade::OnUpgrade,
+    cut: &CancellationToken,
+) -> Moved {
+    let mut moved = Moved::default();
+    let Ok((downstream, upstream)) = tokio::try_join!(downstream, upstream) else { return moved };
+    let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
+    let idle = context.limits.tcp_idle;
+    tokio::select! {
+        biased;
+        () = cut.cancelled() => {}
+        _ = relay(&mut downstream, &mut upstream, &context.buffers, idle, &mut moved) => {}
+    }
+    moved
+}
+
+/// The target of a request in HTTP/2.
+pub(crate) fn hygiene_uri(authority: &http::uri::Authority, uri: &Uri) -> Option<Uri> {
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(http::uri::Scheme::HTTP);
+    parts.authority = Some(authority.clone());
+    parts.path_and_query = uri.path_and_query().cloned();
+    Uri::from_parts(parts).ok()
+}
+
+/// Whether the peer said that it did not begin to process the request.
+pub(crate) fn is_unprocessed(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(h2) = inner.downcast_ref::<h2::Error>() {
+            let is_refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM);
+            let is_goodbye =
+                h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR);
+            return is_refused || is_goodbye;
+        }
+        source = inner.source();
+    }
+    false
+}
+
+fn application_reason(error: &hyper::Error) -> Reason {
+    if error.is_parse() || error.is_parse_status() {
+        Reason::UpstreamProtocol
+    } else if error.is_canceled() || error.is_closed() {
+        Reason::ApplicationUnreachable
+    } else if error.is_user() || error.is_body_write_aborted() {
+        Reason::DownstreamReset
+    } else {
+        Reason::UpstreamReset
+    }
+}
+
+/// How long a refused caller may take to read why.
+const FAREWELL: Duration = Duration::from_secs(1);

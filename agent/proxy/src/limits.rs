@@ -1,0 +1,81 @@
+//! Limits: every bound and every timeout of the data plane, with its default.
+
+use std::time::Duration;
+
+/// Bounds and timeouts. What a service's chain says about timeouts outranks these.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// Most connections accepted at once, over all listeners and workers.
+    pub connections: usize,
+    /// Most HTTP requests under way at once, over all listeners and workers.
+    pub requests: usize,
+    /// Longest TLS handshake.
+    pub handshake: Duration,
+    /// Most TLS handshakes of callers under way at once, over all workers.
+    pub handshakes: usize,
+    /// Longest wait for the head of an HTTP/1.1 request, idle time between requests included.
+    pub head: Duration,
+    /// Longest time that nothing moves on a TCP connection.
+    pub tcp_idle: Duration,
+    /// Longest try of a request while another try is possible.
+    pub per_try: Duration,
+    /// Most tries after the first.
+    pub retries: u8,
+    /// Largest request body that is kept for another try, in bytes.
+    pub replay_bytes: u64,
+    /// Retries may be this share of the requests of the last ten seconds, in percent.
+    pub retry_budget_percent: u8,
+    /// Retries per second that are allowed whatever the share.
+    pub retry_budget_floor: u32,
+    /// Most instances that a TCP connection tries.
+    pub connect_tries: u8,
+    /// Most streams in one HTTP/2 connection.
+    pub streams: u32,
+    /// Most HTTP/2 connections from one worker to one instance, for one source service.
+    pub connections_per_endpoint: usize,
+    /// Most bytes of all header fields of a message.
+    pub header_bytes: u32,
+    /// Most header fields of a message.
+    pub headers: usize,
+    /// Longest request target, in bytes.
+    pub target_bytes: usize,
+    /// How often a silent HTTP/2 connection is asked whether it lives.
+    pub ping_interval: Duration,
+    /// Longest wait for that answer.
+    pub ping_timeout: Duration,
+    /// Longest that sent bytes stay unacknowledged.
+    pub user_timeout: Duration,
+    /// How long an idle connection to the application is kept.
+    pub application_idle: Duration,
+    /// Most idle connections to one application, per worker.
+    pub application_pool: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 65_536,
+            requests: 65_536,
+            handshake: Duration::from_secs(5),
+            handshakes: 1_024,
+            head: Duration::from_secs(120),
+            tcp_idle: Duration::from_secs(3_600),
+            per_try: Duration::from_secs(2),
+            retries: 2,
+            replay_bytes: 64 * 1024,
+            retry_budget_percent: 20,
+            retry_budget_floor: 3,
+            connect_tries: 3,
+            streams: 100,
+            connections_per_endpoint: 8,
+            header_bytes: 64 * 1024,
+            headers: 100,
+            target_bytes: 8 * 1024,
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(5),
+            user_timeout: Duration::from_secs(10),
+            application_idle: Duration::from_secs(3),
+            application_pool: 256,
+        }
+    }
+}

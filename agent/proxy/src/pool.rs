@@ -1,0 +1,162 @@
+//! Pools: HTTP/2 connections that many requests share, HTTP/1.1 connections that one has at once.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{LocalBoxFuture, Shared};
+use hawser_core::reason::Reason;
+use hyper::client::conn::{http1, http2};
+
+use crate::http::Sending;
+
+/// One HTTP/2 connection.
+pub(crate) struct Line {
+    sender: http2::SendRequest<Sending>,
+    in_flight: Cell<u32>,
+}
+
+impl Line {
+    pub(crate) fn new(sender: http2::SendRequest<Sending>) -> Self {
+        Self { sender, in_flight: Cell::new(0) }
+    }
+
+    /// A sender for one request.
+    pub(crate) fn sender(&self) -> http2::SendRequest<Sending> {
+        self.sender.clone()
+    }
+}
+
+/// One request's place in a connection.
+pub(crate) struct Place(Rc<Line>);
+
+impl Place {
+    fn new(line: &Rc<Line>) -> Self {
+        line.in_flight.set(line.in_flight.get() + 1);
+        Self(line.clone())
+    }
+
+    pub(crate) fn sender(&self) -> http2::SendRequest<Sending> {
+        self.0.sender()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.in_flight.set(self.0.in_flight.get().saturating_sub(1));
+    }
+}
+
+type Connecting = Shared<LocalBoxFuture<'static, Result<(), Reason>>>;
+
+/// The HTTP/2 connections of one worker to one instance, or to one application.
+#[derive(Default)]
+pub(crate) struct Lines {
+    lines: RefCell<Vec<Rc<Line>>>,
+    connecting: RefCell<Option<Connecting>>,
+}
+
+impl Lines {
+    /// A place in a connection that has room; connects when none has.
+    ///
+    /// However many wait, one connects, and all hear what became of it.
+    ///
+    /// # Errors
+    /// The [`Reason`] why no connection could be made, or [`Reason::Overloaded`] when `most`
+    /// connections are full.
+    pub(crate) async fn place<F>(
+        self: &Rc<Self>,
+        most: usize,
+        streams: u32,
+        connect: impl Fn() -> F,
+    ) -> Result<Place, Reason>
+    where
+        F: Future<Output = Result<Line, Reason>> + 'static,
+    {
+        for _ in 0..WAITS_MAX {
+            if let Some(place) = self.free(streams) {
+                return Ok(place);
+            }
+            let waiting = self.connecting.borrow().clone();
+            let waiting = match waiting {
+                Some(waiting) => waiting,
+                None if self.lines.borrow().len() >= most => return Err(Reason::Overloaded),
+                None => {
+                    let (pool, connect) = (self.clone(), connect());
+                    let task = async move {
+                        let made = connect.await;
+                        *pool.connecting.borrow_mut() = None;
+                        pool.lines.borrow_mut().push(Rc::new(made?));
+                        Ok(())
+                    };
+                    // A task of its own: it must end even when all who wait have gone.
+                    let task = tokio::task::spawn_local(task);
+                    let waiting = async move { task.await.unwrap_or(Err(Reason::ConnectFailed)) }
+                        .boxed_local()
+                        .shared();
+                    *self.connecting.borrow_mut() = Some(waiting.clone());
+                    waiting
+                }
+            };
+            waiting.await?;
+        }
+        Err(Reason::Overloaded)
+    }
+
+    /// Forgets all connections: what is under way in them ends in peace.
+    pub(crate) fn clear(&self) {
+        self.lines.borrow_mut().clear();
+    }
+
+    fn free(&self, streams: u32) -> Option<Place> {
+        let mut lines = self.lines.borrow_mut();
+        lines.retain(|line| !line.sender.is_closed());
+        let least = lines.iter().min_by_key(|line| line.in_flight.get())?;
+        (least.in_flight.get() < streams).then(|| Place::new(least))
+    }
+}
+
+/// Idle HTTP/1.1 connections of one worker to one application.
+#[derive(Default)]
+pub(crate) struct Idle {
+    senders: RefCell<Vec<(http1::SendRequest<Sending>, Duration)>>,
+}
+
+impl Idle {
+    /// The connection used last, if it was used within `within` and still lives.
+    pub(crate) fn take(
+        &self,
+        now: Duration,
+        within: Duration,
+    ) -> Option<http1::SendRequest<Sending>> {
+        let mut senders = self.senders.borrow_mut();
+        while let Some((sender, since)) = senders.pop() {
+            if now.saturating_sub(since) > within {
+                // Those below it are older still.
+                senders.clear();
+                return None;
+            }
+            if !sender.is_closed() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the next request, if there is room.
+    pub(crate) fn keep(&self, sender: http1::SendRequest<Sending>, now: Duration, most: usize) {
+        let mut senders = self.senders.borrow_mut();
+        if senders.len() < most && !sender.is_closed() {
+            senders.push((sender, now));
+        }
+    }
+
+    /// Closes those that were not used within `within`.
+    pub(crate) fn sweep(&self, now: Duration, within: Duration) {
+        self.senders.borrow_mut().retain(|(_, since)| now.saturating_sub(*since) <= within);
+    }
+}
+
+const WAITS_MAX: usize = 16;

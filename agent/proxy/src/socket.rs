@@ -1,0 +1,170 @@
+//! Sockets: how listeners are bound, how streams are tuned, and reads that are wide.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::limits::Limits;
+
+/// Binds one worker's listener: all workers share the address, the kernel spreads connections.
+///
+/// # Errors
+/// What the system says: the address is taken, or not this host's.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Connects within `within`.
+///
+/// # Errors
+/// What the system says, or [`io::ErrorKind::TimedOut`].
+pub(crate) async fn connect(address: SocketAddr, within: Duration) -> io::Result<TcpStream> {
+    match tokio::time::timeout(within, TcpStream::connect(address)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// Sets what every stream wants. A socket that refuses an option still works.
+pub(crate) fn tune(stream: &TcpStream, limits: &Limits) {
+    let _ = stream.set_nodelay(true);
+    let socket = SockRef::from(stream);
+    let _ = socket.set_tcp_user_timeout(Some(limits.user_timeout));
+    let alive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
+    let _ = socket.set_tcp_keepalive(&alive);
+    // There is no network to be fair to on loopback, and the pacing of BBR costs a fifth of bulk.
+    if stream.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
+        let _ = socket.set_tcp_congestion(b"reno");
+    }
+}
+
+/// Buffers that one worker's connections borrow while they move bytes, and only then.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers(Mutex<Vec<Box<[u8]>>>);
+
+impl Buffers {
+    /// Lends a buffer of [`BUFFER_BYTES`]. Give it back with [`Buffers::give`].
+    pub(crate) fn lend(&self) -> Box<[u8]> {
+        // Only the worker's own thread comes here: the lock is never waited for.
+        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice())
+    }
+
+    /// Takes a buffer back.
+    pub(crate) fn give(&self, buffer: Box<[u8]>) {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < BUFFERS_KEPT {
+            spare.push(buffer);
+        }
+    }
+}
+
+/// A stream that reads as much as there is in one system call, however little it is asked for.
+///
+/// rustls asks for 4 KiB at a time, a quarter of a record.
+#[derive(Debug)]
+pub(crate) struct Wide {
+    stream: TcpStream,
+    buffers: Arc<Buffers>,
+    left: Option<Left>,
+}
+
+#[derive(Debug)]
+struct Left {
+    buffer: Box<[u8]>,
+    from: usize,
+    to: usize,
+}
+
+impl Wide {
+    pub(crate) fn new(stream: TcpStream, buffers: Arc<Buffers>) -> Self {
+        Self { stream, buffers, left: None }
+    }
+}
+
+impl AsyncRead for Wide {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Some(left) = &mut this.left {
+            let count = buf.remaining().min(left.to - left.from);
+            buf.put_slice(&left.buffer[left.from..left.from + count]);
+            left.from += count;
+            if left.from == left.to
+                && let Some(left) = this.left.take()
+            {
+                this.buffers.give(left.buffer);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        if buf.remaining() >= BUFFER_BYTES {
+            return Pin::new(&mut this.stream).poll_read(cx, buf);
+        }
+        let mut buffer = this.buffers.lend();
+        let mut wide = ReadBuf::new(&mut buffer);
+        let polled = Pin::new(&mut this.stream).poll_read(cx, &mut wide);
+        let to = wide.filled().len();
+        let count = to.min(buf.remaining());
+        buf.put_slice(&buffer[..count]);
+        if count < to {
+            this.left = Some(Left { buffer, from: count, to });
+        } else {
+            this.buffers.give(buffer);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Wide {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// How much is read or written at once: four full TLS records.
+pub(crate) const BUFFER_BYTES: usize = 64 * 1024;
+const BUFFERS_KEPT: usize = 64;
+const BACKLOG: i32 = 1_024;
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(5);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(3);

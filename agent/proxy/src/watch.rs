@@ -1,0 +1,142 @@
+//! The watchlist: open connections whose right to be open is looked at again.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use hawser_core::clock::UnixTime;
+use hawser_core::intention::Decision;
+use hawser_core::name::ServiceName;
+use hawser_core::reason::Reason;
+use hawser_core::view::View;
+use rustls_pki_types::CertificateDer;
+use tokio_util::sync::CancellationToken;
+
+use crate::tls::{Anchors, Proven};
+
+/// One open mTLS connection.
+pub(crate) struct Watched {
+    /// Who is at the other end.
+    pub(crate) peer: Proven,
+    /// The chain that proved it, to be proved again when the roots change.
+    chain: Vec<CertificateDer<'static>>,
+    /// The service on this host that is called; none for connections that this host made.
+    destination: Option<ServiceName>,
+    /// Whether the peer may call now.
+    is_allowed: Cell<bool>,
+    /// Cancelled when the connection must end at once.
+    pub(crate) cut: CancellationToken,
+    /// Why it was cut.
+    why: Cell<Reason>,
+}
+
+impl Watched {
+    pub(crate) fn is_allowed(&self) -> bool {
+        self.is_allowed.get()
+    }
+
+    pub(crate) fn why(&self) -> Reason {
+        self.why.get()
+    }
+
+    fn cut(&self) {
+        self.why.set(Reason::PolicyCut);
+        self.cut.cancel();
+    }
+}
+
+/// All watched connections of one worker.
+#[derive(Default)]
+pub(crate) struct Watchlist {
+    open: RefCell<BTreeMap<u64, Rc<Watched>>>,
+    next: Cell<u64>,
+    /// No certificate runs out before this.
+    quiet_until: Cell<UnixTime>,
+}
+
+/// Takes its connection off the list when dropped.
+pub(crate) struct OnList {
+    list: Rc<Watchlist>,
+    number: u64,
+    pub(crate) watched: Rc<Watched>,
+}
+
+impl Drop for OnList {
+    fn drop(&mut self) {
+        self.list.open.borrow_mut().remove(&self.number);
+    }
+}
+
+impl Watchlist {
+    /// Watches a connection to or from `peer` until the answer is dropped.
+    pub(crate) fn watch(
+        self: &Rc<Self>,
+        peer: Proven,
+        chain: Vec<CertificateDer<'static>>,
+        verdict: Option<(&ServiceName, &Decision)>,
+    ) -> OnList {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        self.quiet_until.set(self.quiet_until.get().min(peer.validity.not_after));
+        let watched = Rc::new(Watched {
+            peer,
+            chain,
+            destination: verdict.map(|(destination, _)| destination.clone()),
+            is_allowed: Cell::new(verdict.is_none_or(|(_, decision)| decision.is_allowed())),
+            cut: CancellationToken::new(),
+            why: Cell::new(Reason::Ok),
+        });
+        self.open.borrow_mut().insert(number, watched.clone());
+        OnList { list: self.clone(), number, watched }
+    }
+
+    /// Decides anew for every connection, and cuts those that were allowed and no longer are.
+    pub(crate) fn decide(&self, view: &View) {
+        for watched in self.open.borrow().values() {
+            let Some(destination) = &watched.destination else { continue };
+            let is_allowed = view.decide(&watched.peer.id, destination).is_allowed();
+            if watched.is_allowed.replace(is_allowed) && !is_allowed {
+                watched.cut();
+            }
+        }
+    }
+
+    /// Proves every peer anew under changed roots, and cuts those that fail.
+    pub(crate) fn prove(&self, anchors: &Anchors) {
+        let now = rustls_pki_types::UnixTime::now();
+        for watched in self.open.borrow().values() {
+            let is_proven = watched.chain.split_first().is_some_and(|(leaf, intermediates)| {
+                anchors.verify(leaf, intermediates, now).is_ok()
+            });
+            if !is_proven {
+                watched.cut();
+            }
+        }
+    }
+
+    /// Cuts every connection whose peer's certificate has run out.
+    pub(crate) fn expire(&self, now: UnixTime) {
+        if now < self.quiet_until.get() {
+            return;
+        }
+        let open = self.open.borrow();
+        let mut next = UnixTime::from_millis(u64::MAX);
+        for watched in open.values() {
+            let not_after = watched.peer.validity.not_after;
+            if not_after <= now {
+                watched.cut();
+            } else {
+                next = next.min(not_after);
+            }
+        }
+        self.quiet_until.set(next);
+    }
+
+    /// Cuts everything.
+    pub(crate) fn cut_all(&self) {
+        for watched in self.open.borrow().values() {
+            watched.why.set(Reason::Draining);
+            watched.cut.cancel();
+        }
+    }
+}

@@ -1,0 +1,513 @@
+//! A worker: one thread, its runtime, its listeners, its pools, and what it knows of the world.
+//!
+//! Tasks: one for each listener, and those that its connections start.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hawser_core::catalog::Locality;
+use hawser_core::name::InstanceId;
+use hawser_core::view::View;
+use hyper_util::rt::TokioTimer;
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+use rustls::crypto::CryptoProvider;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Monotonic;
+use crate::http::LocalExecutor;
+use crate::limits::Limits;
+use crate::report::{Local, Reporter};
+use crate::socket::{self, Buffers};
+use crate::tls::{Anchors, Identity, Leaf};
+use crate::watch::Watchlist;
+use crate::{Kind, ListenerStatus, Plan, inbound, outbound};
+
+/// What everything in one worker needs.
+pub(crate) struct Context {
+    pub(crate) limits: Limits,
+    pub(crate) locality: Locality,
+    pub(crate) clock: Monotonic,
+    pub(crate) view: RefCell<Arc<View>>,
+    pub(crate) report: Local,
+    pub(crate) buffers: Arc<Buffers>,
+    pub(crate) watched: Rc<Watchlist>,
+    pub(crate) handshakes: Semaphore,
+    pub(crate) random: RefCell<SmallRng>,
+    /// Cancelled: accept nothing more, finish what is open.
+    pub(crate) drain: CancellationToken,
+    /// The connections.
+    pub(crate) tracker: TaskTracker,
+    connections: Cell<usize>,
+    connections_max: usize,
+    requests: Rc<Cell<usize>>,
+    requests_max: usize,
+}
+
+/// One request's place under the limit.
+pub(crate) struct Slot(Rc<Cell<usize>>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+impl Context {
+    /// A place for one more request; none when the limit is reached.
+    pub(crate) fn request_slot(&self) -> Option<Slot> {
+        let count = self.requests.get();
+        (count < self.requests_max).then(|| {
+            self.requests.set(count + 1);
+            Slot(self.requests.clone())
+        })
+    }
+
+    /// Sets what every HTTP/2 server between proxies has.
+    pub(crate) fn tune_http2(
+        &self,
+        builder: &mut hyper::server::conn::http2::Builder<LocalExecutor>,
+    ) {
+        let limits = &self.limits;
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(limits.header_bytes)
+            .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .keep_alive_interval(limits.ping_interval)
+            .keep_alive_timeout(limits.ping_timeout);
+    }
+
+    /// Sets what every HTTP/2 client has.
+    pub(crate) fn tune_http2_client(
+        &self,
+        builder: &mut hyper::client::conn::http2::Builder<LocalExecutor>,
+    ) {
+        let limits = &self.limits;
+        builder
+            .timer(TokioTimer::new())
+            .max_header_list_size(limits.header_bytes)
+            .initial_max_send_streams(limits.streams as usize)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .keep_alive_interval(limits.ping_interval)
+            .keep_alive_timeout(limits.ping_timeout)
+            .keep_alive_while_idle(true);
+    }
+}
+
+/// Listeners' states, and counts that workers share.
+#[derive(Default)]
+pub(crate) struct Board {
+    bound: Mutex<BTreeMap<(Kind, SocketAddr), BTreeMap<usize, Option<String>>>>,
+    open: Mutex<BTreeMap<InstanceId, Arc<AtomicUsize>>>,
+}
+
+impl Board {
+    fn set(&self, kind: Kind, address: SocketAddr, worker: usize, error: Option<String>) {
+        let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        bound.entry((kind, address)).or_default().insert(worker, error);
+    }
+
+    fn remove(&self, kind: Kind, address: SocketAddr, worker: usize) {
+        let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(workers) = bound.get_mut(&(kind, address)) {
+            workers.remove(&worker);
+            if workers.is_empty() {
+                bound.remove(&(kind, address));
+            }
+        }
+    }
+
+    fn open(&self, instance: &InstanceId) -> Arc<AtomicUsize> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // Counts of instances that are gone and have no connections are of no use.
+        open.retain(|_, count| Arc::strong_count(count) > 1);
+        open.entry(instance.clone()).or_default().clone()
+    }
+
+    /// All listeners, with the error of whichever worker could not bind.
+    pub(crate) fn listeners(&self) -> Vec<ListenerStatus> {
+        let bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = |((kind, address), workers): (&(Kind, SocketAddr), &BTreeMap<_, _>)| {
+            let error = workers.values().find_map(Clone::clone);
+            ListenerStatus { address: *address, kind: *kind, error }
+        };
+        bound.iter().map(status).collect()
+    }
+}
+
+/// What a worker is started with.
+pub(crate) struct Start {
+    pub(crate) number: usize,
+    pub(crate) workers: usize,
+    pub(crate) limits: Limits,
+    pub(crate) locality: Locality,
+    pub(crate) provider: Arc<CryptoProvider>,
+    pub(crate) shared: Arc<crate::report::Shared>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) plans: watch::Receiver<Arc<Plan>>,
+    pub(crate) views: watch::Receiver<Arc<View>>,
+    pub(crate) drain: CancellationToken,
+    pub(crate) cut: CancellationToken,
+}
+
+struct Worker {
+    number: usize,
+    context: Rc<Context>,
+    provider: Arc<CryptoProvider>,
+    board: Arc<Board>,
+    plan: Arc<Plan>,
+    anchors: Option<Arc<Anchors>>,
+    generation: u64,
+    identities: BTreeMap<InstanceId, (Arc<Leaf>, Rc<Identity>)>,
+    listeners: BTreeMap<Key, Listener>,
+}
+
+/// What makes a listener the same one after a change of plan.
+#[derive(Clone, Eq, Ord, PartialEq, PartialOrd)]
+struct Key {
+    kind: Kind,
+    address: SocketAddr,
+    instance: InstanceId,
+    /// The service for inbound, the destination for outbound.
+    subject: hawser_core::name::ServiceName,
+}
+
+struct Listener {
+    port: Port,
+    stop: CancellationToken,
+    is_bound: bool,
+}
+
+#[derive(Clone)]
+enum Port {
+    In(Rc<inbound::Port>),
+    Out(Rc<outbound::Port>),
+}
+
+/// Runs a worker until it is told to drain and everything has ended, or to cut.
+pub(crate) async fn run(start: Start) {
+    let share = |all: usize| (all / start.workers).max(1);
+    let limits = start.limits;
+    let context = Rc::new(Context {
+        locality: start.locality,
+        clock: Monotonic::start(),
+        view: RefCell::new(Arc::default()),
+        report: Local::new(start.shared),
+        buffers: Arc::default(),
+        watched: Rc::default(),
+        handshakes: Semaphore::new(share(limits.handshakes)),
+        random: RefCell::new(SmallRng::from_os_rng()),
+        drain: start.drain.clone(),
+        tracker: TaskTracker::new(),
+        connections: Cell::new(0),
+        connections_max: share(limits.connections),
+        requests: Rc::default(),
+        requests_max: share(limits.requests),
+        limits,
+    });
+    let mut worker = Worker {
+        number: start.number,
+        context: context.clone(),
+        provider: start.provider,
+        board: start.board,
+        plan: Arc::default(),
+        anchors: None,
+        generation: 0,
+        identities: BTreeMap::new(),
+        listeners: BTreeMap::new(),
+    };
+    let (mut plans, mut views) = (start.plans, start.views);
+    worker.view(views.borrow_and_update().clone());
+    worker.plan(plans.borrow_and_update().clone());
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut has_plans, mut has_views) = (true, true);
+    loop {
+        tokio::select! {
+            biased;
+            () = start.drain.cancelled() => break,
+            changed = views.changed(), if has_views => match changed {
+                Ok(()) => worker.view(views.borrow_and_update().clone()),
+                // Whoever made views is gone: the last one goes on serving.
+                Err(_) => has_views = false,
+            },
+            changed = plans.changed(), if has_plans => match changed {
+                Ok(()) => worker.plan(plans.borrow_and_update().clone()),
+                Err(_) => has_plans = false,
+            },
+            _ = tick.tick() => worker.tick(),
+        }
+    }
+    for listener in worker.listeners.values() {
+        listener.stop.cancel();
+    }
+    context.tracker.close();
+    loop {
+        tokio::select! {
+            biased;
+            () = start.cut.cancelled() => break,
+            () = context.tracker.wait() => break,
+            changed = views.changed(), if has_views => match changed {
+                Ok(()) => worker.view(views.borrow_and_update().clone()),
+                Err(_) => has_views = false,
+            },
+            _ = tick.tick() => worker.tick(),
+        }
+    }
+    context.watched.cut_all();
+    // One turn for what was cut to say so in its records.
+    tokio::task::yield_now().await;
+    worker.retire();
+    context.report.flush();
+}
+
+impl Worker {
+    /// Takes over a new view: trust first, then endpoints, then open connections.
+    fn view(&mut self, view: Arc<View>) {
+        let old = self.context.view.replace(view.clone());
+        let is_same_trust = match (&old.trust, &view.trust) {
+            (Some(old), Some(new)) => {
+                old.roots == new.roots && old.trust_domain == new.trust_domain
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same_trust {
+            self.anchors = view.trust.as_deref().map(|trust| Arc::new(Anchors::new(trust)));
+            match &self.anchors {
+                Some(anchors) => self.context.watched.prove(anchors),
+                None => self.context.watched.cut_all(),
+            }
+            self.identities.clear();
+            self.identify();
+        }
+        for listener in self.listeners.values() {
+            if let Port::Out(port) = &listener.port {
+                port.refresh();
+            }
+        }
+        self.context.watched.decide(&view);
+    }
+
+    /// Takes over a new plan: what stays is kept, with its connections.
+    fn plan(&mut self, plan: Arc<Plan>) {
+        self.plan = plan.clone();
+        let mut wanted = BTreeSet::new();
+        for local in &plan.services {
+            if let Some(inbound) = &local.inbound {
+                let key = Key {
+                    kind: Kind::Inbound,
+                    address: inbound.listen,
+                    instance: local.instance.clone(),
+                    subject: local.service.clone(),
+                };
+                wanted.insert(key.clone());
+                let listener = self.listeners.entry(key).or_insert_with(|| {
+                    let port = inbound::Port::new(
+                        self.context.clone(),
+                        local.service.clone(),
+                        inbound.application,
+                        self.board.open(&local.instance),
+                    );
+                    Listener::new(Port::In(Rc::new(port)))
+                });
+                if let Port::In(port) = &listener.port {
+                    port.retarget(inbound.application);
+                }
+            }
+            for outbound in &local.outbounds {
+                let key = Key {
+                    kind: Kind::Outbound,
+                    address: outbound.listen,
+                    instance: local.instance.clone(),
+                    subject: outbound.destination.clone(),
+                };
+                wanted.insert(key.clone());
+                self.listeners.entry(key).or_insert_with(|| {
+                    let port = Rc::new(outbound::Port::new(
+                        self.context.clone(),
+                        local.service.clone(),
+                        outbound.destination.clone(),
+                    ));
+                    port.refresh();
+                    Listener::new(Port::Out(port))
+                });
+            }
+        }
+        let (board, number) = (&self.board, self.number);
+        self.listeners.retain(|key, listener| {
+            let stays = wanted.contains(key);
+            if !stays {
+                listener.stop.cancel();
+                board.remove(key.kind, key.address, number);
+                tracing::info!(address = %key.address, "listener removed");
+            }
+            stays
+        });
+        self.identify();
+        self.bind();
+    }
+
+    /// Gives every port the identity that its leaf and the roots of now make, where either is new.
+    fn identify(&mut self) {
+        let plan = self.plan.clone();
+        for local in &plan.services {
+            let known = self.identities.get(&local.instance);
+            let is_same = match (&local.identity, known) {
+                (Some(leaf), Some((old, _))) => Arc::ptr_eq(leaf, old),
+                _ => false,
+            };
+            let identity = match (&local.identity, &self.anchors) {
+                _ if is_same => known.map(|(_, identity)| identity.clone()),
+                (Some(leaf), Some(anchors)) => {
+                    self.generation += 1;
+                    match Identity::new(&self.provider, leaf, anchors, self.generation) {
+                        Ok(identity) => Some(Rc::new(identity)),
+                        Err(error) => {
+                            let service = &local.service;
+                            tracing::error!(%service, %error, "identity refused; nothing is served");
+                            None
+                        }
+                    }
+                }
+                _ => None,
+            };
+            match (&local.identity, &identity) {
+                (Some(leaf), Some(identity)) => {
+                    let known = (leaf.clone(), identity.clone());
+                    self.identities.insert(local.instance.clone(), known);
+                }
+                _ => {
+                    self.identities.remove(&local.instance);
+                }
+            }
+        }
+        let present: BTreeSet<_> = plan.services.iter().map(|local| &local.instance).collect();
+        self.identities.retain(|instance, _| present.contains(instance));
+        for (key, listener) in &self.listeners {
+            let identity = self.identities.get(&key.instance).map(|(_, identity)| identity);
+            listener.port.identify(identity);
+        }
+    }
+
+    /// Binds what is not bound yet; what fails is tried again at the next tick.
+    fn bind(&mut self) {
+        for (key, listener) in &mut self.listeners {
+            if listener.is_bound {
+                continue;
+            }
+            match socket::listen(key.address) {
+                Ok(socket) => {
+                    listener.is_bound = true;
+                    self.board.set(key.kind, key.address, self.number, None);
+                    let (context, port) = (self.context.clone(), listener.port.clone());
+                    let stop = listener.stop.clone();
+                    tokio::task::spawn_local(accept(context, socket, port, stop));
+                }
+                Err(error) => {
+                    self.board.set(key.kind, key.address, self.number, Some(error.to_string()));
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.bind();
+        self.context.watched.expire(crate::clock::wall());
+        for listener in self.listeners.values() {
+            if let Port::In(port) = &listener.port {
+                port.sweep();
+            }
+        }
+        self.context.report.flush();
+    }
+
+    fn retire(&mut self) {
+        for (key, listener) in std::mem::take(&mut self.listeners) {
+            listener.stop.cancel();
+            self.board.remove(key.kind, key.address, self.number);
+        }
+    }
+}
+
+impl Listener {
+    fn new(port: Port) -> Self {
+        Self { port, stop: CancellationToken::new(), is_bound: false }
+    }
+}
+
+impl Port {
+    fn reporter(&self) -> Reporter {
+        match self {
+            Self::In(_) => Reporter::Server,
+            Self::Out(_) => Reporter::Client,
+        }
+    }
+
+    fn identify(&self, identity: Option<&Rc<Identity>>) {
+        match self {
+            Self::In(port) => *port.identity.borrow_mut() = identity.cloned(),
+            Self::Out(port) => {
+                if let Err(error) = port.identify(identity) {
+                    let (service, destination) = (&port.service, &port.destination);
+                    tracing::error!(%service, %destination, %error, "cannot call");
+                }
+            }
+        }
+    }
+}
+
+/// Accepts until told to stop. An error backs off; it never ends the listener.
+async fn accept(context: Rc<Context>, listener: TcpListener, port: Port, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let socket = match accepted {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                // Out of descriptors, most likely: the connection waits in the backlog meanwhile.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_BACK_OFF).await;
+                continue;
+            }
+        };
+        if context.connections.get() >= context.connections_max {
+            // Dropped at once: nobody is helped by a connection that waits for memory.
+            continue;
+        }
+        let (context, port) = (context.clone(), port.clone());
+        let reporter = port.reporter();
+        context.connections.set(context.connections.get() + 1);
+        context.report.connections(reporter, 1);
+        context.clone().tracker.spawn_local(async move {
+            match port {
+                Port::In(port) => port.serve(socket).await,
+                Port::Out(port) => port.serve(socket).await,
+            }
+            context.connections.set(context.connections.get() - 1);
+            context.report.connections(reporter, -1);
+        });
+    }
+}
+
+/// Flow-control windows: enough for a full stream over a region, bounded for a slow reader.
+pub(crate) const STREAM_WINDOW: u32 = 1024 * 1024;
+pub(crate) const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+const PENDING_RESETS_MAX: usize = 20;
+const TICK: Duration = Duration::from_millis(100);
+const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);

@@ -1,0 +1,411 @@
+//! Two data planes in one process, with real TLS between them.
+
+mod world;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hawser_core::catalog::Protocol;
+use hawser_core::health::Status;
+use hawser_core::intention::Action;
+use http_body_util::BodyExt as _;
+use hyper::{Request, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use world::{World, eventually, free_address, get, get_with, read_all, send_raw};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_pass_both_ways_and_each_way_closes_on_its_own() {
+    let mut world = World::new(Protocol::Tcp);
+    world.tcp_echo().await;
+    world.start().await;
+    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+    let question = vec![7_u8; 3 * 1024 * 1024];
+    let (mut reader, mut writer) = stream.split();
+    let writing = async {
+        writer.write_all(&question).await.expect("open");
+        writer.shutdown().await.expect("open");
+    };
+    let (answer, ()) = tokio::join!(read_all(&mut reader), writing);
+    assert!(answer == question, "{} bytes came back", answer.len());
+    eventually("an edge is counted", || {
+        world.client_edges().iter().any(|(verdict, count)| verdict == "ok" && *count == 1)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http1_passes_with_the_callers_name_and_without_forgeries() {
+    let mut world = World::new(Protocol::Http);
+    world.http_echo("a").await;
+    world.start().await;
+    let forged = [
+        ("x-forwarded-client-cert", "URI=spiffe://evil"),
+        ("x-hawser-anything", "1"),
+        ("connection", "x-secret"),
+        ("x-secret", "1"),
+    ];
+    for _ in 0..20 {
+        let answer = get_with(world.outbound, "/path?q=1", &forged).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let text = String::from_utf8(answer.into_body().to_vec()).expect("text");
+        assert!(text.starts_with("a GET /path?q=1 "), "{text}");
+        let caller =
+            "URI=spiffe://11111111-2222-3333-4444-555555555555.consul/ns/default/dc/dc1/svc/web";
+        assert!(text.contains(caller), "{text}");
+        assert!(!text.contains("evil") && !text.contains("x-secret"), "{text}");
+        assert!(text.contains("x-request-id"), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_bodies_pass_in_both_directions() {
+    let mut world = World::new(Protocol::Http);
+    world.http_mirror().await;
+    world.start().await;
+    for size in [0, 1, 65_536, 65_537, 5_000_000] {
+        let body = Bytes::from(vec![b'x'; size]);
+        let request = Request::post("/").header("host", "db").body(body.clone().into());
+        let answer = world::call(world.outbound, request.expect("good")).await.expect("answered");
+        assert_eq!(answer.status(), StatusCode::OK, "{size} bytes");
+        assert!(answer.into_body() == body, "{size} bytes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http2_passes_with_its_trailers() {
+    let mut world = World::new(Protocol::Grpc);
+    world.grpc_echo().await;
+    world.start().await;
+    let mut sender = world::http2(world.outbound).await;
+    for _ in 0..20 {
+        let request = Request::post("http://db/pkg.Service/Method")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(http_body_util::Full::new(Bytes::from_static(b"\0\0\0\0\x02hi")))
+            .expect("good");
+        let answer = sender.send_request(request).await.expect("answered");
+        assert_eq!(answer.status(), StatusCode::OK);
+        let body = answer.into_body().collect().await.expect("whole");
+        let trailers = body.trailers().cloned().expect("trailers");
+        assert_eq!(trailers["grpc-status"], "0");
+        assert_eq!(body.to_bytes(), Bytes::from_static(b"\0\0\0\0\x02hi"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_denied_request_is_told_so_and_an_allowed_one_passes_again() {
+    let mut world = World::new(Protocol::Http);
+    world.http_echo("a").await;
+    world.start().await;
+    assert_eq!(get(world.outbound, "/").await.status(), StatusCode::OK);
+    world.intend(Action::Deny);
+    world.until_status(StatusCode::FORBIDDEN).await;
+    let answer = get(world.outbound, "/").await;
+    assert_eq!(answer.headers()["x-hawser-reason"], "intention_denied");
+    assert_eq!(answer.headers()["x-hawser-decided-by"], "server_proxy");
+    world.intend(Action::Allow);
+    world.until_status(StatusCode::OK).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_deny_cuts_what_is_open() {
+    let mut world = World::new(Protocol::Tcp);
+    world.tcp_echo().await;
+    world.start().await;
+    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+    stream.write_all(b"hello").await.expect("open");
+    let mut echo = [0; 5];
+    stream.read_exact(&mut echo).await.expect("echoed");
+    world.intend(Action::Deny);
+    // Nothing is sent meanwhile: the connection ends by itself.
+    let ended = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut echo)).await;
+    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "still open: {ended:?}");
+    let mut denied = TcpStream::connect(world.outbound).await.expect("listening");
+    let ended = tokio::time::timeout(Duration::from_secs(10), denied.read(&mut echo)).await;
+    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "a new one was let in: {ended:?}");
+    eventually("the denial is an edge", || {
+        world.client_edges().iter().any(|(verdict, _)| verdict == "intention_denied")
+    })
+    .await;
+    world.intend(Action::Allow);
+    eventually_echo(&world).await;
+}
+
+async fn eventually_echo(world: &World) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+        let mut echo = [0; 2];
+        let is_written = stream.write_all(b"hi").await.is_ok();
+        if is_written && stream.read_exact(&mut echo).await.is_ok() {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never allowed again");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_root_cuts_what_is_open() {
+    let mut world = World::new(Protocol::Tcp);
+    world.tcp_echo().await;
+    world.start().await;
+    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+    stream.write_all(b"hello").await.expect("open");
+    let mut echo = [0; 5];
+    stream.read_exact(&mut echo).await.expect("echoed");
+    world.forget_root();
+    let ended = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut echo)).await;
+    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "still open: {ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_instance_costs_no_request() {
+    let mut world = World::new(Protocol::Http);
+    world.http_echo("a").await;
+    world.dead_endpoint();
+    world.dead_endpoint();
+    world.start().await;
+    for n in 0..100 {
+        let answer = get(world.outbound, "/").await;
+        assert_eq!(answer.status(), StatusCode::OK, "request {n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_instance_is_ejected_and_costs_no_request() {
+    let mut world = World::new(Protocol::Http);
+    world.limits.per_try = Duration::from_millis(100);
+    world.limits.retry_budget_floor = 1_000;
+    world.connect_timeout = Duration::from_millis(100);
+    world.http_echo("a").await;
+    world.stalled_endpoint().await;
+    world.start().await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while world.client_metric("hawser_proxy_ejections_total") < 1.0 {
+        let answers: Vec<_> = (0..8).map(|_| get(world.outbound, "/")).collect();
+        for answer in futures_util::future::join_all(answers).await {
+            assert_eq!(answer.status(), StatusCode::OK);
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never ejected");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_is_gone_is_said_to_be_and_another_instance_serves() {
+    let mut world = World::new(Protocol::Http);
+    world.gone_application();
+    world.start().await;
+    let answer = get(world.outbound, "/").await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.headers()["x-hawser-reason"], "application_unreachable");
+    world.stop().await;
+
+    let mut world = World::new(Protocol::Http);
+    world.gone_application();
+    world.http_echo("b").await;
+    world.start().await;
+    for n in 0..20 {
+        let request = Request::post("/").header("host", "db").body(Bytes::from("x").into());
+        let answer = world::call(world.outbound, request.expect("good")).await.expect("answered");
+        assert_eq!(answer.status(), StatusCode::OK, "request {n}: nothing had been processed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_passes_without_an_identity() {
+    let mut world = World::new(Protocol::Http);
+    world.http_echo("a").await;
+    world.has_client_identity = false;
+    world.start().await;
+    let answer = get(world.outbound, "/").await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.headers()["x-hawser-reason"], "no_identity");
+    world.stop().await;
+
+    let mut world = World::new(Protocol::Http);
+    world.http_echo("a").await;
+    world.has_server_identity = false;
+    world.start().await;
+    assert_eq!(get(world.outbound, "/").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_proves_another_identity_is_refused() {
+    let mut world = World::new(Protocol::Http);
+    world.server_identity = "other";
+    world.http_echo("a").await;
+    world.start().await;
+    let answer = get(world.outbound, "/").await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.headers()["x-hawser-reason"], "unexpected_peer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plaintext_on_the_mesh_port_is_refused_and_counted() {
+    let mut world = World::new(Protocol::Http);
+    let inbound = world.http_echo("a").await;
+    world.start().await;
+    let answer = send_raw(inbound, b"GET / HTTP/1.1\r\nhost: db\r\n\r\n").await;
+    assert!(!answer.contains("200"), "{answer}");
+    eventually("the refusal is counted", || {
+        world.server_metric("hawser_proxy_refusals_total") >= 1.0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ambiguous_requests_are_not_passed_on() {
+    let mut world = World::new(Protocol::Http);
+    world.http_echo("a").await;
+    world.start().await;
+    let long = format!("GET /{} HTTP/1.1\r\nhost: db\r\n\r\n", "a".repeat(9_000));
+    let many: String = (0..101).map(|n| format!("x-{n}: 1\r\n")).collect();
+    let many = format!("GET / HTTP/1.1\r\nhost: db\r\n{many}\r\n");
+    let cases: &[(&[u8], &str, &str)] = &[
+        (b"GET / HTTP/1.1\r\nhost: db\r\nconnection: close\r\n\r\n", "200", "a good one"),
+        (b"GET / HTTP/1.1\r\n\r\n", "400", "no host"),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "400", "two hosts"),
+        (b"GET / HTTP/1.1\r\nhost: a, b\r\n\r\n", "400", "a list of hosts"),
+        (b"GET / HTTP/1.1\r\nhost: u@db\r\n\r\n", "400", "a user in the host"),
+        (b"GET http://x/ HTTP/1.1\r\nhost: db\r\n\r\n", "400", "a target for another host"),
+        (b"CONNECT db:80 HTTP/1.1\r\nhost: db:80\r\n\r\n", "405", "a tunnel"),
+        (
+            b"GET / HTTP/1.1\r\nhost: db\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+            "400",
+            "two lengths",
+        ),
+        (
+            b"GET / HTTP/1.1\r\nhost: db\r\ntransfer-encoding: xchunked\r\n\r\n",
+            "400",
+            "unknown coding",
+        ),
+        (long.as_bytes(), "414", "a target of 9 kB"),
+        (many.as_bytes(), "431", "101 fields"),
+    ];
+    for (request, expected, why) in cases {
+        let answer = send_raw(world.outbound, request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected}")), "{why}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_slows_its_writer() {
+    let mut world = World::new(Protocol::Http);
+    let written = world.http_flood(256 * 1024 * 1024).await;
+    world.start().await;
+    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: db\r\n\r\n").await.expect("open");
+    let count = || written.load(std::sync::atomic::Ordering::Relaxed);
+    // Wait until the writer stands still: a second without progress.
+    let mut last = 0;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = count();
+        if now == last && now > 0 {
+            break;
+        }
+        last = now;
+    }
+    assert!(count() < 64 * 1024 * 1024, "{} bytes are held somewhere", count());
+    let mut buffer = vec![0; 1024 * 1024];
+    let mut total = 0;
+    while total < 8 * 1024 * 1024 {
+        total += stream.read(&mut buffer).await.expect("flowing again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_becomes_bytes_both_ways() {
+    let mut world = World::new(Protocol::Http);
+    world.upgrading().await;
+    world.start().await;
+    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+    stream
+        .write_all(
+            b"GET /ws HTTP/1.1\r\nhost: db\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n",
+        )
+        .await
+        .expect("open");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.expect("a head"));
+    }
+    let head = String::from_utf8(head).expect("ASCII").to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 101"), "{head}");
+    assert!(head.contains("upgrade: websocket"), "{head}");
+    stream.write_all(b"ping").await.expect("open");
+    let mut echo = [0; 4];
+    stream.read_exact(&mut echo).await.expect("echoed");
+    assert_eq!(&echo, b"ping");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_finishes_what_is_open_and_accepts_nothing_new() {
+    let mut world = World::new(Protocol::Http);
+    let gate = world.http_gated().await;
+    world.start().await;
+    let outbound = world.outbound;
+    let pending = tokio::spawn(async move { get(outbound, "/").await });
+    gate.arrived().await;
+    let client = world.client.take().expect("started");
+    let draining = tokio::spawn(client.drain(Duration::from_secs(20)));
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while TcpStream::connect(outbound).await.is_ok() {
+        assert!(tokio::time::Instant::now() < deadline, "still accepting");
+        tokio::task::yield_now().await;
+    }
+    gate.open();
+    assert_eq!(pending.await.expect("no panic").status(), StatusCode::OK);
+    draining.await.expect("no panic");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_plan_keeps_what_stays() {
+    let mut world = World::new(Protocol::Tcp);
+    world.tcp_echo().await;
+    world.start().await;
+    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+    let mut echo = [0; 2];
+    stream.write_all(b"hi").await.expect("open");
+    stream.read_exact(&mut echo).await.expect("echoed");
+    let old = world.outbound;
+    let new = free_address();
+    world.move_outbound(new);
+    world.until_bound(new).await;
+    stream.write_all(b"ho").await.expect("the open connection outlives its listener");
+    stream.read_exact(&mut echo).await.expect("echoed");
+    assert_eq!(&echo, b"ho");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while TcpStream::connect(old).await.is_ok() {
+        assert!(tokio::time::Instant::now() < deadline, "the old listener is still there");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_is_taken_is_reported_and_tried_again() {
+    let mut world = World::new(Protocol::Tcp);
+    world.tcp_echo().await;
+    let squatter = TcpListener::bind(world.outbound).await.expect("free");
+    world.start_unbound();
+    eventually("the error is reported", || {
+        world.client_listeners().iter().any(|listener| listener.error.is_some())
+    })
+    .await;
+    drop(squatter);
+    world.until_bound(world.outbound).await;
+    eventually_echo(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_every_instance_is_critical_the_answer_says_so_at_once() {
+    let mut world = World::new(Protocol::Http);
+    world.http_echo("a").await;
+    world.status = Status::Critical;
+    world.start().await;
+    let answer = get(world.outbound, "/").await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.headers()["x-hawser-reason"], "no_endpoint");
+}

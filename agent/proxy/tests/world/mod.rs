@@ -1,0 +1,570 @@
+//! A caller `web`, a callee `db`, their applications, and all that stands between.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hawser_core::ca::Validity;
+use hawser_core::catalog::{Locality, Protocol, Row, Weights};
+use hawser_core::chain::Chain;
+use hawser_core::clock::{Index, UnixTime};
+use hawser_core::health::Status;
+use hawser_core::intention::{Action, Intention, Intentions, Pair, Side};
+use hawser_core::name::ServiceName;
+use hawser_core::view::{Endpoint, ServiceView, Trust, View};
+use hawser_proxy::{
+    Config, Inbound, Leaf, Limits, ListenerStatus, LocalService, Outbound, Plan, Proxy,
+};
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prometheus::Registry;
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+const DOMAIN: &str = "11111111-2222-3333-4444-555555555555.consul";
+
+pub struct World {
+    pub outbound: SocketAddr,
+    pub limits: Limits,
+    pub connect_timeout: Duration,
+    pub has_client_identity: bool,
+    pub has_server_identity: bool,
+    pub server_identity: &'static str,
+    pub status: Status,
+    pub client: Option<Proxy>,
+    server: Option<Proxy>,
+    protocol: Protocol,
+    /// Where each instance's proxy listens, and its application where our proxy serves it.
+    instances: Vec<(SocketAddr, Option<SocketAddr>)>,
+    issuer: Issuer<'static, KeyPair>,
+    root: Vec<u8>,
+    is_root_known: bool,
+    action: Action,
+    index: u64,
+    views: watch::Sender<Arc<View>>,
+    client_plans: watch::Sender<Arc<Plan>>,
+    server_plans: watch::Sender<Arc<Plan>>,
+    client_registry: Registry,
+    server_registry: Registry,
+}
+
+impl World {
+    pub fn new(protocol: Protocol) -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).expect("a root").der().to_vec();
+        Self {
+            outbound: free_address(),
+            limits: Limits::default(),
+            connect_timeout: Duration::from_secs(5),
+            has_client_identity: true,
+            has_server_identity: true,
+            server_identity: "db",
+            status: Status::Passing,
+            client: None,
+            server: None,
+            protocol,
+            instances: Vec::new(),
+            issuer: Issuer::new(params, key),
+            root,
+            is_root_known: true,
+            action: Action::Allow,
+            index: 1,
+            views: watch::channel(Arc::default()).0,
+            client_plans: watch::channel(Arc::default()).0,
+            server_plans: watch::channel(Arc::default()).0,
+            client_registry: Registry::new(),
+            server_registry: Registry::new(),
+        }
+    }
+
+    pub async fn start(&mut self) {
+        self.start_unbound();
+        let mut expected: Vec<_> =
+            self.instances.iter().filter(|(_, app)| app.is_some()).map(|(at, _)| *at).collect();
+        expected.push(self.outbound);
+        for address in expected {
+            self.until_bound(address).await;
+        }
+    }
+
+    pub fn start_unbound(&mut self) {
+        self.publish();
+        let server = LocalService {
+            service: name("db"),
+            instance: "unused".parse().expect("an id"),
+            identity: self.has_server_identity.then(|| self.leaf(self.server_identity)),
+            inbound: None,
+            outbounds: Vec::new(),
+        };
+        let services = self.instances.iter().enumerate().filter_map(|(n, (listen, app))| {
+            let inbound = Some(Inbound { listen: *listen, application: (*app)? });
+            let instance = format!("db-{n}").parse().expect("an id");
+            Some(LocalService { instance, inbound, ..server.clone() })
+        });
+        self.server_plans.send_replace(Arc::new(Plan { services: services.collect() }));
+        self.move_outbound(self.outbound);
+        let config = |workers| Config { workers, limits: self.limits.clone(), ..Config::default() };
+        let start = |workers, plans: &watch::Sender<_>, registry| {
+            Proxy::start(config(workers), plans.subscribe(), self.views.subscribe(), registry)
+                .expect("it starts")
+        };
+        self.client = Some(start(1, &self.client_plans, &self.client_registry));
+        self.server = Some(start(2, &self.server_plans, &self.server_registry));
+    }
+
+    pub fn move_outbound(&mut self, listen: SocketAddr) {
+        self.outbound = listen;
+        let known = self.client_plans.borrow().services.first().and_then(|s| s.identity.clone());
+        let identity = self.has_client_identity.then(|| known.unwrap_or_else(|| self.leaf("web")));
+        let client = LocalService {
+            service: name("web"),
+            instance: "web-1".parse().expect("an id"),
+            identity,
+            inbound: None,
+            outbounds: vec![Outbound { destination: name("db"), listen }],
+        };
+        self.client_plans.send_replace(Arc::new(Plan { services: vec![client] }));
+    }
+
+    pub async fn stop(&mut self) {
+        for proxy in [self.client.take(), self.server.take()].into_iter().flatten() {
+            proxy.drain(Duration::ZERO).await;
+        }
+    }
+
+    pub fn intend(&mut self, action: Action) {
+        self.action = action;
+        self.publish();
+    }
+
+    pub fn forget_root(&mut self) {
+        self.is_root_known = false;
+        self.publish();
+    }
+
+    pub fn client_listeners(&self) -> Vec<ListenerStatus> {
+        self.client.as_ref().map(Proxy::listeners).unwrap_or_default()
+    }
+
+    pub async fn until_bound(&self, address: SocketAddr) {
+        eventually("the listener is bound", || {
+            let server = self.server.as_ref().map(Proxy::listeners).unwrap_or_default();
+            let mut all = self.client_listeners().into_iter().chain(server);
+            all.any(|listener| listener.address == address && listener.error.is_none())
+        })
+        .await;
+    }
+
+    pub async fn until_status(&self, status: StatusCode) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            let answer = get(self.outbound, "/").await;
+            if answer.status() == status {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "still {}", answer.status());
+        }
+    }
+
+    pub fn client_edges(&self) -> Vec<(String, u64)> {
+        let edges = self.client.as_ref().map(Proxy::take_edges).unwrap_or_default();
+        edges.into_iter().map(|(key, tally)| (key.verdict.to_string(), tally.count)).collect()
+    }
+
+    pub fn client_metric(&self, name: &str) -> f64 {
+        sum(&self.client_registry, name)
+    }
+
+    pub fn server_metric(&self, name: &str) -> f64 {
+        sum(&self.server_registry, name)
+    }
+
+    fn publish(&mut self) {
+        self.index += 1;
+        let index = Index(self.index);
+        let endpoint = |(n, (mesh, _)): (usize, &(SocketAddr, Option<SocketAddr>))| Endpoint {
+            node: format!("host-{n}").parse().expect("a name"),
+            instance: format!("db-{n}").parse().expect("an id"),
+            address: mesh.ip(),
+            has_own_address: false,
+            port: 1,
+            mesh: Some(*mesh),
+            locality: Locality::default(),
+            tags: BTreeSet::new(),
+            weights: Weights::default(),
+            status: self.status,
+        };
+        let service = ServiceView {
+            chain: Chain {
+                service: name("db"),
+                protocol: self.protocol,
+                connect_timeout: self.connect_timeout,
+                request_timeout: Duration::from_secs(30),
+                local_connect_timeout: Duration::from_secs(5),
+                inbound_connections_max: None,
+            },
+            endpoints: self.instances.iter().enumerate().map(endpoint).collect(),
+            index,
+        };
+        let intention = Arc::new(Intention {
+            id: "1".into(),
+            pair: Pair { source: Side::Exact(name("web")), destination: Side::Exact(name("db")) },
+            action: self.action,
+            description: "".into(),
+            meta: BTreeMap::new(),
+            created_at: UnixTime::default(),
+            updated_at: UnixTime::default(),
+        });
+        let row = Row { value: intention, created: index, modified: index };
+        let roots = if self.is_root_known { vec![self.root.as_slice().into()] } else { vec![] };
+        let view = View {
+            index,
+            trust: Some(Arc::new(Trust {
+                trust_domain: DOMAIN.parse().expect("good"),
+                datacenter: "dc1".parse().expect("a name"),
+                roots,
+                default_action: Action::Deny,
+            })),
+            services: BTreeMap::from([(name("db"), Arc::new(service))]),
+            intentions: Intentions::restore([row], index),
+            nodes: BTreeMap::new(),
+        };
+        self.views.send_replace(Arc::new(view));
+    }
+
+    fn leaf(&self, service: &str) -> Arc<Leaf> {
+        let uri = format!("spiffe://{DOMAIN}/ns/default/dc/dc1/svc/{service}");
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(uri.clone().try_into().expect("ASCII"))];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let now = time::OffsetDateTime::now_utc();
+        params.not_before = now - Duration::from_secs(300);
+        params.not_after = now + Duration::from_secs(86_400);
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        let moment = |time: time::OffsetDateTime| {
+            UnixTime::from_secs(u64::try_from(time.unix_timestamp()).expect("after 1970"))
+        };
+        Arc::new(Leaf {
+            id: uri.parse().expect("an identity"),
+            chain: vec![certificate.der().clone()],
+            key: key.serialize_der().try_into().expect("PKCS#8"),
+            validity: Validity {
+                not_before: moment(params.not_before),
+                not_after: moment(params.not_after),
+            },
+        })
+    }
+
+    fn instance(&mut self, application: SocketAddr) -> SocketAddr {
+        let listen = free_address();
+        self.instances.push((listen, Some(application)));
+        listen
+    }
+
+    /// An instance whose host does not answer.
+    pub fn dead_endpoint(&mut self) {
+        self.instances.push((free_address(), None));
+    }
+
+    /// An instance whose proxy accepts and then says nothing.
+    pub async fn stalled_endpoint(&mut self) {
+        let (listener, address) = listener().await;
+        self.instances.push((address, None));
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                held.push(socket);
+            }
+        });
+    }
+
+    /// An instance whose application is not there.
+    pub fn gone_application(&mut self) {
+        self.instance(free_address());
+    }
+
+    pub async fn tcp_echo(&mut self) -> SocketAddr {
+        let (listener, address) = listener().await;
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut reader, mut writer) = socket.split();
+                    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                    let _ = writer.shutdown().await;
+                });
+            }
+        });
+        self.instance(address)
+    }
+
+    /// Answers with its name, the request's line and its fields.
+    pub async fn http_echo(&mut self, tag: &'static str) -> SocketAddr {
+        let address = serve(move |request: Request<Incoming>| async move {
+            let text =
+                format!("{tag} {} {} {:?}", request.method(), request.uri(), request.headers());
+            Response::new(Full::new(Bytes::from(text)).boxed())
+        })
+        .await;
+        self.instance(address)
+    }
+
+    /// Answers with the request's body.
+    pub async fn http_mirror(&mut self) -> SocketAddr {
+        let address = serve(|request: Request<Incoming>| async move {
+            let body = request.into_body().collect().await.expect("whole").to_bytes();
+            Response::new(Full::new(body).boxed())
+        })
+        .await;
+        self.instance(address)
+    }
+
+    /// Answers with `size` bytes; counts those it could write.
+    pub async fn http_flood(&mut self, size: usize) -> Arc<AtomicUsize> {
+        let written = Arc::new(AtomicUsize::new(0));
+        let count = written.clone();
+        let address = serve(move |_| {
+            let count = count.clone();
+            async move {
+                const CHUNK: usize = 64 * 1024;
+                let frames = (0..size / CHUNK).map(move |_| {
+                    count.fetch_add(CHUNK, Ordering::Relaxed);
+                    Ok(Frame::data(Bytes::from(vec![0; CHUNK])))
+                });
+                Response::new(StreamBody::new(futures_util::stream::iter(frames)).boxed())
+            }
+        })
+        .await;
+        self.instance(address);
+        written
+    }
+
+    /// Answers only once its gate is open.
+    pub async fn http_gated(&mut self) -> Gate {
+        let gate = Gate {
+            arrived: Arc::new(watch::channel(false).0),
+            opened: Arc::new(watch::channel(false).0),
+        };
+        let inner = gate.clone();
+        let address = serve(move |_| {
+            let gate = inner.clone();
+            async move {
+                gate.arrived.send_replace(true);
+                gate.opened.subscribe().wait_for(|open| *open).await.expect("a gate");
+                Response::new(Full::new(Bytes::from_static(b"late")).boxed())
+            }
+        })
+        .await;
+        self.instance(address);
+        gate
+    }
+
+    /// Switches to an echo of bytes.
+    pub async fn upgrading(&mut self) -> SocketAddr {
+        let address = serve(|mut request: Request<Incoming>| async move {
+            let upgraded = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let mut stream = TokioIo::new(upgraded.await.expect("upgraded"));
+                let mut buffer = [0; 1024];
+                while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                    stream.write_all(&buffer[..count]).await.expect("open");
+                }
+            });
+            Response::builder()
+                .status(StatusCode::SWITCHING_PROTOCOLS)
+                .header("connection", "upgrade")
+                .header("upgrade", "websocket")
+                .body(Full::new(Bytes::new()).boxed())
+                .expect("good")
+        })
+        .await;
+        self.instance(address)
+    }
+
+    /// HTTP/2: answers with the request's body and gRPC's trailers.
+    pub async fn grpc_echo(&mut self) -> SocketAddr {
+        let (listener, address) = listener().await;
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let service = service_fn(|request: Request<Incoming>| async move {
+                    let body = request.into_body().collect().await.expect("whole").to_bytes();
+                    let mut trailers = hyper::HeaderMap::new();
+                    trailers.insert("grpc-status", "0".parse().expect("good"));
+                    let frames =
+                        [Ok::<_, Infallible>(Frame::data(body)), Ok(Frame::trailers(trailers))];
+                    let body = StreamBody::new(futures_util::stream::iter(frames));
+                    Ok::<_, Infallible>(
+                        Response::builder()
+                            .header("content-type", "application/grpc")
+                            .body(body)
+                            .expect("good"),
+                    )
+                });
+                tokio::spawn(
+                    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(socket), service),
+                );
+            }
+        });
+        self.instance(address)
+    }
+}
+
+#[derive(Clone)]
+pub struct Gate {
+    arrived: Arc<watch::Sender<bool>>,
+    opened: Arc<watch::Sender<bool>>,
+}
+
+impl Gate {
+    pub async fn arrived(&self) {
+        self.arrived.subscribe().wait_for(|arrived| *arrived).await.expect("a gate");
+    }
+
+    pub fn open(&self) {
+        self.opened.send_replace(true);
+    }
+}
+
+type AnyBody = http_body_util::combinators::BoxBody<Bytes, Infallible>;
+
+async fn serve<F, A>(answer: F) -> SocketAddr
+where
+    F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
+    A: Future<Output = Response<AnyBody>> + Send + 'static,
+{
+    let (listener, address) = listener().await;
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let answer = answer.clone();
+            let service = service_fn(move |request| {
+                let answer = answer(request);
+                async move { Ok::<_, Infallible>(answer.await) }
+            });
+            let serving = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(socket), service)
+                .with_upgrades();
+            tokio::spawn(serving);
+        }
+    });
+    address
+}
+
+async fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    (listener, address)
+}
+
+/// An address that nobody listens on now. Taken from below the ephemeral range, so that no
+/// outgoing connection of another test takes it in between.
+pub fn free_address() -> SocketAddr {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    loop {
+        let offset = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id() as usize * 61;
+        let port = 12_000 + (offset % 18_000) as u16;
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
+pub async fn get(address: SocketAddr, path: &str) -> Response<Bytes> {
+    get_with(address, path, &[]).await
+}
+
+pub async fn get_with(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Response<Bytes> {
+    let mut request = Request::get(path).header("host", "db.example");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::new(Bytes::new())).expect("good");
+    call(address, request).await.expect("an answer")
+}
+
+pub async fn call(
+    address: SocketAddr,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Bytes>, hyper::Error> {
+    let stream = TcpStream::connect(address).await.expect("listening");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let (parts, body) = sender.send_request(request).await?.into_parts();
+    Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
+}
+
+pub async fn http2(address: SocketAddr) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
+    let stream = TcpStream::connect(address).await.expect("listening");
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .expect("HTTP/2");
+    tokio::spawn(connection);
+    sender
+}
+
+/// Sends bytes as they are, and reads what comes back until it ends or pauses after a head.
+pub async fn send_raw(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("listening");
+    stream.write_all(bytes).await.expect("open");
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut buffer)).await;
+        match read {
+            Ok(Ok(count @ 1..)) => answer.extend_from_slice(&buffer[..count]),
+            _ => break,
+        }
+        if answer.windows(4).any(|four| four == b"\r\n\r\n") {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+pub async fn read_all(reader: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
+    let mut all = Vec::new();
+    reader.read_to_end(&mut all).await.expect("it ends well");
+    all
+}
+
+/// Waits until `holds`, at most ten seconds.
+pub async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(tokio::time::Instant::now() < deadline, "not in ten seconds: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn name(text: &str) -> ServiceName {
+    text.parse().expect("a name")
+}
+
+fn sum(registry: &Registry, name: &str) -> f64 {
+    let families = registry.gather();
+    let family = families.iter().find(|family| family.name() == name);
+    family.map_or(0.0, |family| {
+        family.get_metric().iter().map(|metric| metric.get_counter().value()).sum()
+    })
+}
