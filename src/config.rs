@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use hawser_agent as agent;
-use hawser_api::definition;
+use hawser_api::definition::{CheckDefinition, Definitions, ServiceDefinition};
 use hawser_core::catalog::{Locality, Meta};
 use hawser_core::intention::Action;
 use hawser_core::name::{Datacenter, NodeName};
@@ -84,7 +84,6 @@ struct RawDns {
     only_passing: Option<bool>,
     ttl: Option<String>,
     stale_max: Option<String>,
-    udp_workers: Option<usize>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -224,28 +223,18 @@ impl Raw {
     ///
     /// # Errors
     /// A definition that is not well formed; the error names the field.
-    pub(crate) fn definitions(
-        &self,
-    ) -> Result<(Vec<definition::ServiceDefinition>, Vec<definition::CheckDefinition>)> {
-        let all = |one: &Option<Value>, many: &Option<Value>| -> Vec<Value> {
-            [one, many].into_iter().flatten().cloned().flat_map(into_list).collect()
-        };
-        let services = all(&self.service, &self.services)
+    pub(crate) fn definitions(&self) -> Result<(Vec<ServiceDefinition>, Vec<CheckDefinition>)> {
+        let written = [
+            ("service", &self.service),
+            ("services", &self.services),
+            ("check", &self.check),
+            ("checks", &self.checks),
+        ];
+        let file: serde_json::Map<String, Value> = written
             .into_iter()
-            .enumerate()
-            .map(|(at, value)| {
-                definition::ServiceDefinition::from_value(value)
-                    .with_context(|| format!("service definition {}", at + 1))
-            })
-            .collect::<Result<_>>()?;
-        let checks = all(&self.check, &self.checks)
-            .into_iter()
-            .enumerate()
-            .map(|(at, value)| {
-                definition::CheckDefinition::from_value(value)
-                    .with_context(|| format!("check definition {}", at + 1))
-            })
-            .collect::<Result<_>>()?;
+            .filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)))
+            .collect();
+        let Definitions { services, checks } = Definitions::from_json(&Value::Object(file))?;
         Ok((services, checks))
     }
 
@@ -274,7 +263,7 @@ impl Raw {
         let bind = self.bind_addr.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let advertise = self.advertise(bind)?;
         let ports = self.ports.clone().unwrap_or_default();
-        let server_port = ports.server.unwrap_or(SERVER_PORT);
+        let server_port = ports.server.unwrap_or(server::config::PORT);
         let server = match part {
             Part::Agent => None,
             Part::Server => {
@@ -310,7 +299,10 @@ impl Raw {
     fn advertise(&self, bind: IpAddr) -> Result<IpAddr> {
         match self.advertise_addr {
             Some(address) => {
-                ensure!(!address.is_unspecified(), "advertise_addr: {address} is no host's address");
+                ensure!(
+                    !address.is_unspecified(),
+                    "advertise_addr: {address} is no host's address"
+                );
                 Ok(address)
             }
             None if !bind.is_unspecified() => Ok(bind),
@@ -335,8 +327,8 @@ impl Raw {
             .clone()
             .or_else(|| credential("operator.key"))
             .context("operator_key_file: servers need one; `hawser keygen` makes it")?;
-        let operator_key = server::OperatorKey::from_file(&key_file)
-            .with_context(|| format!("operator_key_file {}", key_file.display()))?;
+        let operator_key =
+            server::identity::OperatorKey::read(&key_file).context("operator_key_file")?;
         let bootstrap_expect = self.bootstrap_expect.unwrap_or(0);
         ensure!(
             matches!(bootstrap_expect, 0 | 1 | 3 | 5),
@@ -345,9 +337,8 @@ impl Raw {
         );
         let raft = self.raft.clone().unwrap_or_default();
         let defaults = server::RaftTiming::default();
-        let millis = |given: Option<u64>, default: Duration| {
-            given.map_or(default, Duration::from_millis)
-        };
+        let millis =
+            |given: Option<u64>, default: Duration| given.map_or(default, Duration::from_millis);
         let timing = server::RaftTiming {
             heartbeat: millis(raft.heartbeat_ms, defaults.heartbeat),
             election_min: millis(raft.election_min_ms, defaults.election_min),
@@ -367,12 +358,12 @@ impl Raw {
             retry_join: self.retry_join.clone().unwrap_or_default(),
             operator_key,
             default_action: self.default_intention_policy.unwrap_or(Action::Deny),
-            reap_after: span("reap_after", self.reap_after.as_deref(), REAP_AFTER)?,
+            reap_after: span("reap_after", self.reap_after.as_deref(), server::config::REAP_AFTER)?,
             leaf_lifetime: span("leaf_cert_ttl", self.leaf_cert_ttl.as_deref(), LEAF_LIFETIME)?,
             timing,
-            lease: LEASE,
+            lease: server::config::LEASE,
             history: server::history::Limits::default(),
-            snapshot_every: raft.snapshot_every.unwrap_or(SNAPSHOT_EVERY),
+            snapshot_every: raft.snapshot_every.unwrap_or(server::config::SNAPSHOT_EVERY),
         };
         ensure!(
             (LEAF_LIFETIME_MIN..=LEAF_LIFETIME_MAX).contains(&config.leaf_lifetime),
@@ -382,7 +373,8 @@ impl Raw {
     }
 
     fn agent(&self, basics: AgentBasics) -> Result<agent::Config> {
-        let AgentBasics { node, datacenter, data_dir, bind, advertise, servers, is_server } = basics;
+        let AgentBasics { node, datacenter, data_dir, bind, advertise, servers, is_server } =
+            basics;
         let client = self.client_addr.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let ports = self.ports.clone().unwrap_or_default();
         let http = listener("ports.http", ports.http, HTTP_PORT, client)?;
@@ -416,13 +408,7 @@ impl Raw {
             None => None,
             Some(listen) => {
                 let config = self.dns(&node, &datacenter, advertise)?;
-                let udp_workers =
-                    self.dns_config.as_ref().and_then(|dns| dns.udp_workers).unwrap_or(1);
-                ensure!(
-                    (1..=WORKERS_MAX).contains(&udp_workers),
-                    "dns_config.udp_workers: use 1 to {WORKERS_MAX}"
-                );
-                Some(agent::DnsConfig { listen, udp_workers, config })
+                Some((listen, config))
             }
         };
         Ok(agent::Config {
@@ -595,16 +581,12 @@ fn default_workers() -> usize {
 
 const HTTP_PORT: u16 = 8500;
 const DNS_PORT: u16 = 8600;
-const SERVER_PORT: u16 = 8300;
 const SIDECAR_PORTS: (u16, u16) = (21_000, 21_255);
 const WORKERS_MAX: usize = 64;
 const DEFAULT_WORKERS_MAX: usize = 8;
-const LEASE: Duration = Duration::from_secs(15);
-const REAP_AFTER: Duration = Duration::from_secs(72 * 3600);
 const LEAF_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 const LEAF_LIFETIME_MIN: Duration = Duration::from_secs(3600);
 const LEAF_LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-const SNAPSHOT_EVERY: u64 = 16_384;
 const DRAIN: Duration = Duration::from_secs(30);
 const DNS_TTL: Duration = Duration::from_secs(5);
 const DNS_STALE_MAX: Duration = Duration::from_secs(24 * 3600);

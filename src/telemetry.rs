@@ -19,12 +19,14 @@ impl Log {
             "err" => "error".to_owned(),
             other => other.to_owned(),
         };
-        level
-            .parse::<tracing_subscriber::filter::LevelFilter>()
-            .ok()
-            .with_context(|| format!("log_level: {level:?} is none of trace, debug, info, warn, error"))?;
+        level.parse::<tracing_subscriber::filter::LevelFilter>().ok().with_context(|| {
+            format!("log_level: {level:?} is none of trace, debug, info, warn, error")
+        })?;
         // Libraries speak up from warnings on; their details drown ours.
-        let filter = format!("warn,hawser={level}{}", CRATES.map(|name| format!(",{name}={level}")).concat());
+        let filter = format!(
+            "warn,hawser={level}{}",
+            CRATES.map(|name| format!(",{name}={level}")).concat()
+        );
         Ok(Self { filter, as_json })
     }
 

@@ -64,8 +64,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
             (None, Some(temporary)) => temporary.path().to_owned(),
             (None, None) => anyhow::bail!("no folder to keep data in"),
         };
-        std::fs::create_dir_all(&folder)
-            .with_context(|| format!("making {}", folder.display()))?;
+        std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let mut demo = Vec::new();
         for instance in 1..=DEMO_INSTANCES {
             demo.push(start_demo(instance).await?);
@@ -94,10 +93,10 @@ fn operator_key(folder: &std::path::Path) -> Result<PathBuf> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let path = folder.join("operator.key");
     if !path.exists() {
-        let key = hawser_server::OperatorKey::generate();
+        let key = hawser_server::identity::OperatorKey::generate()?;
         let mut file =
             std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        writeln!(file, "{}", *key.to_base64())?;
+        writeln!(file, "{}", *key.reveal())?;
     }
     Ok(path)
 }

@@ -9,7 +9,7 @@ use anyhow::Result;
 /// # Errors
 /// Standard output that cannot be written.
 pub(crate) fn run() -> Result<()> {
-    let key = hawser_server::OperatorKey::generate();
-    writeln!(std::io::stdout().lock(), "{}", *key.to_base64())?;
+    let key = hawser_server::identity::OperatorKey::generate()?;
+    writeln!(std::io::stdout().lock(), "{}", *key.reveal())?;
     Ok(())
 }

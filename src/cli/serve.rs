@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use hawser_agent::{Agent, Join};
-use hawser_server::{Handle, Server};
+use hawser_api::definition::{CheckDefinition, ServiceDefinition};
+use hawser_server::identity::OperatorKey;
+use hawser_server::{Handle, RunError, Server};
 use prometheus::Registry;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Flags, Part, ServerSettings, Settings};
@@ -71,13 +73,19 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
 
 /// The first random bytes of the crypto library take 23 ms: draw them while configuration loads.
 pub(crate) fn seed_randomness() {
-    std::thread::spawn(|| drop(hawser_server::OperatorKey::generate()));
+    std::thread::spawn(|| drop(OperatorKey::generate()));
 }
 
 /// One process's parts: an agent, and the server beside it on a host that is one.
 pub(crate) struct Mesh {
     agent: Agent,
-    server: Option<Server>,
+    server: Option<RunningServer>,
+    drain: CancellationToken,
+}
+
+/// A server that serves already: the agent beside it joins through it.
+struct RunningServer {
+    task: JoinHandle<Result<(), RunError>>,
     drain: CancellationToken,
 }
 
@@ -97,7 +105,9 @@ impl Mesh {
                 listener.set_nonblocking(true)?;
                 let server = Server::start(config, listener, &registry).await?;
                 agent.join = mint(server.handle(), agent.node.clone());
-                Some(server)
+                let drain = CancellationToken::new();
+                let task = tokio::spawn(server.run(drain.clone()));
+                Some(RunningServer { task, drain })
             }
         };
         let agent = Agent::start(agent, registry).await?;
@@ -109,23 +119,32 @@ impl Mesh {
         &self.agent
     }
 
-    /// What to call when the configuration is to be read anew, with what reads it.
+    /// Reads the configuration anew whenever somebody asks the agent's API to, and gives back
+    /// what does so at once, for a signal to call.
     fn reloader<R>(&self, read: R) -> impl Fn() + Send + 'static
     where
-        R: Fn() -> Result<agent_definitions::Both> + Send + 'static,
+        R: Fn() -> Result<Definitions> + Send + Sync + 'static,
     {
-        let agent = self.agent.reloader();
-        move || match read() {
-            Ok((services, checks)) => match agent.reload(services, checks) {
-                Ok(()) => {
-                    tracing::info!("configuration reloaded");
-                }
-                Err(error) => tracing::error!(%error, "the new definitions were refused"),
-            },
+        let agent = self.agent.handle();
+        let mut asked = agent.reload_requests();
+        let reload = Arc::new(move || match read() {
             Err(error) => {
                 tracing::error!(error = format!("{error:#}"), "the configuration was not reloaded");
             }
-        }
+            Ok((services, checks)) => {
+                for why in agent.reload(services, checks) {
+                    tracing::error!(%why, "a definition was refused");
+                }
+                tracing::info!("configuration reloaded");
+            }
+        });
+        let by_api = reload.clone();
+        tokio::spawn(async move {
+            while asked.changed().await.is_ok() {
+                by_api();
+            }
+        });
+        move || reload()
     }
 
     /// Runs until drained. The agent drains first: while it finishes its requests, its server
@@ -135,15 +154,8 @@ impl Mesh {
     /// The first part that failed.
     pub(crate) async fn run(self) -> Result<()> {
         let Self { agent, server, drain } = self;
-        let server_drain = CancellationToken::new();
         let mut ready = agent.ready();
-        let mut tasks: JoinSet<Result<()>> = JoinSet::new();
-        if let Some(server) = server {
-            let token = server_drain.clone();
-            tasks.spawn(async move { server.run(token).await.context("the server") });
-        }
-        let agent_drain = drain.clone();
-        let mut agent = tokio::spawn(async move { agent.run(agent_drain).await });
+        let mut agent = tokio::spawn(agent.run(drain.clone()));
         tokio::spawn(async move {
             if ready.wait_for(|is_ready| *is_ready).await.is_ok() {
                 tracing::info!("ready");
@@ -151,43 +163,49 @@ impl Mesh {
             }
         });
         tokio::spawn(watchdog());
-        let outcome = tokio::select! {
-            ended = &mut agent => ended.context("the agent's task")?.context("the agent"),
-            Some(ended) = tasks.join_next() => {
-                drain.cancel();
-                let server = ended.context("the server's task")?;
-                let agent = agent.await.context("the agent's task")?.context("the agent");
-                server.and(agent)
+        let Some(RunningServer { task: mut server, drain: server_drain }) = server else {
+            tokio::select! {
+                ended = &mut agent => return agent_outcome(ended),
+                () = drain.cancelled() => notify(sd_notify::NotifyState::Stopping),
             }
+            return agent_outcome(agent.await);
         };
-        notify(sd_notify::NotifyState::Stopping);
-        drain.cancel();
-        server_drain.cancel();
-        let mut outcome = outcome;
-        while let Some(ended) = tasks.join_next().await {
-            outcome = outcome.and(ended.context("the server's task")?);
+        tokio::select! {
+            ended = &mut agent => {
+                server_drain.cancel();
+                agent_outcome(ended).and(server_outcome(server.await))
+            }
+            ended = &mut server => {
+                drain.cancel();
+                server_outcome(ended).and(agent_outcome(agent.await))
+            }
+            () = drain.cancelled() => {
+                notify(sd_notify::NotifyState::Stopping);
+                let drained = agent_outcome(agent.await);
+                server_drain.cancel();
+                drained.and(server_outcome(server.await))
+            }
         }
-        outcome
     }
 }
 
-mod agent_definitions {
-    //! What a reload brings.
-
-    use hawser_api::definition::{CheckDefinition, ServiceDefinition};
-
-    pub(super) type Both = (Vec<ServiceDefinition>, Vec<CheckDefinition>);
+fn agent_outcome(ended: Result<Result<(), hawser_agent::RunError>, JoinError>) -> Result<()> {
+    ended.context("the agent's task")?.context("the agent")
 }
+
+fn server_outcome(ended: Result<Result<(), RunError>, JoinError>) -> Result<()> {
+    ended.context("the server's task")?.context("the server")
+}
+
+/// What a reload brings.
+type Definitions = (Vec<ServiceDefinition>, Vec<CheckDefinition>);
 
 /// How the agent inside a server joins: by a token that its own server makes, in process.
 fn mint(handle: Handle, node: hawser_core::name::NodeName) -> Join {
     Join::Mint(Arc::new(move || {
         let (handle, node) = (handle.clone(), node.clone());
         Box::pin(async move {
-            handle
-                .mint_join_token(&node, MINTED_LIFETIME)
-                .await
-                .map_err(|error| anyhow!(error).to_string())
+            handle.mint_join_token(&node, MINTED_LIFETIME).await.map_err(|error| error.to_string())
         })
     }))
 }
