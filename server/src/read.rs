@@ -20,6 +20,8 @@ pub struct Reader {
     dialer: Dialer,
     published: Published,
     contact: Contact,
+    /// For how long a leader counts as one that nobody heard.
+    lease: Duration,
 }
 
 /// How fresh a reading must be.
@@ -85,8 +87,9 @@ impl Reader {
         dialer: Dialer,
         published: Published,
         contact: Contact,
+        lease: Duration,
     ) -> Self {
-        Self { raft, dialer, published, contact }
+        Self { raft, dialer, published, contact, lease }
     }
 
     /// What this server has now, however old.
@@ -120,12 +123,13 @@ impl Reader {
     }
 
     fn reading(&self) -> Reading {
-        let status = self.raft.status();
-        let (known_leader, is_leader) = {
-            let status = status.borrow();
-            (status.leader.is_some(), status.is_leader)
+        let status = Arc::clone(&self.raft.status().borrow());
+        let age = self.contact.age();
+        let (known_leader, last_contact) = match (status.is_leader, status.quorum_heard) {
+            (true, _) if status.leads_within(self.lease) => (true, Duration::ZERO),
+            (true, heard) => (false, heard.map_or(age, |heard| heard.elapsed())),
+            (false, _) => (status.leader.is_some() && age <= self.lease * 2, age),
         };
-        let last_contact = if is_leader { Duration::ZERO } else { self.contact.age() };
         Reading { state: self.current(), known_leader, last_contact }
     }
 

@@ -150,7 +150,13 @@ impl Server {
         let contact = Contact::new();
         let handle = Handle {
             proposer: Proposer::new(raft.clone(), dialer.clone(), metrics, stopping.clone()),
-            reader: Reader::new(raft.clone(), dialer.clone(), published, contact.clone()),
+            reader: Reader::new(
+                raft.clone(),
+                dialer.clone(),
+                published,
+                contact.clone(),
+                config.timing.election_max,
+            ),
             watches,
             leases: Leases::default(),
             roster: Roster::new(own.clone(), raft.clone(), contact.clone()),

@@ -329,8 +329,9 @@ fn a_new_server_joins_by_snapshot_and_a_wiped_one_is_replaced() {
         voters.len() == 3 && voters.contains(&replacement.id()) && !voters.contains(&old_id)
     });
     assert!(replacement.metric("hawser_raft_snapshots_installed_total") >= 1.0);
-    let members = running[0].handle.roster.members();
-    assert!(members.iter().all(|member| member.id != old_id), "nothing is left of it");
+    wait_until("nothing is left of the old one", || {
+        running[0].handle.roster.members().iter().all(|member| member.id != old_id)
+    });
     running.push(replacement);
 
     // Another is new.

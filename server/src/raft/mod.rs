@@ -79,6 +79,8 @@ pub struct Status {
     pub matched: BTreeMap<u64, u64>,
     /// While leading: when each other member last answered a heartbeat.
     pub heard: BTreeMap<u64, Instant>,
+    /// While leading: when a quorum last answered.
+    pub quorum_heard: Option<Instant>,
     /// Consensus ended here: by a failure, or because it was stopped.
     pub is_stopped: bool,
 }
@@ -139,6 +141,9 @@ impl Raft {
             replication_lag_threshold: snapshot_every.saturating_mul(2),
             purge_batch_size: snapshot_every.div_ceil(8).max(1),
             enable_pre_vote: Some(true),
+            // The state is in memory and the committed position is written late: a leader that
+            // restarts must learn from a quorum what is committed before it leads again.
+            enable_leader_restore: Some(false),
             ..Default::default()
         };
         let config = Arc::new(config.validate().map_err(io::Error::other)?);
@@ -386,6 +391,14 @@ impl Raft {
 }
 
 impl Status {
+    /// Whether this server leads with a quorum behind it: one cut off from the others believes
+    /// to lead until it hears of another leader.
+    pub fn leads_within(&self, lease: Duration) -> bool {
+        self.is_leader
+            && (self.voters.len() == 1
+                || self.quorum_heard.is_some_and(|heard| heard.elapsed() <= lease))
+    }
+
     /// The member with this id.
     pub fn member(&self, id: u64) -> Option<&Member> {
         self.members.iter().find(|member| member.id == id)
@@ -437,13 +450,15 @@ fn status_of(metrics: &RaftMetrics<Types>) -> Status {
             .heartbeat
             .iter()
             .flatten()
-            .filter_map(|(id, heard)| {
-                let age = openraft::Instant::elapsed(&heard.as_ref()?.into_inner());
-                Some((*id, Instant::now().checked_sub(age)?))
-            })
+            .filter_map(|(id, heard)| Some((*id, instant(heard.as_ref()?)?)))
             .collect(),
+        quorum_heard: metrics.last_quorum_acked.as_ref().and_then(instant),
         is_stopped: metrics.running_state.is_err(),
     }
+}
+
+fn instant(then: &openraft::type_config::alias::SerdeInstantOf<Types>) -> Option<Instant> {
+    Instant::now().checked_sub(openraft::Instant::elapsed(&then.into_inner()))
 }
 
 /// How long a follower may take to receive and to install a snapshot.
