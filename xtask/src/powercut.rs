@@ -4,6 +4,12 @@
 //! system without writing out its log: what nobody synced is gone, as after a power cut. Then the
 //! writer is killed, the image mounted again (its journal is replayed), and the store must hold
 //! every write that was acknowledged. Two controls show that the cut cuts, and only what it should.
+//!
+//! Half of the cuts fall into the midst of the writer's work, and half on a writer that was stopped
+//! first. The kernel may answer an `fdatasync` under way with success although the shutdown overtook
+//! it (in 3 of 150 cuts under a bare loop of `pwrite` and `fdatasync`, the last one was gone), which
+//! no power cut does. So in the midst of the work only what was acknowledged before the cut counts;
+//! of a stopped writer, everything.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -16,6 +22,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use hawser_rig::wait_for;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::hosts::target;
 use crate::step::{cargo, run as shown};
@@ -85,14 +92,41 @@ fn write_until_cut(disk: &Disk, writer: &Path, store: &Path, before: u64, cut: u
         let ended = child.0.try_wait()?;
         if ended.is_some() || index >= wanted { Ok(ended) } else { bail!("the newest is {index}") }
     });
+    let is_stopped = (cut / 2).is_multiple_of(2);
+    if is_stopped {
+        stop(&child.0)?;
+    }
+    let before_cut = newest.load(Ordering::SeqCst);
     disk.cut()?;
     child.0.kill()?;
     child.0.wait()?;
     let _ = reader.join();
     match reached? {
         (Some(status), _) => bail!("the writer ended by itself before the cut: {status}"),
-        (None, _) => Ok(newest.load(Ordering::SeqCst)),
+        (None, _) if is_stopped => Ok(newest.load(Ordering::SeqCst)),
+        (None, _) => Ok(before_cut),
     }
+}
+
+/// Stops the writer, and returns once each of its threads has left the kernel.
+fn stop(writer: &Child) -> Result<()> {
+    let pid = i32::try_from(writer.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+    kill_process(pid, Signal::STOP)?;
+    let tasks = format!("/proc/{}/task", writer.id());
+    wait_for("every thread of the writer to stop", STOPPING, || {
+        for task in fs::read_dir(&tasks)? {
+            let stat = fs::read_to_string(task?.path().join("stat"))?;
+            // The state stands behind the name, which is in brackets and may hold any others.
+            let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+            ensure!(
+                state.starts_with('T'),
+                "one is not: {}",
+                state.split(' ').next().unwrap_or("?")
+            );
+        }
+        Ok(())
+    })?;
+    Ok(())
 }
 
 /// What was synced before the cut must be there after it: the rig itself loses nothing.
@@ -189,4 +223,5 @@ const IMAGE_BYTES: u64 = 400 << 20;
 const CONTROL_BYTES: usize = 1 << 20;
 const WRITES_MIN: u64 = 50;
 const WRITES_SPREAD: u64 = 400;
+const STOPPING: Duration = Duration::from_secs(10);
 const WRITING: Duration = Duration::from_secs(60);
