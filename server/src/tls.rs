@@ -788,7 +788,7 @@ const HEADER_OCTETS_MAX: u32 = 16 * 1024;
 const WINDOW_OCTETS: u32 = 1024 * 1024;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::convert::Infallible;
     use std::future::{Ready, ready};
     use std::task::{Context, Poll};
@@ -874,25 +874,8 @@ mod tests {
             format!("spiffe://{}{path}", self.identity.trust_domain())
         }
 
-        /// What one dials by who shows a certificate that the mesh signed, or none.
         fn config(&self, shows: Option<(Issued, KeyPair)>) -> ClientConfig {
-            let verifier = Arc::new(Verifier { trust: Trust::in_servers(&self.identity) });
-            let builder = ClientConfig::builder_with_provider(provider())
-                .with_protocol_versions(&[&rustls::version::TLS13])
-                .expect("supported")
-                .dangerous()
-                .with_custom_certificate_verifier(verifier);
-            let mut config = match shows {
-                None => builder.with_no_client_auth(),
-                Some((issued, key)) => {
-                    let key = PrivatePkcs8KeyDer::from(key.serialized_der().to_vec());
-                    builder
-                        .with_client_auth_cert(issued.chain, PrivateKeyDer::Pkcs8(key))
-                        .expect("a pair")
-                }
-            };
-            config.alpn_protocols = vec![ALPN.to_vec()];
-            config
+            config_of(&self.identity, shows.map(|(issued, key)| (issued.chain, key)))
         }
 
         fn agent(&self) -> (Issued, KeyPair) {
@@ -917,7 +900,29 @@ mod tests {
         }
     }
 
-    fn csr() -> (Vec<u8>, KeyPair) {
+    /// What one dials by who shows a certificate that the mesh signed, or none.
+    pub(crate) fn config_of(
+        servers: &Identity,
+        shows: Option<(Vec<CertificateDer<'static>>, KeyPair)>,
+    ) -> ClientConfig {
+        let verifier = Arc::new(Verifier { trust: Trust::in_servers(servers) });
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("supported")
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut config = match shows {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => {
+                let key = PrivatePkcs8KeyDer::from(key.serialized_der().to_vec());
+                builder.with_client_auth_cert(chain, PrivateKeyDer::Pkcs8(key)).expect("a pair")
+            }
+        };
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config
+    }
+
+    pub(crate) fn csr() -> (Vec<u8>, KeyPair) {
         let key = KeyPair::generate().expect("a key");
         let csr = CertificateParams::default().serialize_request(&key).expect("a request");
         (csr.der().to_vec(), key)

@@ -554,3 +554,383 @@ const INTEREST_MAX: usize = 4096;
 const EDGES_MAX: usize = 4096;
 const HEADERS_MAX: usize = 128;
 const CHECK_TEXT_OCTETS_MAX: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use hawser_core::catalog::{Check, Instance, Node};
+    use hawser_core::health;
+    use hawser_core::intention::Action;
+    use hawser_core::view::View;
+    use hawser_proto::v1::agent_client::AgentClient;
+    use rustls::pki_types::CertificateDer;
+    use tempfile::TempDir;
+    use tonic::transport::Channel;
+
+    use super::*;
+    use crate::identity::OperatorKey;
+    use crate::tls::tests::{config_of, csr};
+    use crate::{Config, RaftTiming, Server, config, history, tls};
+
+    type Client = AgentClient<Channel>;
+
+    /// A cluster of one server.
+    struct Fixture {
+        handle: Handle,
+        address: String,
+        drain: CancellationToken,
+        _folder: TempDir,
+    }
+
+    impl Drop for Fixture {
+        fn drop(&mut self) {
+            self.drain.cancel();
+        }
+    }
+
+    impl Fixture {
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            let advertise = listener.local_addr().expect("bound");
+            let config = Config {
+                node: "s1".parse().expect("a name"),
+                datacenter: "dc1".parse().expect("a name"),
+                data_dir: folder.path().to_owned(),
+                advertise,
+                bootstrap_expect: 1,
+                retry_join: Vec::new(),
+                operator_key: OperatorKey::generate().expect("randomness"),
+                default_action: Action::Deny,
+                reap_after: config::REAP_AFTER,
+                leaf_lifetime: Duration::from_secs(3600),
+                timing: RaftTiming::default(),
+                lease: config::LEASE,
+                history: history::Limits::default(),
+                snapshot_every: config::SNAPSHOT_EVERY,
+            };
+            let registry = prometheus::Registry::new();
+            let server = Server::start(config, listener, &registry).await.expect("starts");
+            let (handle, drain) = (server.handle(), CancellationToken::new());
+            tokio::spawn(server.run(drain.clone()));
+            let fixture = Self { handle, address: advertise.to_string(), drain, _folder: folder };
+            fixture.until(|state| state.authority().is_some()).await;
+            fixture
+        }
+
+        /// Waits until the state is as `wanted`.
+        async fn until(&self, wanted: impl Fn(&State) -> bool) {
+            let topics = BTreeSet::from([Topic::Authority, Topic::Nodes, Topic::Names]);
+            let mut watch = self.handle.watches.subscribe(topics);
+            let wait = async {
+                while !wanted(&self.handle.reader.current()) {
+                    watch.changed().await;
+                }
+            };
+            timeout(Duration::from_secs(30), wait).await.expect("in time");
+        }
+
+        /// A client without a certificate.
+        fn stranger(&self) -> Client {
+            let config = config_of(&self.handle.identity, None);
+            AgentClient::new(tls::channel(config.into(), &self.address).expect("an address"))
+        }
+
+        /// The agent of `node`, joined.
+        async fn agent(&self, node: &str) -> Client {
+            let (csr, key) = csr();
+            let secret = self.secret(node, Duration::from_secs(60)).await;
+            let request = v1::JoinRequest { node: node.to_owned(), secret, csr };
+            let reply = self.stranger().join(request).await.expect("joined").into_inner();
+            assert_eq!(reply.cluster_id, self.handle.identity.cluster_id());
+            let chain = reply.certificate.expect("a certificate").chain;
+            let chain = chain.into_iter().map(CertificateDer::from).collect();
+            let config = config_of(&self.handle.identity, Some((chain, key)));
+            AgentClient::new(tls::channel(config.into(), &self.address).expect("an address"))
+        }
+
+        /// The secret of a token for `node`.
+        async fn secret(&self, node: &str, lifetime: Duration) -> Vec<u8> {
+            let node = node.parse().expect("a name");
+            let token = self.handle.mint_join_token(&node, lifetime).await.expect("minted");
+            let secret = token.split('.').nth(1).expect("three parts");
+            URL_SAFE_NO_PAD.decode(secret).expect("base64")
+        }
+    }
+
+    fn changes(node: &str, services: &[&str]) -> NodeChanges {
+        NodeChanges {
+            node: Node {
+                name: node.parse().expect("a name"),
+                id: format!("id of {node}").into(),
+                address: "10.0.0.1".parse().expect("an address"),
+                locality: Default::default(),
+                meta: Default::default(),
+            },
+            put_instances: services.iter().map(|service| instance(service)).collect(),
+            put_checks: Vec::new(),
+            drop_instances: Vec::new(),
+            drop_checks: Vec::new(),
+        }
+    }
+
+    fn instance(service: &str) -> Instance {
+        Instance {
+            id: service.parse().expect("an id"),
+            service: service.parse().expect("a name"),
+            address: None,
+            port: 80,
+            tags: BTreeSet::new(),
+            meta: Default::default(),
+            weights: Default::default(),
+            protocol: None,
+            mesh_port: Some(21_000),
+            enable_tag_override: false,
+        }
+    }
+
+    fn check(id: &str) -> Check {
+        Check {
+            id: id.parse().expect("an id"),
+            name: "".into(),
+            kind: "ttl".into(),
+            status: health::Status::Passing,
+            notes: "".into(),
+            output: "".into(),
+            instance: None,
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_token_lets_its_node_in_once_and_nobody_else() {
+        let fixture = Fixture::new().await;
+        let good = fixture.secret("n1", Duration::from_secs(60)).await;
+        let lapsed = fixture.secret("n3", Duration::from_millis(1)).await;
+        let mut client = fixture.stranger();
+        let cases = [
+            ("n1", good.clone(), Vec::new(), Code::InvalidArgument, "no request: nothing is spent"),
+            ("N/1", good.clone(), csr().0, Code::InvalidArgument, "no node name"),
+            ("n2", good.clone(), csr().0, Code::PermissionDenied, "another node's token"),
+            ("n1", good.clone(), csr().0, Code::Ok, "the node that it was made for"),
+            ("n1", good.clone(), csr().0, Code::PermissionDenied, "J1: used before"),
+            ("n3", lapsed, csr().0, Code::PermissionDenied, "J1: lapsed"),
+            ("n1", good.clone(), csr().0, Code::ResourceExhausted, "J1: too many failed"),
+        ];
+        for (node, secret, csr, expected, why) in cases {
+            let request = v1::JoinRequest { node: node.to_owned(), secret, csr };
+            let code = client.join(request).await.err().map_or(Code::Ok, |refused| refused.code());
+            assert_eq!(code, expected, "{why}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_call_but_join_is_for_strangers_or_servers() {
+        let fixture = Fixture::new().await;
+        let server = tls::dial_config(&fixture.handle.identity).expect("supported");
+        let server = AgentClient::new(tls::channel(server, &fixture.address).expect("an address"));
+        let stranger = fixture.stranger();
+        for (mut client, expected) in
+            [(stranger, Code::Unauthenticated), (server, Code::PermissionDenied)]
+        {
+            let leaf = v1::SignLeafRequest { service: "web".into(), csr: csr().0 };
+            let sync: v1::NodeChanges = (&changes("s1", &["web"])).into();
+            let nothing = tokio_stream::empty::<v1::Interest>();
+            let refused = [
+                client.renew_node(v1::RenewNodeRequest { csr: csr().0 }).await.err(),
+                client.sign_leaf(leaf).await.err(),
+                client.declared(v1::DeclaredRequest {}).await.err(),
+                client.sync(sync).await.err(),
+                client.leave(v1::LeaveRequest {}).await.err(),
+                client.heartbeat(v1::HeartbeatRequest {}).await.err(),
+                client.subscribe(nothing).await.err(),
+                client.report(v1::ReportRequest { edges: Vec::new() }).await.err(),
+            ];
+            for (call, refused) in refused.into_iter().enumerate() {
+                assert_eq!(refused.map(|refused| refused.code()), Some(expected), "call {call}");
+            }
+        }
+        let mut stranger = fixture.stranger();
+        let refused = stranger.http(v1::HttpRequest::default()).await.expect_err("a stranger");
+        assert_eq!(refused.code(), Code::Unauthenticated);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_agent_changes_its_own_node_and_gets_leaves_for_what_runs_there() {
+        let fixture = Fixture::new().await;
+        let mut client = fixture.agent("n1").await;
+        let leaf = |service: &str| v1::SignLeafRequest { service: service.into(), csr: csr().0 };
+        let refused = client.sign_leaf(leaf("web")).await.expect_err("J6: not registered");
+        assert_eq!(refused.code(), Code::PermissionDenied);
+
+        let mut reserved = changes("n1", &[]);
+        reserved.put_checks = vec![check(NODE_LIVENESS_CHECK)];
+        let mut dropped = changes("n1", &[]);
+        dropped.drop_checks = vec![NODE_LIVENESS_CHECK.parse().expect("an id")];
+        let mut long = changes("n1", &[]);
+        long.put_checks = vec![Check { output: "x".repeat(70_000).into(), ..check("c") }];
+        let mut nameless: v1::NodeChanges = (&changes("n1", &[])).into();
+        nameless.node.as_mut().expect("a node").name = "N 1".into();
+        let cases: [(v1::NodeChanges, Code, &str); 5] = [
+            ((&changes("n2", &["web"])).into(), Code::PermissionDenied, "n2"),
+            ((&reserved).into(), Code::InvalidArgument, "put_checks"),
+            ((&dropped).into(), Code::InvalidArgument, "drop_checks"),
+            ((&long).into(), Code::InvalidArgument, "output"),
+            (nameless, Code::InvalidArgument, "name"),
+        ];
+        for (message, code, names) in cases {
+            let refused = client.sync(message).await.expect_err(names);
+            assert_eq!(refused.code(), code, "{names}");
+            assert!(refused.message().contains(names), "{refused}");
+        }
+
+        let before = client.heartbeat(v1::HeartbeatRequest {}).await.expect("alive").into_inner();
+        assert_eq!((before.node_index, before.interval_ms), (0, 5000));
+        assert_eq!(before.servers.len(), 1);
+        assert_eq!(before.servers[0].address, fixture.address);
+        let message: v1::NodeChanges = (&changes("n1", &["web"])).into();
+        let index = client.sync(message).await.expect("synced").into_inner().index;
+        let after = client.heartbeat(v1::HeartbeatRequest {}).await.expect("alive").into_inner();
+        assert_eq!(after.node_index, index);
+        let declared = client.declared(v1::DeclaredRequest {}).await.expect("read").into_inner();
+        assert_eq!(declared.node.expect("registered").name, "n1");
+        assert_eq!(declared.instances.len(), 1);
+        assert_eq!(declared.checks, [], "liveness is the servers'");
+
+        let signed = client.sign_leaf(leaf("web")).await.expect("registered").into_inner();
+        let (_, certificate) = x509_parser::parse_x509_certificate(&signed.chain[0]).expect("DER");
+        let names = certificate.subject_alternative_name().expect("once").expect("there").value;
+        assert!(format!("{:?}", names.general_names).contains("/ns/default/dc/dc1/svc/web"));
+        let refused = client.sign_leaf(leaf("db")).await.expect_err("T24: not on this node");
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        let mut other = fixture.agent("n2").await;
+        let refused = other.sign_leaf(leaf("web")).await.expect_err("T24: on another node");
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        let renewed = client.renew_node(v1::RenewNodeRequest { csr: csr().0 }).await;
+        assert_eq!(renewed.expect("renewed").into_inner().chain.len(), 2);
+
+        client.leave(v1::LeaveRequest {}).await.expect("left");
+        let node = "n1".parse().expect("a name");
+        assert!(fixture.handle.reader.current().catalog().node(&node).is_none());
+        client.leave(v1::LeaveRequest {}).await.expect("and again");
+        let refused = client.sign_leaf(leaf("web")).await.expect_err("it left");
+        assert_eq!(refused.code(), Code::PermissionDenied);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_subscription_begins_with_all_and_goes_on_with_what_changes() {
+        let fixture = Fixture::new().await;
+        let mut client = fixture.agent("n1").await;
+        let sync = |services: &[&str]| -> v1::NodeChanges { (&changes("n1", services)).into() };
+        client.sync(sync(&["web"])).await.expect("synced");
+        let (interests, stream) = mpsc::channel(4);
+        let interest = |services: &[&str]| v1::Interest {
+            services: services.iter().map(|name| (*name).to_owned()).collect(),
+            ..v1::Interest::default()
+        };
+        interests.send(interest(&["web"])).await.expect("open");
+        let deltas = client.subscribe(ReceiverStream::new(stream)).await.expect("subscribed");
+        let mut deltas = deltas.into_inner();
+        let mut view = View::default();
+        let (web, db): (ServiceName, ServiceName) =
+            ("web".parse().expect("a name"), "db".parse().expect("a name"));
+        let mut next = async |view: &mut View| {
+            let delta = timeout(Duration::from_secs(30), deltas.message()).await.expect("in time");
+            let delta: Delta = delta?.expect("not the end").try_into().expect("well formed");
+            let is_snapshot = delta.is_snapshot;
+            *view = view.advanced(delta);
+            Ok::<_, Status>(is_snapshot)
+        };
+        assert!(next(&mut view).await.expect("a delta"), "first the whole picture");
+        assert_eq!(view.services[&web].endpoints.len(), 1);
+        assert_eq!(view.trust.as_ref().expect("founded").roots.len(), 1);
+
+        client.sync(sync(&["db"])).await.expect("synced");
+        interests.send(interest(&["web", "db"])).await.expect("open");
+        while view.services.get(&db).is_none_or(|db| db.endpoints.is_empty()) {
+            assert!(!next(&mut view).await.expect("a delta"), "then steps");
+        }
+        assert_eq!(view.services[&web].endpoints.len(), 1, "what was there stays");
+        client.leave(v1::LeaveRequest {}).await.expect("left");
+        while view.services.values().any(|service| !service.endpoints.is_empty()) {
+            assert!(!next(&mut view).await.expect("a delta"));
+        }
+
+        let many: Vec<String> = (0..=INTEREST_MAX).map(|at| format!("s{at}")).collect();
+        let many = v1::Interest { services: many, ..v1::Interest::default() };
+        interests.send(many).await.expect("open");
+        let refused = loop {
+            if let Err(refused) = next(&mut view).await {
+                break refused;
+            }
+        };
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains("interest.services"), "{refused}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_report_counts_edges_of_the_callers_own_services_only() {
+        let fixture = Fixture::new().await;
+        let mut client = fixture.agent("n1").await;
+        let message: v1::NodeChanges = (&changes("n1", &["web"])).into();
+        client.sync(message).await.expect("synced");
+        let edge = |source: &str, destination: &str| v1::Edge {
+            source: source.into(),
+            destination: destination.into(),
+            count: 3,
+            ..v1::Edge::default()
+        };
+        let edges = vec![edge("web", "db"), edge("app", "web"), edge("app", "db")];
+        client.report(v1::ReportRequest { edges }).await.expect("recorded");
+        let merged = history::merged(&fixture.handle, 5).await;
+        assert_eq!(merged.silent, []);
+        let counted: Vec<_> = merged
+            .edges
+            .iter()
+            .map(|(key, tally)| (key.source.as_str(), key.destination.as_str(), tally.count))
+            .collect();
+        assert_eq!(counted, [("app", "web", 3), ("web", "db", 3)]);
+        for edges in [vec![edge("web", "db"); EDGES_MAX + 1], vec![edge("web", "D B")]] {
+            let refused = client.report(v1::ReportRequest { edges }).await.expect_err("refused");
+            assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_http_request_is_answered_or_refused_by_its_field() {
+        let fixture = Fixture::new().await;
+        let mut client = fixture.agent("n1").await;
+        let get = |target: &str| v1::HttpRequest {
+            method: "GET".into(),
+            target: target.into(),
+            ..v1::HttpRequest::default()
+        };
+        let reply = client.http(get("/v1/status/leader")).await.expect("answered").into_inner();
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.body, format!("\"{}\"", fixture.address).into_bytes());
+        let bad_header = v1::Header { name: "a b".into(), value: Vec::new() };
+        let cases = [
+            (get("/v1/\u{7f}"), "target"),
+            (v1::HttpRequest { method: "G T".into(), ..get("/") }, "method"),
+            (v1::HttpRequest { headers: vec![bad_header.clone()], ..get("/") }, "headers.name"),
+            (v1::HttpRequest { headers: vec![bad_header; HEADERS_MAX + 1], ..get("/") }, "129"),
+        ];
+        for (request, names) in cases {
+            let refused = client.http(request).await.expect_err(names);
+            assert_eq!(refused.code(), Code::InvalidArgument, "{names}");
+            assert!(refused.message().contains(names), "{refused}");
+        }
+    }
+
+    #[test]
+    fn hosts_on_ipv6_are_counted_by_their_network() {
+        for (address, network) in [
+            ("10.1.2.3", "10.1.2.3"),
+            ("::ffff:10.1.2.3", "10.1.2.3"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ] {
+            let parsed: IpAddr = address.parse().expect("an address");
+            assert_eq!(network_of(parsed).to_string(), network, "{address}");
+        }
+    }
+}
