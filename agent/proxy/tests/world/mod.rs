@@ -34,15 +34,15 @@ use tokio::sync::watch;
 
 const DOMAIN: &str = "11111111-2222-3333-4444-555555555555.consul";
 
-pub struct World {
-    pub outbound: SocketAddr,
-    pub limits: Limits,
-    pub connect_timeout: Duration,
-    pub has_client_identity: bool,
-    pub has_server_identity: bool,
-    pub server_identity: &'static str,
-    pub status: Status,
-    pub client: Option<Proxy>,
+pub(crate) struct World {
+    pub(crate) outbound: SocketAddr,
+    pub(crate) limits: Limits,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) has_client_identity: bool,
+    pub(crate) has_server_identity: bool,
+    pub(crate) server_identity: &'static str,
+    pub(crate) status: Status,
+    pub(crate) client: Option<Proxy>,
     server: Option<Proxy>,
     protocol: Protocol,
     /// Where each instance's proxy listens, and its application where our proxy serves it.
@@ -60,7 +60,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(protocol: Protocol) -> Self {
+    pub(crate) fn new(protocol: Protocol) -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -90,7 +90,7 @@ impl World {
         }
     }
 
-    pub async fn start(&mut self) {
+    pub(crate) async fn start(&mut self) {
         self.start_unbound();
         let mut expected: Vec<_> =
             self.instances.iter().filter(|(_, app)| app.is_some()).map(|(at, _)| *at).collect();
@@ -100,7 +100,7 @@ impl World {
         }
     }
 
-    pub fn start_unbound(&mut self) {
+    pub(crate) fn start_unbound(&mut self) {
         self.publish();
         let server = LocalService {
             service: name("db"),
@@ -125,7 +125,7 @@ impl World {
         self.server = Some(start(2, &self.server_plans, &self.server_registry));
     }
 
-    pub fn move_outbound(&mut self, listen: SocketAddr) {
+    pub(crate) fn move_outbound(&mut self, listen: SocketAddr) {
         self.outbound = listen;
         let known = self.client_plans.borrow().services.first().and_then(|s| s.identity.clone());
         let identity = self.has_client_identity.then(|| known.unwrap_or_else(|| self.leaf("web")));
@@ -139,27 +139,27 @@ impl World {
         self.client_plans.send_replace(Arc::new(Plan { services: vec![client] }));
     }
 
-    pub async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         for proxy in [self.client.take(), self.server.take()].into_iter().flatten() {
             proxy.drain(Duration::ZERO).await;
         }
     }
 
-    pub fn intend(&mut self, action: Action) {
+    pub(crate) fn intend(&mut self, action: Action) {
         self.action = action;
         self.publish();
     }
 
-    pub fn forget_root(&mut self) {
+    pub(crate) fn forget_root(&mut self) {
         self.is_root_known = false;
         self.publish();
     }
 
-    pub fn client_listeners(&self) -> Vec<ListenerStatus> {
+    pub(crate) fn client_listeners(&self) -> Vec<ListenerStatus> {
         self.client.as_ref().map(Proxy::listeners).unwrap_or_default()
     }
 
-    pub async fn until_bound(&self, address: SocketAddr) {
+    pub(crate) async fn until_bound(&self, address: SocketAddr) {
         eventually("the listener is bound", || {
             let server = self.server.as_ref().map(Proxy::listeners).unwrap_or_default();
             let mut all = self.client_listeners().into_iter().chain(server);
@@ -168,7 +168,7 @@ impl World {
         .await;
     }
 
-    pub async fn until_status(&self, status: StatusCode) {
+    pub(crate) async fn until_status(&self, status: StatusCode) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         loop {
             let answer = get(self.outbound, "/").await;
@@ -179,16 +179,16 @@ impl World {
         }
     }
 
-    pub fn client_edges(&self) -> Vec<(String, u64)> {
+    pub(crate) fn client_edges(&self) -> Vec<(String, u64)> {
         let edges = self.client.as_ref().map(Proxy::take_edges).unwrap_or_default();
         edges.into_iter().map(|(key, tally)| (key.verdict.to_string(), tally.count)).collect()
     }
 
-    pub fn client_metric(&self, name: &str) -> f64 {
+    pub(crate) fn client_metric(&self, name: &str) -> f64 {
         sum(&self.client_registry, name)
     }
 
-    pub fn server_metric(&self, name: &str) -> f64 {
+    pub(crate) fn server_metric(&self, name: &str) -> f64 {
         sum(&self.server_registry, name)
     }
 
@@ -277,12 +277,12 @@ impl World {
     }
 
     /// An instance whose host does not answer.
-    pub fn dead_endpoint(&mut self) {
+    pub(crate) fn dead_endpoint(&mut self) {
         self.instances.push((free_address(), None));
     }
 
     /// An instance whose proxy accepts and then says nothing.
-    pub async fn stalled_endpoint(&mut self) {
+    pub(crate) async fn stalled_endpoint(&mut self) {
         let (listener, address) = listener().await;
         self.instances.push((address, None));
         tokio::spawn(async move {
@@ -294,11 +294,11 @@ impl World {
     }
 
     /// An instance whose application is not there.
-    pub fn gone_application(&mut self) {
+    pub(crate) fn gone_application(&mut self) {
         self.instance(free_address());
     }
 
-    pub async fn tcp_echo(&mut self) -> SocketAddr {
+    pub(crate) async fn tcp_echo(&mut self) -> SocketAddr {
         let (listener, address) = listener().await;
         tokio::spawn(async move {
             while let Ok((mut socket, _)) = listener.accept().await {
@@ -313,7 +313,7 @@ impl World {
     }
 
     /// Answers with its name, the request's line and its fields.
-    pub async fn http_echo(&mut self, tag: &'static str) -> SocketAddr {
+    pub(crate) async fn http_echo(&mut self, tag: &'static str) -> SocketAddr {
         let address = serve(move |request: Request<Incoming>| async move {
             let text =
                 format!("{tag} {} {} {:?}", request.method(), request.uri(), request.headers());
@@ -324,7 +324,7 @@ impl World {
     }
 
     /// Answers with the request's body.
-    pub async fn http_mirror(&mut self) -> SocketAddr {
+    pub(crate) async fn http_mirror(&mut self) -> SocketAddr {
         let address = serve(|request: Request<Incoming>| async move {
             let body = request.into_body().collect().await.expect("whole").to_bytes();
             Response::new(Full::new(body).boxed())
@@ -334,7 +334,7 @@ impl World {
     }
 
     /// Answers with `size` bytes; counts those it could write.
-    pub async fn http_flood(&mut self, size: usize) -> Arc<AtomicUsize> {
+    pub(crate) async fn http_flood(&mut self, size: usize) -> Arc<AtomicUsize> {
         let written = Arc::new(AtomicUsize::new(0));
         let count = written.clone();
         let address = serve(move |_| {
@@ -354,7 +354,7 @@ impl World {
     }
 
     /// Answers only once its gate is open.
-    pub async fn http_gated(&mut self) -> Gate {
+    pub(crate) async fn http_gated(&mut self) -> Gate {
         let gate = Gate {
             arrived: Arc::new(watch::channel(false).0),
             opened: Arc::new(watch::channel(false).0),
@@ -374,7 +374,7 @@ impl World {
     }
 
     /// Switches to an echo of bytes.
-    pub async fn upgrading(&mut self) -> SocketAddr {
+    pub(crate) async fn upgrading(&mut self) -> SocketAddr {
         let address = serve(|mut request: Request<Incoming>| async move {
             let upgraded = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {
@@ -396,7 +396,7 @@ impl World {
     }
 
     /// HTTP/2: answers with the request's body and gRPC's trailers.
-    pub async fn grpc_echo(&mut self) -> SocketAddr {
+    pub(crate) async fn grpc_echo(&mut self) -> SocketAddr {
         let (listener, address) = listener().await;
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -425,17 +425,17 @@ impl World {
 }
 
 #[derive(Clone)]
-pub struct Gate {
+pub(crate) struct Gate {
     arrived: Arc<watch::Sender<bool>>,
     opened: Arc<watch::Sender<bool>>,
 }
 
 impl Gate {
-    pub async fn arrived(&self) {
+    pub(crate) async fn arrived(&self) {
         self.arrived.subscribe().wait_for(|arrived| *arrived).await.expect("a gate");
     }
 
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         self.opened.send_replace(true);
     }
 }
@@ -472,7 +472,7 @@ async fn listener() -> (TcpListener, SocketAddr) {
 
 /// An address that nobody listens on now. Taken from below the ephemeral range, so that no
 /// outgoing connection of another test takes it in between.
-pub fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     loop {
         let offset = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id() as usize * 61;
@@ -484,11 +484,11 @@ pub fn free_address() -> SocketAddr {
     }
 }
 
-pub async fn get(address: SocketAddr, path: &str) -> Response<Bytes> {
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Response<Bytes> {
     get_with(address, path, &[]).await
 }
 
-pub async fn get_with(
+pub(crate) async fn get_with(
     address: SocketAddr,
     path: &str,
     headers: &[(&str, &str)],
@@ -501,7 +501,7 @@ pub async fn get_with(
     call(address, request).await.expect("an answer")
 }
 
-pub async fn call(
+pub(crate) async fn call(
     address: SocketAddr,
     request: Request<Full<Bytes>>,
 ) -> Result<Response<Bytes>, hyper::Error> {
@@ -513,7 +513,7 @@ pub async fn call(
     Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
 }
 
-pub async fn http2(address: SocketAddr) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
+pub(crate) async fn http2(address: SocketAddr) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(address).await.expect("listening");
     let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
@@ -524,7 +524,7 @@ pub async fn http2(address: SocketAddr) -> hyper::client::conn::http2::SendReque
 }
 
 /// Sends bytes as they are, and reads what comes back until it ends or pauses after a head.
-pub async fn send_raw(address: SocketAddr, bytes: &[u8]) -> String {
+pub(crate) async fn send_raw(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.expect("listening");
     stream.write_all(bytes).await.expect("open");
     let mut answer = Vec::new();
@@ -542,14 +542,14 @@ pub async fn send_raw(address: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-pub async fn read_all(reader: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
+pub(crate) async fn read_all(reader: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     let mut all = Vec::new();
     reader.read_to_end(&mut all).await.expect("it ends well");
     all
 }
 
 /// Waits until `holds`, at most ten seconds.
-pub async fn eventually(what: &str, holds: impl Fn() -> bool) {
+pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !holds() {
         assert!(tokio::time::Instant::now() < deadline, "not in ten seconds: {what}");
@@ -565,6 +565,6 @@ fn sum(registry: &Registry, name: &str) -> f64 {
     let families = registry.gather();
     let family = families.iter().find(|family| family.name() == name);
     family.map_or(0.0, |family| {
-        family.get_metric().iter().map(|metric| metric.get_counter().value()).sum()
+        family.get_metric().iter().map(|metric| metric.get_counter().get_value()).sum()
     })
 }
