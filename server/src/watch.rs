@@ -106,6 +106,11 @@ impl Watches {
         Watch { watches: self.clone(), slot, topics }
     }
 
+    /// How many subscriptions there are now.
+    pub fn held(&self) -> usize {
+        self.registry().slots.len()
+    }
+
     fn wake(&self, changed: &BTreeSet<Topic>) {
         let registry = self.registry();
         for topic in changed {

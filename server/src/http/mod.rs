@@ -126,6 +126,11 @@ async fn read(handle: &Handle, ask: &Ask, look: Look) -> Result<Answer, ApiError
     let (mut reading, effective) = fresh(handle, ask.options.freshness).await?;
     let mut seen = attempt(ask, &reading.state, look, ask.options.index)?;
     if let Seen::Old(topics) = &seen {
+        if handle.watches.held() >= WAITING_MAX {
+            return Err(ApiError::Unavailable(format!(
+                "{WAITING_MAX} readers wait at this server already: ask another, or without ?index"
+            )));
+        }
         let wait = ask.options.wait_with_jitter(rand::random_range(0..=1000));
         let deadline = Instant::now() + wait;
         let mut topics = topics.clone();
@@ -279,6 +284,8 @@ const DEFAULT_ACL_POLICY: HeaderName = HeaderName::from_static("x-consul-default
 /// Twice the largest body that any endpoint needs.
 const BODY_OCTETS_MAX: usize = 1024 * 1024;
 const METHOD_SHOWN: usize = 16;
+/// Readers that may wait at one server, agents' streams counted too.
+const WAITING_MAX: usize = 65_536;
 
 #[cfg(test)]
 mod tests {
