@@ -93,7 +93,8 @@ pub(crate) fn lock(folder: &Path) -> Result<File, UnsafeFolder> {
 /// one, never a mixture.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
+    let name =
+        path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
     let temporary = folder.join(format!(".{name}.{:08x}", rand::random::<u32>()));
     let written = (|| {
         let mut file =

@@ -75,12 +75,16 @@ pub enum StartError {
     #[error("join token: {0}")]
     Token(#[from] InvalidToken),
     /// It has not joined and has nothing to join with.
-    #[error("this host has not joined a cluster: give it a join token, as `hawser join-token` \
-             prints it on a server")]
+    #[error(
+        "this host has not joined a cluster: give it a join token, as `hawser join-token` \
+             prints it on a server"
+    )]
     NeverJoined,
     /// It joined under another name.
-    #[error("this host joined as {joined}, and is now called {configured}: set the old name, or \
-             empty data_dir and join again")]
+    #[error(
+        "this host joined as {joined}, and is now called {configured}: set the old name, or \
+             empty data_dir and join again"
+    )]
     Renamed {
         /// Then.
         joined: NodeName,
@@ -195,10 +199,7 @@ impl Agent {
     /// # Errors
     /// [`StartError`]
     #[allow(clippy::unused_async, reason = "callers await what may later wait for a socket")]
-    pub async fn start(
-        config: Config,
-        registry: prometheus::Registry,
-    ) -> Result<Self, StartError> {
+    pub async fn start(config: Config, registry: prometheus::Registry) -> Result<Self, StartError> {
         let folder = config.data_dir;
         disk::private_folder(&folder)?;
         let lock = disk::lock(&folder)?;
@@ -222,8 +223,7 @@ impl Agent {
             bind: config.bind,
             ports: config.mesh_ports,
         };
-        let (local, refused) =
-            Local::open(rules, folder.clone(), config.services, config.checks)?;
+        let (local, refused) = Local::open(rules, folder.clone(), config.services, config.checks)?;
         for why in refused {
             tracing::error!(%why, "a declaration was not taken");
         }
@@ -239,11 +239,9 @@ impl Agent {
         let leaves = watch::Sender::new(leaves::kept(&folder.join(LEAVES)));
 
         let mut plan_leaves = plan::Leaves::default();
-        let first =
-            plan::plan(&local.services(), &leaves.borrow(), &mut plan_leaves, config.bind);
+        let first = plan::plan(&local.services(), &leaves.borrow(), &mut plan_leaves, config.bind);
         let plans = watch::Sender::new(Arc::new(first));
-        let proxy =
-            Proxy::start(config.proxy, plans.subscribe(), views.subscribe(), &registry)?;
+        let proxy = Proxy::start(config.proxy, plans.subscribe(), views.subscribe(), &registry)?;
         let proxy = Arc::new(Mutex::new(Some(proxy)));
 
         let (http, dns) = (config.http.map(listen).transpose()?, config.dns.map(bind).transpose()?);
@@ -335,8 +333,12 @@ impl Agent {
         let (synced, compare) = (watch::Sender::new(0), watch::Sender::new(0));
 
         tasks.spawn(session(host.clone(), join, folder.clone(), serves.clone()));
-        let beats =
-            heartbeat::run(host.servers.clone(), compare.clone(), host.metrics.clone(), says.clone());
+        let beats = heartbeat::run(
+            host.servers.clone(),
+            compare.clone(),
+            host.metrics.clone(),
+            says.clone(),
+        );
         tasks.spawn(named("heartbeat", beats));
         let reconciling = AntiEntropy {
             node: host.node.clone(),
@@ -444,9 +446,7 @@ async fn named(
 }
 
 /// What became of a task that ended before it was told to.
-fn early(
-    ended: Result<Result<&'static str, RunError>, tokio::task::JoinError>,
-) -> RunError {
+fn early(ended: Result<Result<&'static str, RunError>, tokio::task::JoinError>) -> RunError {
     match ended {
         Err(panicked) => RunError::Panicked(panicked),
         Ok(Err(why)) => why,
@@ -625,8 +625,11 @@ fn listen(address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
 fn bind(
     (address, config): (SocketAddr, hawser_dns::Config),
 ) -> Result<(hawser_dns::Config, hawser_dns::Sockets), StartError> {
-    let sockets = hawser_dns::bind(address, DNS_WORKERS)
-        .map_err(|source| StartError::Listen { what: "DNS", address, source })?;
+    let sockets = hawser_dns::bind(address, DNS_WORKERS).map_err(|source| StartError::Listen {
+        what: "DNS",
+        address,
+        source,
+    })?;
     Ok((config, sockets))
 }
 
@@ -667,3 +670,388 @@ const READY_EVERY: Duration = Duration::from_millis(250);
 const LEAVE: Duration = Duration::from_secs(2);
 const PROPAGATION: Duration = Duration::from_secs(1);
 const FINISH: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod fake;
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use hawser_core::catalog::{Instance, Weights};
+    use hawser_core::state::{Command, NodeChanges};
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::fake::Fake;
+
+    /// An agent that runs, and how to talk to it.
+    struct Running {
+        handle: Handle,
+        http: SocketAddr,
+        drain: CancellationToken,
+        ended: tokio::task::JoinHandle<Result<(), RunError>>,
+    }
+
+    impl Running {
+        async fn start(folder: &Path, server: SocketAddr, join: Join, services: &[Value]) -> Self {
+            let config = config(folder, server, join, services);
+            let agent = Agent::start(config, prometheus::Registry::new()).await.expect("started");
+            let (handle, drain) = (agent.handle(), CancellationToken::new());
+            let http = agent.addresses().http.expect("asked for");
+            let ended = tokio::spawn(agent.run(drain.clone()));
+            Self { handle, http, drain, ended }
+        }
+
+        async fn stop(self) -> Result<(), RunError> {
+            self.drain.cancel();
+            self.ended.await.expect("no panic")
+        }
+
+        /// As if killed: nothing is said, nothing is awaited.
+        async fn kill(self) {
+            self.ended.abort();
+            let _ = self.ended.await;
+        }
+
+        async fn get(&self, path: &str) -> (u16, String) {
+            self.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n"), "").await
+        }
+
+        async fn put(&self, path: &str, body: &str) -> (u16, String) {
+            self.ask(&format!("PUT {path} HTTP/1.1\r\nHost: localhost\r\n"), body).await
+        }
+
+        async fn ask(&self, head: &str, body: &str) -> (u16, String) {
+            let mut socket = TcpStream::connect(self.http).await.expect("listening");
+            let length = body.len();
+            let request =
+                format!("{head}Connection: close\r\nContent-Length: {length}\r\n\r\n{body}");
+            socket.write_all(request.as_bytes()).await.expect("written");
+            let mut reply = Vec::new();
+            // A refusal may come before all was sent, and the rest is then reset.
+            let _ = socket.read_to_end(&mut reply).await;
+            let reply = String::from_utf8_lossy(&reply).into_owned();
+            let status = reply.split(' ').nth(1).and_then(|code| code.parse().ok());
+            let body = reply.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+            (status.expect("a status line"), body.unwrap_or_default())
+        }
+    }
+
+    fn config(folder: &Path, server: SocketAddr, join: Join, services: &[Value]) -> Config {
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let service = |value: &Value| value.clone().try_into().expect("good");
+        Config {
+            node: "n1".parse().expect("a name"),
+            datacenter: "dc1".parse().expect("a name"),
+            data_dir: folder.join("data"),
+            advertise: loopback,
+            bind: loopback,
+            http: Some(SocketAddr::new(loopback, 0)),
+            dns: None,
+            servers: vec![server.to_string()],
+            join,
+            services: services.iter().map(service).collect(),
+            checks: vec![],
+            enable_script_checks: false,
+            locality: Default::default(),
+            meta: Default::default(),
+            proxy: hawser_proxy::Config { workers: 1, ..Default::default() },
+            mesh_ports: 23_000..=23_999,
+            drain: Duration::from_secs(1),
+            is_server: false,
+            version: "0.0.0",
+        }
+    }
+
+    fn web() -> Value {
+        json!({ "Name": "web", "Port": 80, "Connect": { "SidecarService": {} } })
+    }
+
+    async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !holds() {
+            assert!(Instant::now() < deadline, "never came true: {what}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn until_ready(agent: &Running) {
+        let mut ready = agent.handle.ready();
+        let waited = timeout(Duration::from_secs(20), ready.wait_for(|is_ready| *is_ready)).await;
+        assert!(waited.is_ok(), "never ready: {:?}", agent.handle.missing());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_host_joins_serves_and_leaves() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        let server = fake.listen(None).await;
+        let join = Join::Token(fake.token());
+        let agent = Running::start(folder.path(), server.address, join, &[web()]).await;
+        until_ready(&agent).await;
+        assert_eq!(fake.services(), ["web"]);
+
+        let (status, body) = agent.get("/v1/agent/connect/ca/leaf/web").await;
+        assert_eq!(status, 200, "{body}");
+        let leaf: Value = serde_json::from_str(&body).expect("JSON");
+        let uri = format!("spiffe://{}/ns/default/dc/dc1/svc/web", fake::TRUST_DOMAIN);
+        assert_eq!(leaf["ServiceURI"], uri);
+        assert!(leaf["PrivateKeyPEM"].as_str().is_some_and(|pem| pem.starts_with("-----BEGIN")));
+
+        let (status, body) = agent.get("/v1/catalog/nodes?stale").await;
+        assert_eq!((status, body.as_str()), (200, "GET /v1/catalog/nodes?stale"), "passed on");
+
+        let ask = json!({ "Target": "web", "ClientCertURI": uri, "ClientCertSerial": "1" });
+        let (status, body) = agent.put("/v1/agent/connect/authorize", &ask.to_string()).await;
+        assert_eq!(status, 200, "{body}");
+        assert!(body.contains("\"Authorized\":true"), "{body}");
+
+        agent.stop().await.expect("a good end");
+        assert_eq!(fake.left(), 1, "it said goodbye");
+        assert!(fake.services().is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_restart_with_every_server_dead_serves_at_once() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        let server = fake.listen(None).await;
+        let address = server.address;
+        let join = Join::Token(fake.token());
+        let agent = Running::start(folder.path(), address, join, &[web()]).await;
+        until_ready(&agent).await;
+        let view = folder.path().join("data").join(VIEW);
+        until("the view is kept with its trust", || {
+            subscribe::kept(&view).is_some_and(|view| view.trust.is_some())
+        })
+        .await;
+        agent.kill().await;
+        server.kill().await;
+
+        let agent = Running::start(folder.path(), address, Join::None, &[web()]).await;
+        assert!(*agent.handle.ready().borrow(), "ready as it starts: {:?}", agent.handle.missing());
+        assert_eq!(agent.get("/v1/hawser/ready").await.0, 200);
+        assert_eq!(agent.get("/v1/agent/connect/ca/leaf/web").await.0, 200);
+        assert_eq!(agent.get("/v1/agent/connect/ca/roots").await.0, 200);
+        let (status, body) = agent.get("/v1/catalog/nodes").await;
+        assert_eq!((status, body.as_str()), (500, "No cluster leader"));
+
+        let other = json!({ "Name": "api", "Port": 81 });
+        assert_eq!(agent.put("/v1/agent/service/register", &other.to_string()).await.0, 200);
+        let server = fake.listen(Some(address)).await;
+        until("what changed meanwhile is told", || fake.services() == ["api", "web"]).await;
+        agent.stop().await.expect("a good end");
+        server.kill().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_the_catalog_lost_is_told_again_and_a_refusal_holds_up_no_other() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        fake.refuse("bad");
+        let server = fake.listen(None).await;
+        let services = [web(), json!({ "Name": "bad", "Port": 1 })];
+        let join = Join::Token(fake.token());
+        let agent = Running::start(folder.path(), server.address, join, &services).await;
+        until("the good one is told", || fake.services() == ["web"]).await;
+        until("the refusal is shown", || !agent.handle.host.refused.all().is_empty()).await;
+        let (_, body) = agent.get("/v1/hawser/ready").await;
+        assert!(body.contains("service/bad") && body.contains("bad is refused"), "{body}");
+
+        fake.apply(Command::DropNode("n1".parse().expect("a name")));
+        until("it is told again", || fake.services() == ["web"]).await;
+        agent.stop().await.expect("a good end");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_view_follows_the_catalog_and_outlives_the_server() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        let server = fake.listen(None).await;
+        let upstreams = json!([{ "DestinationName": "db", "LocalBindPort": 23998 }]);
+        let mut web = web();
+        web["Connect"]["SidecarService"] = json!({ "Proxy": { "Upstreams": upstreams } });
+        let join = Join::Token(fake.token());
+        let agent = Running::start(folder.path(), server.address, join, &[web]).await;
+        let views = agent.handle.host.views.subscribe();
+        let endpoints = || {
+            let view = views.borrow().clone();
+            view.services.get("db").map_or(0, |service| service.endpoints.len())
+        };
+        until("db is looked at", || views.borrow().services.contains_key("db")).await;
+        assert_eq!(endpoints(), 0);
+        fake.apply(Command::SyncNode(NodeChanges {
+            node: Node {
+                name: "n2".parse().expect("a name"),
+                id: "id".into(),
+                address: IpAddr::from([10, 0, 0, 2]),
+                locality: Default::default(),
+                meta: Default::default(),
+            },
+            put_instances: vec![Instance {
+                id: "db".parse().expect("an id"),
+                service: "db".parse().expect("a name"),
+                address: None,
+                port: 5432,
+                tags: Default::default(),
+                meta: Default::default(),
+                weights: Weights::default(),
+                protocol: None,
+                mesh_port: Some(21_000),
+                enable_tag_override: false,
+            }],
+            put_checks: vec![],
+            drop_instances: vec![],
+            drop_checks: vec![],
+        }));
+        until("an instance appears", || endpoints() == 1).await;
+        server.kill().await;
+        until("the loss is noticed", || agent.handle.host.servers.link().is_none()).await;
+        assert_eq!(endpoints(), 1, "the last view stands");
+        agent.kill().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_leaf_is_renewed_before_it_runs_out() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        fake.sign_for(Duration::from_secs(3));
+        let server = fake.listen(None).await;
+        let join = Join::Token(fake.token());
+        let agent = Running::start(folder.path(), server.address, join, &[web()]).await;
+        until_ready(&agent).await;
+        let leaf = || agent.handle.host.leaves.borrow().get("web").cloned().expect("there");
+        let first = leaf();
+        until("a new one comes", || leaf().validity != first.validity).await;
+        assert!(fake.leaves_signed() >= 2);
+        assert!(clock::now() < first.validity.not_after, "in good time");
+        agent.kill().await;
+        server.kill().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn only_a_server_under_the_pinned_root_is_believed() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        let good = fake.listen(None).await;
+        let agent = fake.listen_as("agent/client/dc/dc1/id/s1", None).await;
+        let service = fake.listen_as("ns/default/dc/dc1/svc/web", None).await;
+        let elsewhere = fake.listen_as("agent/server/dc/dc2/id/s1", None).await;
+        let cases = [
+            // token, where, joins, passing, why
+            (fake.token(), good.address, true, false, "the right server"),
+            (fake.token_with_other_pin(), good.address, false, true, "another root"),
+            (fake.token(), agent.address, false, true, "an agent is no server"),
+            (fake.token(), service.address, false, true, "a service is no server"),
+            (fake.token(), elsewhere.address, false, true, "another datacenter"),
+            (fake.wrong_token(), good.address, false, false, "a token that is not valid"),
+        ];
+        for (token, server, joins, passing, why) in cases {
+            let servers =
+                Servers::open(&[server.to_string()], folder.path().join("s"), Contact::default());
+            let (node, datacenter) = ("n1".parse(), "dc1".parse());
+            let joined = join::join(
+                &servers,
+                &node.expect("a name"),
+                &datacenter.expect("a name"),
+                &Token::parse(&token).expect("a token"),
+            )
+            .await;
+            match joined {
+                Ok(membership) => {
+                    assert!(joins, "{why}");
+                    assert_eq!(membership.trust_domain().as_str(), fake::TRUST_DOMAIN);
+                }
+                Err(refused) => {
+                    assert!(!joins, "{why}: {refused}");
+                    assert_eq!(refused.is_passing(), passing, "{why}: {refused}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_refused_token_ends_the_agent_with_a_reason() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        let server = fake.listen(None).await;
+        let join = Join::Token(fake.wrong_token());
+        let agent = Running::start(folder.path(), server.address, join, &[]).await;
+        let ended = agent.ended.await.expect("no panic");
+        assert!(matches!(ended, Err(RunError::Join(JoinError::Refused(_)))), "{ended:?}");
+
+        let never = config(folder.path(), server.address, Join::None, &[]);
+        let refused = Agent::start(never, prometheus::Registry::new()).await.err();
+        assert!(matches!(refused, Some(StartError::NeverJoined)), "{refused:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_local_api_speaks_consul_and_refuses_tricks() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        let server = fake.listen(None).await;
+        let join = Join::Token(fake.token());
+        let agent = Running::start(folder.path(), server.address, join, &[web()]).await;
+        until_ready(&agent).await;
+        let beat = json!({ "Name": "beat", "Port": 7, "Check": { "TTL": "1h" } }).to_string();
+        let big = "x".repeat((1 << 20) + 1);
+        let steps: &[(&str, &str, &str, u16, &str)] = &[
+            // method, path, body, status, part of the reply
+            ("PUT", "/v1/agent/service/register", &beat, 200, ""),
+            ("PUT", "/v1/agent/service/register", "{", 400, "Request decode failed"),
+            ("PUT", "/v1/agent/service/register", "{\"Nam\":1}", 400, "Nam"),
+            ("PUT", "/v1/agent/service/register", &big, 413, "too large"),
+            ("GET", "/v1/agent/service/register", "", 405, "not allowed"),
+            ("GET", "/v1/agent/health/service/id/beat", "", 503, "critical"),
+            ("PUT", "/v1/agent/check/pass/service:beat?note=well", "", 200, ""),
+            ("GET", "/v1/agent/health/service/name/beat?format=text", "", 200, "passing"),
+            ("PUT", "/v1/agent/check/warn/service%3Abeat", "", 200, ""),
+            ("GET", "/v1/agent/health/service/id/beat?format=text", "", 429, "warning"),
+            ("PUT", "/v1/agent/check/update/service:beat", "{\"Status\":\"passing\"}", 200, ""),
+            ("PUT", "/v1/agent/check/pass/nobody", "", 404, "Unknown check ID"),
+            ("PUT", "/v1/agent/service/maintenance/beat?enable=true&reason=why", "", 200, ""),
+            ("GET", "/v1/agent/health/service/id/beat?format=text", "", 503, "maintenance"),
+            ("GET", "/v1/agent/checks", "", 200, "_service_maintenance:beat"),
+            ("PUT", "/v1/agent/service/maintenance/beat?enable=false", "", 200, ""),
+            ("PUT", "/v1/agent/service/maintenance/beat", "", 400, "enable"),
+            ("GET", "/v1/agent/services", "", 200, "web-sidecar-proxy"),
+            ("GET", "/v1/agent/service/web-sidecar-proxy", "", 200, "ContentHash"),
+            ("GET", "/v1/agent/service/nobody", "", 404, "unknown service ID: nobody"),
+            ("GET", "/v1/agent/self", "", 200, "\"NodeName\":\"n1\""),
+            ("GET", "/v1/agent/members", "", 200, "\"Name\":\"n1\""),
+            ("GET", "/v1/agent/version", "", 200, "HumanVersion"),
+            ("GET", "/v1/agent/host", "", 200, "kernelVersion"),
+            ("GET", "/v1/agent/metrics", "", 200, "\"Gauges\""),
+            ("GET", "/v1/agent/metrics?format=prometheus", "", 200, "hawser_agent_view_index"),
+            ("GET", "/metrics", "", 200, "hawser_agent_leaf_expiry_seconds{service=\"web\"}"),
+            ("PUT", "/v1/agent/token/default", "{}", 401, "ACL support disabled"),
+            ("GET", "/v1/agent/connect/ca/leaf/other", "", 404, "not registered on this node"),
+            ("GET", "/v1/agent/nothing", "", 404, ""),
+            ("GET", "/v2/x", "", 404, ""),
+            ("PUT", "/v1/agent/service/deregister/beat", "", 200, ""),
+            ("PUT", "/v1/agent/service/deregister/beat", "", 404, "Unknown service ID"),
+        ];
+        for (method, path, body, status, part) in steps {
+            let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost:8500\r\n");
+            let (code, reply) = agent.ask(&head, body).await;
+            assert_eq!(code, *status, "{method} {path}: {reply}");
+            assert!(reply.contains(part), "{method} {path}: {reply}");
+        }
+        let tricks = [
+            ("Host: evil.example\r\n", "a rebound name"),
+            ("Host: localhost\r\nOrigin: http://evil.example\r\n", "another page"),
+            ("Host: localhost\r\nOrigin: null\r\n", "a page without origin"),
+        ];
+        for (headers, why) in tricks {
+            let head = format!("PUT /v1/agent/leave HTTP/1.1\r\n{headers}");
+            assert_eq!(agent.ask(&head, "").await.0, 403, "{why}");
+        }
+        assert_eq!(agent.put("/v1/agent/leave", "").await.0, 200);
+        agent.ended.await.expect("no panic").expect("it left");
+        assert_eq!(fake.left(), 1);
+    }
+}

@@ -1,8 +1,6 @@
 //! What the agent counts about itself.
 
-use prometheus::{
-    GaugeVec, IntCounter, IntGauge, Opts, Registry, core::Collector,
-};
+use prometheus::{GaugeVec, IntCounter, IntGauge, Opts, Registry, core::Collector};
 
 /// The agent's own metrics.
 #[derive(Clone)]

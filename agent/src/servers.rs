@@ -294,10 +294,8 @@ pub(crate) async fn connect(server: &str, config: Arc<ClientConfig>) -> Result<L
         .map_err(|source| ConnectError::Resolve { server: server.to_owned(), source })?
         .take(ADDRESSES_MAX)
         .collect();
-    let mut last = ConnectError::Resolve {
-        server: server.to_owned(),
-        source: io::ErrorKind::NotFound.into(),
-    };
+    let mut last =
+        ConnectError::Resolve { server: server.to_owned(), source: io::ErrorKind::NotFound.into() };
     for address in addresses {
         match dial(server, address, config.clone()).await {
             Ok(link) => return Ok(link),

@@ -220,9 +220,7 @@ pub(crate) fn kept(path: &Path) -> Option<View> {
         tracing::error!(file = %path.display(), %why, "the kept view cannot be read");
         None
     })?;
-    codec::view::decode(&bytes)
-        .inspect_err(|why| disk::set_aside(path, &why.to_string()))
-        .ok()
+    codec::view::decode(&bytes).inspect_err(|why| disk::set_aside(path, &why.to_string())).ok()
 }
 
 /// Keeps the view on disk, at most once per [`KEEP_EVERY`], until `drain`, and once more then.

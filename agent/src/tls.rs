@@ -51,12 +51,11 @@ pub(crate) enum InvalidCertificate {
 pub(crate) fn identity_of(certificate: &[u8]) -> Result<SpiffeId, InvalidCertificate> {
     let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate)
         .map_err(|_| InvalidCertificate::Malformed)?;
-    let mut names = parsed.extensions().iter().filter_map(|extension| {
-        match extension.parsed_extension() {
+    let mut names =
+        parsed.extensions().iter().filter_map(|extension| match extension.parsed_extension() {
             ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
             _ => None,
-        }
-    });
+        });
     match (names.next().map(Vec::as_slice), names.next()) {
         (Some([GeneralName::URI(uri)]), None) => {
             uri.parse().map_err(|_| InvalidCertificate::SpiffeId)
@@ -133,8 +132,11 @@ pub(crate) fn client(
 /// aws-lc-rs with X25519 and AES-128-GCM first.
 fn mesh_provider() -> CryptoProvider {
     let mut chosen = provider::default_provider();
-    chosen.kx_groups =
-        vec![provider::kx_group::X25519, provider::kx_group::SECP256R1, provider::kx_group::SECP384R1];
+    chosen.kx_groups = vec![
+        provider::kx_group::X25519,
+        provider::kx_group::SECP256R1,
+        provider::kx_group::SECP384R1,
+    ];
     chosen.cipher_suites = vec![
         provider::cipher_suite::TLS13_AES_128_GCM_SHA256,
         provider::cipher_suite::TLS13_AES_256_GCM_SHA384,

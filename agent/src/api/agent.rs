@@ -207,10 +207,7 @@ fn shown(held: &Declared, datacenter: &str) -> AgentService {
         meta: pairs(&instance.meta),
         port: instance.port,
         address: instance.address.map(|address| address.to_string()).unwrap_or_default(),
-        weights: Weights {
-            passing: instance.weights.passing,
-            warning: instance.weights.warning,
-        },
+        weights: Weights { passing: instance.weights.passing, warning: instance.weights.warning },
         enable_tag_override: instance.enable_tag_override,
         proxy: None,
         content_hash: String::new(),
@@ -333,10 +330,8 @@ fn rank(check: &HealthCheck) -> usize {
 async fn about(api: &Api) -> Value {
     let host = &api.host;
     let leader = api.forwarding.own(host, "GET", "/v1/status/leader?stale", vec![]).await;
-    let leader: String = leader
-        .ok()
-        .and_then(|reply| serde_json::from_slice(&reply.body).ok())
-        .unwrap_or_default();
+    let leader: String =
+        leader.ok().and_then(|reply| serde_json::from_slice(&reply.body).ok()).unwrap_or_default();
     let me = member(
         host,
         host.node.name.as_str(),
@@ -426,7 +421,8 @@ async fn members(api: &Api) -> Vec<Member> {
 fn member(host: &Host, name: &str, address: &str, is_server: bool, status: u8) -> Member {
     let mut tags = Pairs::new();
     let role = if is_server { "consul" } else { "node" };
-    for (key, value) in [("role", role), ("dc", host.datacenter.as_str()), ("build", host.version)] {
+    for (key, value) in [("role", role), ("dc", host.datacenter.as_str()), ("build", host.version)]
+    {
         tags.insert(key.to_owned(), value.to_owned());
     }
     if is_server {

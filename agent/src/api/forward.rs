@@ -31,14 +31,9 @@ impl Forwarding {
         ask: &Ask,
         drain: &CancellationToken,
     ) -> Result<Reply, ApiError> {
-        let headers = ask
-            .headers
-            .iter()
-            .filter(|(name, _)| PASSED.contains(&name.as_str()))
-            .map(|(name, value)| v1::Header {
-                name: name.to_string(),
-                value: value.as_bytes().to_vec(),
-            });
+        let headers = ask.headers.iter().filter(|(name, _)| PASSED.contains(&name.as_str())).map(
+            |(name, value)| v1::Header { name: name.to_string(), value: value.as_bytes().to_vec() },
+        );
         let request = v1::HttpRequest {
             method: ask.method.to_string(),
             target: ask.target.clone(),
@@ -69,11 +64,7 @@ impl Forwarding {
         timeout(OWN, self.ask(host, request)).await.map_err(|_| ApiError::NoLeader)?
     }
 
-    async fn ask(
-        &self,
-        host: &Host,
-        request: v1::HttpRequest,
-    ) -> Result<v1::HttpReply, ApiError> {
+    async fn ask(&self, host: &Host, request: v1::HttpRequest) -> Result<v1::HttpReply, ApiError> {
         // Over the servers' bound on streams, requests would hold up heartbeats.
         let _place = self
             .0

@@ -207,9 +207,7 @@ impl Api {
                 ask.must_be(&[Method::GET])?;
                 Ok(self.ready())
             }
-            ["v1", "agent", "connect", ref rest @ ..] => {
-                connect::answer(self, ask, rest).await
-            }
+            ["v1", "agent", "connect", ref rest @ ..] => connect::answer(self, ask, rest).await,
             ["v1", "agent", ref rest @ ..] => agent::answer(self, ask, rest).await,
             ["v1", _, ..] => self.forwarding.pass(&self.host, ask, &self.drain).await,
             _ => Err(ApiError::UnknownPath),

@@ -34,7 +34,9 @@ pub(super) fn answer(host: &Host, ask: &Ask) -> Result<Reply, ApiError> {
     for family in host.registry.gather() {
         for metric in family.get_metric() {
             match family.get_field_type() {
-                MetricType::GAUGE => gauges.push(plain(&family, metric, metric.get_gauge().get_value())),
+                MetricType::GAUGE => {
+                    gauges.push(plain(&family, metric, metric.get_gauge().get_value()))
+                }
                 MetricType::COUNTER => {
                     let value = metric.get_counter().get_value();
                     counters.push(sample(&family, metric, value, 1));

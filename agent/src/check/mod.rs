@@ -70,7 +70,11 @@ async fn watch_one(local: Arc<Local>, spec: Arc<CheckSpec>) {
                 changes.borrow_and_update();
                 match local.status_of(instance, &spec.id) {
                     Some(status) => {
-                        local.observe(&spec, status, &format!("All checks of {instance}: {status}"));
+                        local.observe(
+                            &spec,
+                            status,
+                            &format!("All checks of {instance}: {status}"),
+                        );
                     }
                     None => {
                         let gone = format!("No service {instance} on this node");

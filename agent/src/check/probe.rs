@@ -153,8 +153,7 @@ async fn grpc_on(
     target: &Target,
     service: &str,
 ) -> Result<i32, ProbeError> {
-    let (mut send, connection) =
-        http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await?;
+    let (mut send, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await?;
     let _driver = Driver(tokio::spawn(async move {
         let _ = connection.await;
     }));
@@ -223,18 +222,13 @@ async fn secure(
     socket: TcpStream,
     protocol: &[u8],
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, ProbeError> {
-    let failed = |source| ProbeError::Connect {
-        host: target.host.clone(),
-        port: target.port,
-        source,
-    };
-    let config = super::tls::client(trust, protocol).map_err(|why| failed(io::Error::other(why)))?;
+    let failed =
+        |source| ProbeError::Connect { host: target.host.clone(), port: target.port, source };
+    let config =
+        super::tls::client(trust, protocol).map_err(|why| failed(io::Error::other(why)))?;
     let name = ServerName::try_from(name.to_owned())
         .map_err(|why| failed(io::Error::new(io::ErrorKind::InvalidInput, why)))?;
-    tokio_rustls::TlsConnector::from(Arc::new(config))
-        .connect(name, socket)
-        .await
-        .map_err(failed)
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, socket).await.map_err(failed)
 }
 
 /// The first octets of a body, as text.

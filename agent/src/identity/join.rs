@@ -29,7 +29,9 @@ pub(crate) struct Token {
 
 /// A text that is no join token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("it is no join token: it must look like hj1.<secret>.<pin>, as `hawser join-token` prints it")]
+#[error(
+    "it is no join token: it must look like hj1.<secret>.<pin>, as `hawser join-token` prints it"
+)]
 pub struct InvalidToken;
 
 impl Token {
@@ -132,8 +134,10 @@ struct KeptMembership {
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The servers said no: another attempt with this token is in vain.
-    #[error("the servers refuse to let this host join: {0}: ask for a new token with `hawser \
-             join-token`")]
+    #[error(
+        "the servers refuse to let this host join: {0}: ask for a new token with `hawser \
+             join-token`"
+    )]
     Refused(String),
     /// No server could be asked: another attempt may succeed.
     #[error("no server could be asked: {0}")]
@@ -204,8 +208,13 @@ async fn join_at(
     let reply = match answered {
         Err(_) => return Err(unreachable(&"no answer in time")),
         Ok(Err(status)) => match status.code() {
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown
-            | Code::Internal | Code::ResourceExhausted | Code::Aborted => {
+            Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::Internal
+            | Code::ResourceExhausted
+            | Code::Aborted => {
                 return Err(unreachable(&status.message()));
             }
             _ => return Err(JoinError::Refused(status.message().to_owned())),

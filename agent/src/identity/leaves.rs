@@ -160,10 +160,7 @@ impl Leaves {
             let next = plan.entry(name.clone()).or_insert_with(|| Next {
                 at: match credential {
                     None => now,
-                    Some(held) => held
-                        .validity
-                        .renew_at(now, clock::permille())
-                        .unwrap_or(now),
+                    Some(held) => held.validity.renew_at(now, clock::permille()).unwrap_or(now),
                 },
                 backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
                 roots: credential.map(|held| held.roots.clone()).unwrap_or_default(),

@@ -55,8 +55,6 @@ pub(crate) struct Standing {
     pub(crate) spec: Arc<CheckSpec>,
     /// What is reported.
     pub(crate) status: Status,
-    /// What it printed last.
-    pub(crate) output: Arc<str>,
     /// When somebody last reported, for a TTL check.
     pub(crate) reported_at: Option<UnixTime>,
 }
@@ -83,8 +81,10 @@ pub enum RegisterError {
         check: CheckId,
     },
     /// The target is one that checks by the API may not ask.
-    #[error("check {check}: a check registered by the API may only ask this host: declare it in a \
-             file")]
+    #[error(
+        "check {check}: a check registered by the API may only ask this host: declare it in a \
+             file"
+    )]
     ForeignTarget {
         /// Which check.
         check: CheckId,
@@ -119,7 +119,7 @@ pub enum RegisterError {
 
 /// There is no such thing here.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Unknown {
+pub(crate) enum Unknown {
     /// No such service.
     #[error("unknown service ID: {0}")]
     Service(InstanceId),
@@ -340,12 +340,7 @@ impl Local {
     }
 
     /// Takes somebody's report on a TTL check.
-    pub(crate) fn report(
-        &self,
-        id: &CheckId,
-        status: Status,
-        output: &str,
-    ) -> Result<(), Unknown> {
+    pub(crate) fn report(&self, id: &CheckId, status: Status, output: &str) -> Result<(), Unknown> {
         let mut inner = self.lock();
         let entry = inner.checks.get_mut(id).ok_or_else(|| Unknown::Check(id.clone()))?;
         if !matches!(entry.spec.kind, CheckKind::Ttl(_)) {
@@ -459,10 +454,11 @@ impl Local {
     pub(crate) fn reap(&self) {
         let overdue: BTreeSet<InstanceId> = {
             let inner = self.lock();
-            let is_overdue = |entry: &&Entry| match (entry.spec.deregister_after, entry.critical_since) {
-                (Some(most), Some(since)) => since.elapsed() >= most,
-                _ => false,
-            };
+            let is_overdue =
+                |entry: &&Entry| match (entry.spec.deregister_after, entry.critical_since) {
+                    (Some(most), Some(since)) => since.elapsed() >= most,
+                    _ => false,
+                };
             let overdue = inner.checks.values().filter(is_overdue);
             overdue.filter_map(|entry| entry.spec.instance.clone()).collect()
         };
@@ -724,7 +720,6 @@ impl Entry {
         Standing {
             spec: self.spec.clone(),
             status: self.gauge.reported(),
-            output: self.output.clone(),
             reported_at: self.reported_at,
         }
     }
@@ -811,10 +806,8 @@ mod tests {
         assert_eq!(again.service("api").expect("there").instance.mesh_port, port);
         let checks = again.all_checks();
         let found: Vec<_> = checks.iter().map(|c| (c.id.as_str(), c.status)).collect();
-        let expected = [
-            ("service:api", Status::Passing),
-            ("_service_maintenance:api", Status::Critical),
-        ];
+        let expected =
+            [("service:api", Status::Passing), ("_service_maintenance:api", Status::Critical)];
         assert_eq!(found, expected);
 
         again.deregister_service(&"api".parse().expect("an id")).expect("known");
@@ -841,16 +834,25 @@ mod tests {
             json!({ "Name": name, "Connect": { "SidecarService": { "Proxy": { "Upstreams": [
                 { "DestinationName": "db", "LocalBindPort": 9191 } ] } } } })
         };
-        let port = |name: &str| {
-            json!({ "Name": name, "Port": 80, "Connect": { "SidecarService": { "Port": 21500 } } })
-        };
+        let port = |name: &str| json!({ "Name": name, "Port": 80, "Connect": { "SidecarService": { "Port": 21500 } } });
         let check = |check: Value| json!({ "Name": "x", "Check": check });
-        let local = open(folder.path(), &[upstream("a"), port("b"), json!({"Name": "c",
-            "Check": {"TTL": "5s", "CheckID": "beat"}})]);
+        let local = open(
+            folder.path(),
+            &[
+                upstream("a"),
+                port("b"),
+                json!({"Name": "c",
+            "Check": {"TTL": "5s", "CheckID": "beat"}}),
+            ],
+        );
         let cases = [
             (upstream("x"), "port 9191 is used by service a", "one upstream port, two services"),
             (port("x"), "port 21500 is used by service b", "one mesh port, two services"),
-            (check(json!({"Args": ["/bin/true"], "Interval": "1s"})), "script checks are off", "A7"),
+            (
+                check(json!({"Args": ["/bin/true"], "Interval": "1s"})),
+                "script checks are off",
+                "A7",
+            ),
             (check(json!({"TTL": "5s", "CheckID": "beat"})), "another service", "ids are unique"),
             (
                 check(json!({"HTTP": "http://10.9.9.9/", "Interval": "1s"})),

@@ -34,7 +34,8 @@ impl Ports {
         if let Some(port) = held.filter(|port| range.contains(port) && !taken.contains_key(port)) {
             return Some(port);
         }
-        let is_free = |port: &u16| !taken.contains_key(port) && TcpListener::bind((bind, *port)).is_ok();
+        let is_free =
+            |port: &u16| !taken.contains_key(port) && TcpListener::bind((bind, *port)).is_ok();
         let is_remembered = |port: &u16| self.0.values().any(|held| held == port);
         let fresh = range.clone().find(|port| !is_remembered(port) && is_free(port));
         let port = fresh.or_else(|| range.clone().find(is_free))?;

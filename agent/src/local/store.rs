@@ -111,9 +111,7 @@ fn one<T: DeserializeOwned>(path: &Path) -> Option<T> {
         tracing::error!(file = %path.display(), %why, "a file cannot be read");
         None
     })?;
-    serde_json::from_slice(&bytes)
-        .inspect_err(|why| disk::set_aside(path, &why.to_string()))
-        .ok()
+    serde_json::from_slice(&bytes).inspect_err(|why| disk::set_aside(path, &why.to_string())).ok()
 }
 
 fn every<T: DeserializeOwned>(folder: &Path) -> Vec<T> {
