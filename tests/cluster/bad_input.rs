@@ -26,7 +26,7 @@ fn a_bad_configuration_is_refused_by_key() {
         // part, file, what the error must say
         ("server", format!("{server}nod_name = \"x\"\n"), "nod_name"),
         ("server", format!("{base}operator_key_file = \"/nowhere\"\n"), "/nowhere"),
-        ("server", format!("{base}operator_key_file = \"{open}\"\n"), "0600"),
+        ("server", format!("{base}operator_key_file = \"{open}\"\n"), "chmod 600"),
         ("server", base.clone(), "operator_key_file"),
         ("server", format!("{server}bootstrap_expect = 2\n"), "bootstrap_expect"),
         ("server", format!("{server}default_intention_policy = \"maybe\"\n"), "maybe"),
@@ -37,7 +37,7 @@ fn a_bad_configuration_is_refused_by_key() {
         ("server", format!("{server}recursors = [\"dns.example\"]\n"), "recursors"),
         ("server", format!("{server}log_level = \"loud\"\n"), "log_level"),
         ("server", format!("{server}service {{ name = \"Web\" }}\n"), "Web"),
-        ("server", format!("{server}service {{ nam = \"web\" }}\n"), "nam"),
+        ("server", format!("{server}service {{\n name = \"web\"\n prt = 1\n}}\n"), "prt"),
         ("server", format!("{server}service {{ name = \"web\"\n"), "n1.hcl"),
         ("agent", base.clone(), "retry_join"),
         ("agent", format!("{base}retry_join = [\"x\"]\njoin_token_file = \"/no\"\n"), "/no"),
@@ -74,7 +74,7 @@ fn a_bad_request_is_refused_by_field_and_stops_nothing() {
             400,
             "perhaps",
         ),
-        ("PUT", "/v1/config", json!({"Kind": "service-default", "Name": "x"}), 400, "Kind"),
+        ("PUT", "/v1/config", json!({"Kind": "service-default", "Name": "x"}), 400, "kind"),
         (
             "PUT",
             "/v1/config",

@@ -148,7 +148,12 @@ impl Process {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
         assert!(sent.success());
-        eventually("the process to stop", || self.child.try_wait().expect("waited for"))
+        self.ended()
+    }
+
+    /// Waits for it to end by itself.
+    pub fn ended(&mut self) -> std::process::ExitStatus {
+        eventually("the process to end", || self.child.try_wait().expect("waited for"))
     }
 
     /// What it logged so far.
