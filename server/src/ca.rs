@@ -443,6 +443,9 @@ mod tests {
     use crate::identity::{self, OperatorKey};
     use crate::tls::{Refusal, Trust};
 
+    /// What spoils a request or a certificate.
+    type Change = Box<dyn FnOnce(&mut CertificateParams)>;
+
     /// One cluster with a certificate authority.
     struct Fixture {
         identity: Arc<Identity>,
@@ -534,7 +537,7 @@ mod tests {
     #[test]
     fn a_leaf_holds_what_the_servers_say_and_nothing_that_its_request_says() {
         let fixture = Fixture::new();
-        let requests: [(&str, Box<dyn FnOnce(&mut CertificateParams)>); 4] = [
+        let requests: [(&str, Change); 4] = [
             ("a plain one", Box::new(|_| {})),
             (
                 "another's identity",
@@ -668,7 +671,6 @@ mod tests {
         let id = |path: &str| fixture.id(path);
         let agent = id("/agent/client/dc/dc1/id/n1");
         assert!(fixture.verify(&fixture.leaf(|_| {})).is_ok(), "unspoilt, it is let in");
-        type Change = Box<dyn FnOnce(&mut CertificateParams)>;
         let names = |names: Vec<SanType>| -> Change {
             Box::new(move |params| params.subject_alt_names = names)
         };
@@ -814,6 +816,68 @@ mod tests {
         let refused = as_mesh_root.verify(&good[0], &good[1..], fixture.now).err();
         assert_eq!(refused, Some(Refusal::Chain(webpki::Error::UnknownIssuer)), "no union");
         assert!(!server_root.is_empty());
+    }
+
+    #[test]
+    fn an_intermediate_that_may_not_sign_is_refused() {
+        let fixture = Fixture::new();
+        let days = |count: u64| Duration::from_secs(count * 86_400);
+        let ca = |constraints| {
+            let holds = validity(fixture.now, days(30));
+            fixture.ca.ca_params("test", holds, constraints).expect("randomness").0
+        };
+        let make = || KeyPair::generate().expect("a key");
+        let root_key = make();
+        let root = ca(BasicConstraints::Unconstrained);
+        let root_der = root.self_signed(&root_key).expect("signed");
+        let trust =
+            Trust::in_servers_and_agents(&fixture.identity, &[root_der.der().to_vec().into()]);
+        let root = Issuer::new(root, root_key);
+        let verify = |issuer: CertificateParams, above: Option<CertificateParams>| {
+            let (key, leaf_key, above_key) = (make(), make(), make());
+            let mut chain = Vec::new();
+            let signed = match above {
+                None => issuer.signed_by(&key, &root).expect("signed"),
+                Some(above) => {
+                    let signed = above.signed_by(&above_key, &root).expect("signed");
+                    chain.push(signed.der().clone());
+                    issuer.signed_by(&key, &Issuer::new(above, above_key)).expect("signed")
+                }
+            };
+            chain.insert(0, signed.der().clone());
+            let leaf = fixture.good().signed_by(&leaf_key, &Issuer::new(issuer, key));
+            trust.verify(leaf.expect("signed").der(), &chain, fixture.now).map(drop)
+        };
+        let good = || ca(BasicConstraints::Unconstrained);
+        let spoilt = |change: fn(&mut CertificateParams)| {
+            let mut params = good();
+            change(&mut params);
+            params
+        };
+        assert_eq!(verify(good(), None), Ok(()), "unspoilt");
+        assert_eq!(verify(good(), Some(good())), Ok(()), "and under another");
+        let not_ca = spoilt(|params| params.is_ca = IsCa::ExplicitNoCa);
+        let silent = spoilt(|params| params.is_ca = IsCa::NoCa);
+        let expired = spoilt(|params| params.not_after = params.not_before);
+        let short = ca(BasicConstraints::Constrained(0));
+        let constrained = spoilt(|params| {
+            // Permitted: URIs of example.com. Written by hand: rcgen has no such constraint.
+            let permitted = b"\x30\x11\xa0\x0f\x30\x0d\x86\x0bexample.com".to_vec();
+            let mut constraint = CustomExtension::from_oid_content(&[2, 5, 29, 30], permitted);
+            constraint.set_criticality(true);
+            params.custom_extensions.push(constraint);
+        });
+        let cases = [
+            ("T10: CA:false", not_ca, None),
+            ("T10: no basic constraints", silent, None),
+            ("T10: expired", expired, None),
+            ("T10: the path is too long", good(), Some(short)),
+            ("T11: a constraint on URIs", constrained, None),
+        ];
+        for (why, issuer, above) in cases {
+            let refused = verify(issuer, above).expect_err(why);
+            assert!(matches!(refused, Refusal::Chain(_)), "{why}: {refused:?}");
+        }
     }
 
     #[test]

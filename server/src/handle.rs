@@ -5,17 +5,14 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures_util::stream::{self, StreamExt};
 use hawser_core::name::NodeName;
 use hawser_core::state::{Command, JoinToken};
-use hawser_proto::v1;
 use sha2::{Digest, Sha256};
-use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::ca::Ca;
-use crate::dial::{Dialer, Lane};
-use crate::history::{EdgeMinute, History};
+use crate::dial::Dialer;
+use crate::history::History;
 use crate::identity::{Identity, now};
 use crate::leader::Leases;
 use crate::propose::{ProposeError, Proposer, RETRY_EVERY};
@@ -92,46 +89,7 @@ impl Handle {
             tokio::time::sleep(RETRY_EVERY).await;
         }
     }
-
-    /// The traffic of the minutes `from..=to`, as every server that answers has it, and how many
-    /// servers did not answer.
-    pub async fn traffic(&self, from: u64, to: u64) -> (Vec<EdgeMinute>, usize) {
-        let own = self.history.clone();
-        let local = tokio::task::spawn_blocking(move || own.range(from, to)).await;
-        let mut silent = 0;
-        let mut rows = match local {
-            Ok(Ok(rows)) => rows,
-            _ => {
-                silent += 1;
-                Vec::new()
-            }
-        };
-        let others = self.roster.members().into_iter().filter(|member| {
-            member.id != self.roster.own().id
-        });
-        let answers: Vec<Option<Vec<EdgeMinute>>> = stream::iter(others)
-            .map(|member| self.traffic_of(member.address, from, to))
-            .buffer_unordered(ASKED_TOGETHER)
-            .collect()
-            .await;
-        for answer in answers {
-            match answer {
-                Some(theirs) => rows.extend(theirs),
-                None => silent += 1,
-            }
-        }
-        (rows, silent)
-    }
-
-    async fn traffic_of(&self, address: String, from: u64, to: u64) -> Option<Vec<EdgeMinute>> {
-        let mut client = self.dialer.client(&address, Lane::Request).ok()?;
-        let request = v1::HistoryRequest { from_minute: from, to_minute: to };
-        let reply = timeout(TRAFFIC_MAX, client.history(request)).await.ok()?.ok()?;
-        reply.into_inner().edges.into_iter().map(|row| EdgeMinute::try_from(row).ok()).collect()
-    }
 }
 
 /// The longest that a join token may be valid.
 const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
-const TRAFFIC_MAX: Duration = Duration::from_secs(3);
-const ASKED_TOGETHER: usize = 8;

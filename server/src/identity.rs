@@ -66,7 +66,7 @@ impl OperatorKey {
 
     /// The key as its file holds it: base64, for `hawser keygen` alone.
     pub fn reveal(&self) -> Zeroizing<String> {
-        Zeroizing::new(BASE64.encode(&*self.0))
+        Zeroizing::new(BASE64.encode(self.0.as_slice()))
     }
 
     /// Reads the key from a file that only its owner can read.
@@ -349,7 +349,7 @@ impl Identity {
 
     fn certificate_at(&self, now: UnixTime) -> Arc<CertifiedKey> {
         let shown = self.shown.load();
-        let fresh_until = shown.validity.renew_at(now, 0).unwrap_or(UnixTime::default());
+        let fresh_until = shown.validity.renew_at(now, 0).unwrap_or_default();
         // A clock that was set back makes the present certificate one of the future.
         if now < fresh_until && shown.validity.holds_at(now) {
             return shown.certified.clone();

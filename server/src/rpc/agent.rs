@@ -497,7 +497,7 @@ fn http_request(message: v1::HttpRequest, peer: Peer) -> Result<http::Request<By
         .target
         .parse()
         .map_err(|why: http::uri::InvalidUri| invalid("http_request.target", why.to_string()))?;
-    let mut request = http::Request::new(Bytes::from(message.body));
+    let mut request = http::Request::new(message.body);
     *request.method_mut() = method;
     *request.uri_mut() = target;
     for header in message.headers {
@@ -517,11 +517,7 @@ fn http_reply(reply: http::Response<Bytes>) -> v1::HttpReply {
         name: name.as_str().to_owned(),
         value: value.as_bytes().to_vec(),
     });
-    v1::HttpReply {
-        status: u32::from(head.status.as_u16()),
-        headers: headers.collect(),
-        body: body.into(),
-    }
+    v1::HttpReply { status: u32::from(head.status.as_u16()), headers: headers.collect(), body }
 }
 
 fn parsed<T>(field: &'static str, text: &str) -> Result<T, Status>
