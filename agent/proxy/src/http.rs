@@ -448,7 +448,8 @@ mod tests {
 
     #[test]
     fn what_is_for_one_hop_or_for_proxies_only_is_stripped() {
-        let cases: &[(&[(&str, &str)], &[&str], Option<&str>, &str)] = &[
+        type Fields = &'static [(&'static str, &'static str)];
+        let cases: &[(Fields, &[&str], Option<&str>, &str)] = &[
             (&[("accept", "x")], &["accept"], None, "the rest passes"),
             (&[("connection", "close, x-a"), ("x-a", "1")], &[], None, "nominated fields go too"),
             (&[("connection", "host"), ("host", "a")], &["host"], None, "but never the host"),

@@ -150,6 +150,7 @@ impl Proxy {
     ///
     /// # Errors
     /// [`StartError`]; an address that cannot be bound is none, see [`Proxy::listeners`].
+    #[allow(clippy::needless_pass_by_value, reason = "they belong to the data plane from now on")]
     pub fn start(
         config: Config,
         plans: channel::Receiver<Arc<Plan>>,

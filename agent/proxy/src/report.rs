@@ -123,6 +123,7 @@ pub(crate) struct Shared {
 }
 
 type PairKey = (Reporter, ServiceName, ServiceName);
+type RefusalKey = (ServiceName, Reporter, Reason);
 
 impl Shared {
     /// Registers the metrics and opens the access log.
@@ -235,7 +236,7 @@ pub enum ReportError {
 pub(crate) struct Local {
     shared: Arc<Shared>,
     pairs: RefCell<HashMap<PairKey, Rc<Pair>>>,
-    refusals: RefCell<BTreeMap<(Option<ServiceName>, Reporter, Reason), u64>>,
+    refusals: RefCell<BTreeMap<RefusalKey, u64>>,
     inbound: Cell<i64>,
     outbound: Cell<i64>,
 }
@@ -316,7 +317,7 @@ impl Local {
     pub(crate) fn refuse(&self, reporter: Reporter, service: &ServiceName, reason: Reason) {
         tracing::debug!(%service, reporter = reporter.as_str(), %reason, "connection refused");
         let mut refusals = self.refusals.borrow_mut();
-        let key = (Some(service.clone()), reporter, reason);
+        let key = (service.clone(), reporter, reason);
         *refusals.entry(key).or_default() += 1;
     }
 
@@ -335,10 +336,9 @@ impl Local {
             pair.flush();
         }
         for ((service, reporter, reason), count) in self.refusals.take() {
-            let service = service.as_ref().map_or(OTHER, ServiceName::as_str);
             self.shared
                 .refusals
-                .with_label_values(&[service, reporter.as_str(), reason.as_str()])
+                .with_label_values(&[service.as_str(), reporter.as_str(), reason.as_str()])
                 .inc_by(count);
         }
         for (cell, kind) in [(&self.inbound, "inbound"), (&self.outbound, "outbound")] {

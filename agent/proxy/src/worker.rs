@@ -106,10 +106,13 @@ impl Context {
     }
 }
 
+/// The workers that serve a listener, each with its error if it could not bind.
+type BoundBy = BTreeMap<usize, Option<String>>;
+
 /// Listeners' states, and counts that workers share.
 #[derive(Default)]
 pub(crate) struct Board {
-    bound: Mutex<BTreeMap<(Kind, SocketAddr), BTreeMap<usize, Option<String>>>>,
+    bound: Mutex<BTreeMap<(Kind, SocketAddr), BoundBy>>,
     open: Mutex<BTreeMap<InstanceId, Arc<AtomicUsize>>>,
 }
 
@@ -139,7 +142,7 @@ impl Board {
     /// All listeners, with the error of whichever worker could not bind.
     pub(crate) fn listeners(&self) -> Vec<ListenerStatus> {
         let bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
-        let status = |((kind, address), workers): (&(Kind, SocketAddr), &BTreeMap<_, _>)| {
+        let status = |((kind, address), workers): (&(Kind, SocketAddr), &BoundBy)| {
             let error = workers.values().find_map(Clone::clone);
             ListenerStatus { address: *address, kind: *kind, error }
         };
@@ -229,8 +232,8 @@ pub(crate) async fn run(start: Start) {
         listeners: BTreeMap::new(),
     };
     let (mut plans, mut views) = (start.plans, start.views);
-    worker.view(views.borrow_and_update().clone());
-    worker.plan(plans.borrow_and_update().clone());
+    worker.view(&views.borrow_and_update().clone());
+    worker.plan(&plans.borrow_and_update().clone());
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut has_plans, mut has_views) = (true, true);
@@ -239,12 +242,12 @@ pub(crate) async fn run(start: Start) {
             biased;
             () = start.drain.cancelled() => break,
             changed = views.changed(), if has_views => match changed {
-                Ok(()) => worker.view(views.borrow_and_update().clone()),
+                Ok(()) => worker.view(&views.borrow_and_update().clone()),
                 // Whoever made views is gone: the last one goes on serving.
                 Err(_) => has_views = false,
             },
             changed = plans.changed(), if has_plans => match changed {
-                Ok(()) => worker.plan(plans.borrow_and_update().clone()),
+                Ok(()) => worker.plan(&plans.borrow_and_update().clone()),
                 Err(_) => has_plans = false,
             },
             _ = tick.tick() => worker.tick(),
@@ -260,7 +263,7 @@ pub(crate) async fn run(start: Start) {
             () = start.cut.cancelled() => break,
             () = context.tracker.wait() => break,
             changed = views.changed(), if has_views => match changed {
-                Ok(()) => worker.view(views.borrow_and_update().clone()),
+                Ok(()) => worker.view(&views.borrow_and_update().clone()),
                 Err(_) => has_views = false,
             },
             _ = tick.tick() => worker.tick(),
@@ -275,7 +278,7 @@ pub(crate) async fn run(start: Start) {
 
 impl Worker {
     /// Takes over a new view: trust first, then endpoints, then open connections.
-    fn view(&mut self, view: Arc<View>) {
+    fn view(&mut self, view: &Arc<View>) {
         let old = self.context.view.replace(view.clone());
         let is_same_trust = match (&old.trust, &view.trust) {
             (Some(old), Some(new)) => {
@@ -298,11 +301,11 @@ impl Worker {
                 port.refresh();
             }
         }
-        self.context.watched.decide(&view);
+        self.context.watched.decide(view);
     }
 
     /// Takes over a new plan: what stays is kept, with its connections.
-    fn plan(&mut self, plan: Arc<Plan>) {
+    fn plan(&mut self, plan: &Arc<Plan>) {
         self.plan = plan.clone();
         let mut wanted = BTreeSet::new();
         for local in &plan.services {
