@@ -7,6 +7,7 @@ use hawser_core::duration;
 use percent_encoding::percent_decode_str;
 
 use crate::error::ApiError;
+use crate::filter::Filter;
 
 /// The decoded pairs of a query string, in order.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -109,15 +110,30 @@ pub struct QueryOptions {
     pub tags: Vec<String>,
     /// Pairs that a node must all have.
     pub node_meta: Vec<(String, String)>,
+    /// Which elements of the answer are wanted.
+    pub filter: Option<Filter>,
 }
 
 impl QueryOptions {
-    /// Reads the options out of a query.
+    /// Reads the options out of a query, for an endpoint that does not filter.
+    ///
+    /// # Errors
+    /// As [`Self::with_filter`], and a filter.
+    pub fn from_query(query: &Query) -> Result<Self, ApiError> {
+        match query.text("filter") {
+            None => Self::with_filter(query),
+            Some(_) => Err(ApiError::bad_request(
+                "Invalid query parameter: \"filter\" is not supported here",
+            )),
+        }
+    }
+
+    /// Reads the options out of a query, for an endpoint that heeds the filter.
     ///
     /// # Errors
     /// A value that is none, options that contradict each other, and options that are not
-    /// supported: `filter`, `peer`, a namespace or partition other than `default`.
-    pub fn from_query(query: &Query) -> Result<Self, ApiError> {
+    /// supported: `peer`, a namespace or partition other than `default`.
+    pub fn with_filter(query: &Query) -> Result<Self, ApiError> {
         refuse_unsupported(query)?;
         let index = match query.text("index") {
             None => None,
@@ -148,6 +164,10 @@ impl QueryOptions {
             passing: query.flag("passing")?,
             tags: query.all("tag").filter(|tag| !tag.is_empty()).map(str::to_owned).collect(),
             node_meta,
+            filter: query
+                .text("filter")
+                .map(|text| Filter::parse(text).map_err(ApiError::bad_request))
+                .transpose()?,
         })
     }
 
@@ -195,7 +215,7 @@ fn refuse_unsupported(query: &Query) -> Result<(), ApiError> {
             )));
         }
     }
-    for key in ["filter", "peer", "sg", "sameness-group"] {
+    for key in ["peer", "sg", "sameness-group"] {
         if query.text(key).is_some() {
             return Err(ApiError::bad_request(format_args!(
                 "Invalid query parameter: \"{key}\" is not supported"

@@ -70,6 +70,24 @@ impl Ask {
         self.options.tags.iter().all(|tag| tags.contains(tag.as_str()))
     }
 
+    /// Those elements of `list` that the filter wants.
+    pub(crate) fn filtered<T: Serialize>(&self, list: &[T]) -> Result<Vec<Value>, ApiError> {
+        let values: Result<Vec<Value>, _> = list.iter().map(serde_json::to_value).collect();
+        let mut values = values.map_err(unwritable)?;
+        if let Some(filter) = &self.options.filter {
+            filter.retain(&mut values).map_err(ApiError::bad_request)?;
+        }
+        Ok(values)
+    }
+
+    /// Writes those elements of `list` that the filter wants.
+    pub(crate) fn write_list<T: Serialize>(&self, list: &[T]) -> Result<Bytes, ApiError> {
+        match self.options.filter {
+            None => self.write(list),
+            Some(_) => self.write(&self.filtered(list)?),
+        }
+    }
+
     /// Writes `value` as the client wants it.
     pub(crate) fn write<T: Serialize + ?Sized>(&self, value: &T) -> Result<Bytes, ApiError> {
         let written = if self.options.pretty {
@@ -77,11 +95,12 @@ impl Ask {
         } else {
             serde_json::to_vec(value)
         };
-        match written {
-            Ok(bytes) => Ok(bytes.into()),
-            Err(why) => Err(ApiError::Refused(format!("the reply cannot be written: {why}"))),
-        }
+        written.map(Bytes::from).map_err(unwritable)
     }
+}
+
+fn unwritable(why: impl std::fmt::Display) -> ApiError {
+    ApiError::Refused(format!("the reply cannot be written: {why}"))
 }
 
 /// What a read found: how new it is, what would change it, and how to write it.
@@ -95,18 +114,38 @@ pub(crate) struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    /// An answer that `list` makes when it is wanted.
+    /// An answer that `one` makes when it is wanted, and that no filter applies to.
     pub(crate) fn new<T: Serialize>(
         ask: &'a Ask,
         index: Index,
         topics: impl IntoIterator<Item = Topic>,
-        list: impl FnOnce() -> T + 'a,
+        one: impl FnOnce() -> T + 'a,
     ) -> Self {
-        Self {
-            index,
-            topics: topics.into_iter().collect(),
-            answer: Box::new(move || ask.write(&list())),
-        }
+        Self::lazily(index, topics, move || match ask.options.filter {
+            None => ask.write(&one()),
+            Some(_) => Err(ApiError::bad_request(
+                "Invalid query parameter: \"filter\" is not supported here",
+            )),
+        })
+    }
+
+    /// A list that `list` makes when it is wanted, and that a filter thins out.
+    pub(crate) fn list<T: Serialize>(
+        ask: &'a Ask,
+        index: Index,
+        topics: impl IntoIterator<Item = Topic>,
+        list: impl FnOnce() -> Vec<T> + 'a,
+    ) -> Self {
+        Self::lazily(index, topics, move || ask.write_list(&list()))
+    }
+
+    /// An answer that `answer` writes when it is wanted.
+    pub(crate) fn lazily(
+        index: Index,
+        topics: impl IntoIterator<Item = Topic>,
+        answer: impl FnOnce() -> Result<Bytes, ApiError> + 'a,
+    ) -> Self {
+        Self { index, topics: topics.into_iter().collect(), answer: Box::new(answer) }
     }
 
     /// There is no such object yet.

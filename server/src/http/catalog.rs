@@ -24,7 +24,7 @@ pub(crate) fn datacenters<'a>(ask: &'a Ask, _: &'a State) -> Result<Found<'a>, A
 
 pub(crate) fn nodes<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
     let catalog = state.catalog();
-    Ok(Found::new(ask, catalog.nodes_index(), [Topic::Nodes], move || {
+    Ok(Found::list(ask, catalog.nodes_index(), [Topic::Nodes], move || {
         catalog
             .nodes()
             .filter(|row| ask.wants_node(&row.value.meta))
@@ -36,22 +36,35 @@ pub(crate) fn nodes<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
 pub(crate) fn services<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
     let catalog = state.catalog();
     let (mut index, mut topics) = (catalog.names_index(), vec![Topic::Names]);
-    if !ask.options.node_meta.is_empty() {
+    if !ask.options.node_meta.is_empty() || ask.options.filter.is_some() {
         index = index.max(catalog.nodes_index());
         topics.push(Topic::Nodes);
     }
-    Ok(Found::new(ask, index, topics, move || {
+    if ask.options.filter.is_some() {
+        index = catalog.instances().map(|(_, row)| row.modified).fold(index, Index::max);
+    }
+    Ok(Found::lazily(index, topics, move || {
+        let is_of_wanted_node = |node: &NodeName| {
+            ask.options.node_meta.is_empty()
+                || catalog.node(node).is_some_and(|node| ask.wants_node(&node.value.meta))
+        };
         let mut tags_by_name: BTreeMap<&str, BTreeSet<Arc<str>>> = BTreeMap::new();
-        for (node, row) in catalog.instances() {
-            let is_wanted = ask.options.node_meta.is_empty()
-                || catalog.node(node).is_some_and(|node| ask.wants_node(&node.value.meta));
-            if is_wanted {
+        for (node, row) in catalog.instances().filter(|(node, _)| is_of_wanted_node(node)) {
+            if is_wanted_instance(ask, catalog, node, row) {
                 let tags = tags_by_name.entry(row.value.service.as_str()).or_default();
                 tags.extend(row.value.tags.iter().cloned());
             }
         }
-        tags_by_name
+        ask.write(&tags_by_name)
     }))
+}
+
+/// Whether the filter, which speaks of an instance flat with its node, wants this one.
+fn is_wanted_instance(ask: &Ask, catalog: &Catalog, node: &NodeName, row: &Row<Instance>) -> bool {
+    let Some(filter) = &ask.options.filter else { return true };
+    let Some(host) = catalog.node(node) else { return false };
+    let flat = encode::service_node(host, encode::node_service(row), &ask.datacenter);
+    serde_json::to_value(flat).is_ok_and(|flat| filter.matches(&flat))
 }
 
 pub(crate) fn service<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
@@ -69,10 +82,10 @@ fn instances<'a>(ask: &'a Ask, state: &'a State, shape: Shape) -> Result<Found<'
     let catalog = state.catalog();
     let Some(name) = ask.service() else {
         let none = Vec::<json::ServiceNode>::new;
-        return Ok(Found::new(ask, catalog.names_index(), [Topic::Names], none));
+        return Ok(Found::list(ask, catalog.names_index(), [Topic::Names], none));
     };
     let index = catalog.service_index(&name);
-    Ok(Found::new(ask, index, [Topic::Service(name.clone())], move || {
+    Ok(Found::list(ask, index, [Topic::Service(name.clone())], move || {
         catalog
             .placed(&name)
             .filter(|placed| ask.wants_node(&placed.node.value.meta))
@@ -88,31 +101,33 @@ fn instances<'a>(ask: &'a Ask, state: &'a State, shape: Shape) -> Result<Found<'
 pub(crate) fn node<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
     let catalog = state.catalog();
     let Some(name) = ask.node(state) else {
-        return Ok(Found::new(ask, catalog.nodes_index(), [Topic::Nodes], || ()));
+        let none = || ask.write(&());
+        return Ok(Found::lazily(catalog.nodes_index(), [Topic::Nodes], none));
     };
     let index = node_index(catalog, &name);
-    Ok(Found::new(ask, index, [Topic::Node(name.clone()), Topic::Nodes], move || {
-        let row = catalog.node(&name)?;
-        let services = catalog
-            .instances_on(&name)
-            .map(|row| (row.value.id.to_string(), encode::node_service(row)))
+    Ok(Found::lazily(index, [Topic::Node(name.clone()), Topic::Nodes], move || {
+        let services: Vec<_> = catalog.instances_on(&name).map(encode::node_service).collect();
+        let by_id: serde_json::Map<_, _> = ask
+            .filtered(&services)?
+            .into_iter()
+            .filter_map(|service| Some((service["ID"].as_str()?.to_owned(), service)))
             .collect();
-        Some(json::NodeServices { node: encode::node(row, &ask.datacenter), services })
+        let node = catalog.node(&name).map(|row| encode::node(row, &ask.datacenter));
+        ask.write(&serde_json::json!({ "Node": node, "Services": by_id }))
     }))
 }
 
 pub(crate) fn node_services<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
     let catalog = state.catalog();
     let Some(name) = ask.node(state) else {
-        let none = json::NodeServiceList::default;
-        return Ok(Found::new(ask, catalog.nodes_index(), [Topic::Nodes], none));
+        let none = || ask.write(&json::NodeServiceList::default());
+        return Ok(Found::lazily(catalog.nodes_index(), [Topic::Nodes], none));
     };
     let index = node_index(catalog, &name);
-    Ok(Found::new(ask, index, [Topic::Node(name.clone()), Topic::Nodes], move || {
-        json::NodeServiceList {
-            node: catalog.node(&name).map(|row| encode::node(row, &ask.datacenter)),
-            services: catalog.instances_on(&name).map(encode::node_service).collect(),
-        }
+    Ok(Found::lazily(index, [Topic::Node(name.clone()), Topic::Nodes], move || {
+        let services: Vec<_> = catalog.instances_on(&name).map(encode::node_service).collect();
+        let node = catalog.node(&name).map(|row| encode::node(row, &ask.datacenter));
+        ask.write(&serde_json::json!({ "Node": node, "Services": ask.filtered(&services)? }))
     }))
 }
 

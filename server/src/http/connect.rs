@@ -36,7 +36,7 @@ pub(crate) fn roots<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
 
 pub(crate) fn intentions<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
     let all = state.intentions();
-    Ok(Found::new(ask, all.index(), [Topic::Intentions], move || {
+    Ok(Found::list(ask, all.index(), [Topic::Intentions], move || {
         let mut rows: Vec<_> = all.iter().collect();
         rows.sort_by_key(|row| Reverse(row.value.pair.precedence()));
         rows.into_iter().map(encode::intention).collect::<Vec<_>>()

@@ -40,7 +40,7 @@ pub(crate) fn list<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiE
         Spoken::Stored(kind) => kind,
         Spoken::Intentions => {
             let all = state.intentions();
-            return Ok(Found::new(ask, all.index(), [Topic::Intentions], move || {
+            return Ok(Found::list(ask, all.index(), [Topic::Intentions], move || {
                 let names: BTreeSet<&Side> =
                     all.iter().map(|row| &row.value.pair.destination).collect();
                 names.into_iter().filter_map(|name| about(state, name)).collect::<Vec<_>>()
@@ -48,7 +48,7 @@ pub(crate) fn list<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiE
         }
     };
     let all = state.entries();
-    Ok(Found::new(ask, all.index(), [Topic::Entries], move || {
+    Ok(Found::list(ask, all.index(), [Topic::Entries], move || {
         all.iter().filter(|row| row.value.key().kind == kind).map(entry).collect::<Vec<_>>()
     }))
 }

@@ -25,10 +25,10 @@ fn entries<'a>(
     let catalog = state.catalog();
     let Some(name) = ask.service() else {
         let none = Vec::<json::ServiceEntry>::new;
-        return Ok(Found::new(ask, catalog.names_index(), [Topic::Names], none));
+        return Ok(Found::list(ask, catalog.names_index(), [Topic::Names], none));
     };
     let index = catalog.service_index(&name);
-    Ok(Found::new(ask, index, [Topic::Service(name.clone())], move || {
+    Ok(Found::list(ask, index, [Topic::Service(name.clone())], move || {
         catalog
             .placed(&name)
             .filter(|placed| ask.wants_node(&placed.node.value.meta))
@@ -46,10 +46,10 @@ pub(crate) fn node<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiE
     let catalog = state.catalog();
     let Some(name) = ask.node(state) else {
         let none = Vec::<json::HealthCheck>::new;
-        return Ok(Found::new(ask, catalog.nodes_index(), [Topic::Nodes], none));
+        return Ok(Found::list(ask, catalog.nodes_index(), [Topic::Nodes], none));
     };
     let topics = [Topic::Node(name.clone())];
-    Ok(Found::new(ask, catalog.checks_index(), topics, move || {
+    Ok(Found::list(ask, catalog.checks_index(), topics, move || {
         catalog
             .checks_on(&name)
             .map(|row| encode::check_in(catalog, &name, row))
@@ -61,10 +61,10 @@ pub(crate) fn checks<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Ap
     let catalog = state.catalog();
     let Some(name) = ask.service() else {
         let none = Vec::<json::HealthCheck>::new;
-        return Ok(Found::new(ask, catalog.names_index(), [Topic::Names], none));
+        return Ok(Found::list(ask, catalog.names_index(), [Topic::Names], none));
     };
     let index = catalog.service_index(&name);
-    Ok(Found::new(ask, index, [Topic::Service(name.clone())], move || {
+    Ok(Found::list(ask, index, [Topic::Service(name.clone())], move || {
         let mut checks = Vec::new();
         for placed in catalog.placed(&name) {
             if ask.wants_node(&placed.node.value.meta) {
@@ -85,7 +85,7 @@ pub(crate) fn state<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
             "{wanted:?} is no state: use any, passing, warning or critical"
         )));
     }
-    Ok(Found::new(ask, catalog.checks_index(), [Topic::Checks], move || {
+    Ok(Found::list(ask, catalog.checks_index(), [Topic::Checks], move || {
         catalog
             .checks()
             .filter(|(_, row)| wanted == "any" || row.value.status.as_str() == wanted)

@@ -102,7 +102,10 @@ async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiE
         return Err(ApiError::TooLarge { max: BODY_OCTETS_MAX });
     }
     let query = Query::parse(head.uri.query().unwrap_or_default())?;
-    let options = QueryOptions::from_query(&query)?;
+    let options = match handler {
+        Handler::Read(_) => QueryOptions::with_filter(&query)?,
+        _ => QueryOptions::from_query(&query)?,
+    };
     let datacenter = handle.identity.datacenter().clone();
     if options.datacenter.as_deref().is_some_and(|asked| asked != datacenter.as_str()) {
         return Err(ApiError::UnknownDatacenter);
@@ -368,7 +371,7 @@ mod tests {
 
     fn ask(path: &str, params: Vec<String>, body: &str) -> Result<Ask, ApiError> {
         let query = Query::parse(path.split_once('?').map_or("", |(_, query)| query))?;
-        let options = QueryOptions::from_query(&query)?;
+        let options = QueryOptions::with_filter(&query)?;
         let datacenter = "dc1".parse().expect("a datacenter");
         Ok(Ask {
             params,
@@ -409,7 +412,10 @@ mod tests {
         let (handler, params) = find(method, path)?;
         let Handler::Write(plan) = handler else { panic!("{path} is no write") };
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let draw = Draw { now: UnixTime::from_secs(1_790_000_000), random: u128::from(state.applied().0) << 64 };
+        let draw = Draw {
+            now: UnixTime::from_secs(1_790_000_000),
+            random: u128::from(state.applied().0) << 64,
+        };
         let plan = plan(&ask(path, params, &body)?, state, &draw)?;
         for command in plan.commands {
             apply(state, command).map_err(|refused| ApiError::Refused(refused.to_string()))?;
@@ -474,15 +480,39 @@ mod tests {
                 vec!["passing", "passing", "critical", "passing"],
                 "all",
             ),
-            ("/v1/catalog/node-services/a", "/ID", vec![], "not a list"),
+            ("/v1/catalog/nodes?filter=Node+==+b", "/Node", vec!["b"], "filtered"),
+            (
+                "/v1/health/service/web?filter=%22v2%22+in+Service.Tags+and+Node.Meta.rack==a",
+                "/Service/ID",
+                vec!["web-2"],
+                "filtered by tag and meta",
+            ),
+            (
+                "/v1/health/state/any?filter=ServiceID+!=+%22%22",
+                "/CheckID",
+                vec!["service:web-1", "service:web-2"],
+                "filtered",
+            ),
         ];
-        for (path, pointer, expected, why) in &cases[..cases.len() - 1] {
+        for (path, pointer, expected, why) in &cases {
             let (index, list) = get(&state, path).expect(path);
             assert_eq!(pick(&list, pointer), *expected, "{path}: {why}");
             assert!(index > Index(0), "{path}: an index is never zero");
         }
         let (_, services) = get(&state, "/v1/catalog/services").expect("good");
         assert_eq!(services, json!({ "db": [], "web": ["blue", "v1", "v2"] }));
+        let path = "/v1/catalog/services?filter=ServiceTags+contains+v1";
+        let (_, services) = get(&state, path).expect("good");
+        assert_eq!(services, json!({ "web": ["blue", "v1"] }), "tags of matching instances only");
+        let path = "/v1/catalog/node/a?filter=ID+==+web-2";
+        let (_, node) = get(&state, path).expect("good");
+        let ids: Vec<_> =
+            node["Services"].as_object().expect("by id").keys().map(String::as_str).collect();
+        assert_eq!((ids, &node["Node"]["Node"]), (vec!["web-2"], &json!("a")), "the node is kept");
+        for wrong in ["Nod+==+x", "Node+matches+x", "Node+=="] {
+            let path = format!("/v1/catalog/nodes?filter={wrong}");
+            assert_eq!(get(&state, &path).expect_err(wrong).status(), 400, "{wrong}");
+        }
         let (_, node) = get(&state, "/v1/catalog/node/a").expect("good");
         assert_eq!(node["Node"]["ID"], "id-a");
         assert_eq!(node["Services"]["web-1"]["Port"], 80);
