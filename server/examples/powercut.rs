@@ -113,8 +113,7 @@ fn check(folder: &std::path::Path, upto: u64) -> Result<(), String> {
     }
     for from in (purged + 1..=upto).step_by(64) {
         let to = (from + 64).min(upto + 1);
-        let records =
-            store.read(from, to, usize::MAX).map_err(|failure| failure.to_string())?;
+        let records = store.read(from, to, usize::MAX).map_err(|failure| failure.to_string())?;
         if records.len() as u64 != to - from {
             return Err(format!("lost: entries {from}..{to} are {} only", records.len()));
         }

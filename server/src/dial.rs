@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hawser_proto::Member;
 use hawser_proto::v1::raft_client::RaftClient;
 use rustls::ClientConfig;
 use tonic::transport::{Channel, Error};
@@ -14,6 +15,7 @@ use crate::tls;
 pub(crate) struct Dialer {
     config: Arc<ClientConfig>,
     channels: Arc<Mutex<HashMap<(String, Lane), Channel>>>,
+    moved: Arc<Mutex<HashMap<u64, String>>>,
 }
 
 /// What a channel is for. Each has a connection of its own, so that no heartbeat stands behind a
@@ -28,7 +30,39 @@ pub(crate) enum Lane {
 
 impl Dialer {
     pub(crate) fn new(config: Arc<ClientConfig>) -> Self {
-        Self { config, channels: Arc::default() }
+        Self { config, channels: Arc::default(), moved: Arc::default() }
+    }
+
+    /// Notes where server `id` says that it is now. Servers that all moved at once find each
+    /// other by this: without a leader they cannot write it into their membership.
+    pub(crate) fn note(&self, id: u64, address: &str) {
+        let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        if moved.len() < CHANNELS_MAX || moved.contains_key(&id) {
+            moved.insert(id, address.to_owned());
+        }
+    }
+
+    /// Forgets what server `id` said: the membership knows better now.
+    pub(crate) fn forget(&self, id: u64) {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Where a member is: as it said last, or else as the membership has it.
+    pub(crate) fn address(&self, member: &Member) -> String {
+        let moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        moved.get(&member.id).unwrap_or(&member.address).clone()
+    }
+
+    /// A client of a member, wherever it is now.
+    ///
+    /// # Errors
+    /// When its address can be no address.
+    pub(crate) fn client_of(
+        &self,
+        member: &Member,
+        lane: Lane,
+    ) -> Result<RaftClient<Channel>, Error> {
+        self.client(&self.address(member), lane)
     }
 
     /// A client of the server at `address` (`host:port`); it dials when it is first used, and

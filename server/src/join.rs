@@ -113,27 +113,30 @@ impl Join {
         }
         let mut status = self.raft.status();
         loop {
-            let listed = status.borrow_and_update().member(self.own.id).cloned();
-            if listed.as_ref() == Some(&self.own) {
-                // A member that is replaced by another of its name stays out: it waits here.
-                if status.changed().await.is_err() {
-                    return;
-                }
-                continue;
-            }
-            let leader = {
-                let status = status.borrow();
-                status.leader.and_then(|id| status.member(id)).map(|leader| leader.address.clone())
+            let (is_listed, leader) = {
+                let status = status.borrow_and_update();
+                let leader = status.leader.and_then(|id| status.member(id));
+                let is_listed = status.member(self.own.id) == Some(&self.own);
+                (is_listed, leader.cloned())
             };
             match leader {
-                Some(leader) => self.admit(&leader).await,
-                // It was moved with the others while it was down: none is where it was.
-                None => {
-                    let round = self.ask_all().await;
-                    if let Some(server) = round.cluster {
-                        self.admit(&server).await;
+                Some(_) if is_listed => {
+                    if status.changed().await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                Some(leader) if leader.id == self.own.id => {
+                    if let Err(failure) = self.raft.put_member(&self.own).await {
+                        tracing::debug!(error = %failure, "the own address is not stored yet");
                     }
                 }
+                Some(leader) => self.admit(&self.dialer.address(&leader)).await,
+                // All may have moved at once: each tells the others where it is now.
+                None => match self.ask_all().await.cluster {
+                    Some(server) if !is_listed => self.admit(&server).await,
+                    _ => {}
+                },
             }
             pause().await;
         }
@@ -189,6 +192,7 @@ impl Join {
             if member.id == self.own.id {
                 continue;
             }
+            self.dialer.note(member.id, &member.address);
             if answer.is_initialised {
                 let leader = answer.leader.and_then(|leader| Member::try_from(leader).ok());
                 let known = leader.is_some();

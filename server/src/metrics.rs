@@ -1,6 +1,6 @@
 //! What the server core counts and measures.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// The server core's metrics. Clones share them.
 #[derive(Clone, Debug)]
@@ -16,6 +16,7 @@ pub(crate) struct Metrics {
     pub(crate) fsync_seconds: Histogram,
     pub(crate) forwarded: IntCounter,
     pub(crate) watches: IntGauge,
+    pub(crate) connections_refused: IntCounterVec,
     pub(crate) snapshots_written: IntCounter,
     pub(crate) snapshots_installed: IntCounter,
 }
@@ -72,6 +73,13 @@ impl Metrics {
                 "Commands that were forwarded to the leader.",
             )?,
             watches: gauge("hawser_watches", "Watches that are held now.")?,
+            connections_refused: {
+                let help = "Connections that ended by a fault of their peer, by reason.";
+                let options = Opts::new("hawser_server_connections_refused_total", help);
+                let refused = IntCounterVec::new(options, &["reason"])?;
+                registry.register(Box::new(refused.clone()))?;
+                refused
+            },
             snapshots_written: counter(
                 "hawser_raft_snapshots_written_total",
                 "Snapshots written by this server.",

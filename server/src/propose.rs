@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hawser_core::clock::{Index, UnixTime};
 use hawser_core::state::{Command, Rejection};
-use hawser_proto::v1;
+use hawser_proto::{Member, v1};
 use prost::Message;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -101,7 +101,7 @@ impl Proposer {
             let tried = if seen.is_leader {
                 self.propose_here(time, command.clone(), deadline).await
             } else if let Some(leader) = leader {
-                self.forward(&leader.address, time, &command, deadline).await
+                self.forward(leader, time, &command, deadline).await
             } else {
                 Try::Again
             };
@@ -151,12 +151,12 @@ impl Proposer {
 
     async fn forward(
         &self,
-        leader: &str,
+        leader: &Member,
         time: UnixTime,
         command: &Command,
         deadline: Instant,
     ) -> Try {
-        let Ok(mut client) = self.0.dialer.client(leader, Lane::Request) else {
+        let Ok(mut client) = self.0.dialer.client_of(leader, Lane::Request) else {
             return Try::Again;
         };
         self.0.metrics.forwarded.inc();
@@ -165,7 +165,7 @@ impl Proposer {
             Ok(Ok(reply)) => reply.into_inner().try_into().map_or(Try::Unknown, Try::Done),
             Ok(Err(refused)) if certainly_not_taken(&refused) => Try::Again,
             Ok(Err(refused)) => {
-                tracing::warn!(leader, code = ?refused.code(), "a forwarded command was lost");
+                tracing::warn!(leader = leader.id, code = ?refused.code(), "a forwarded command was lost");
                 Try::Unknown
             }
             Err(_) => Try::Unknown,

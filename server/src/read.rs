@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hawser_core::clock::Index;
 use hawser_core::state::State;
-use hawser_proto::v1;
+use hawser_proto::{Member, v1};
 use tokio::time::{Instant, timeout_at};
 
 use crate::dial::{Dialer, Lane};
@@ -145,7 +145,7 @@ impl Reader {
             let index = if seen.is_leader {
                 timeout_at(deadline, self.raft.read_index(quorum)).await.ok().and_then(Result::ok)
             } else if let Some(leader) = leader {
-                self.ask(&leader.address, quorum, deadline).await
+                self.ask(leader, quorum, deadline).await
             } else {
                 None
             };
@@ -160,8 +160,8 @@ impl Reader {
         }
     }
 
-    async fn ask(&self, leader: &str, quorum: bool, deadline: Instant) -> Option<Index> {
-        let mut client = self.dialer.client(leader, Lane::Request).ok()?;
+    async fn ask(&self, leader: &Member, quorum: bool, deadline: Instant) -> Option<Index> {
+        let mut client = self.dialer.client_of(leader, Lane::Request).ok()?;
         // A leader that just died must not use up all the patience.
         let limit = deadline.min(Instant::now() + ASK_MAX);
         let request = v1::ReadIndexRequest { quorum };

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use hawser_core::state::{Cluster, Topic};
 use hawser_proto::Member;
-use prometheus::Registry;
+use prometheus::{IntCounterVec, Registry};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -46,6 +46,7 @@ pub struct Server {
     listener: tokio::net::TcpListener,
     routes: Routes,
     roots: watch::Sender<Roots>,
+    refused: IntCounterVec,
     duties: Duties,
     join: Join,
     /// Cancelled when writes are no longer taken.
@@ -115,8 +116,7 @@ impl Server {
         let seeds: Vec<Seed> =
             config.retry_join.iter().map(|text| Seed::parse(text)).collect::<Result<_, _>>()?;
         listener.set_nonblocking(true).map_err(StartError::Listener)?;
-        let listener =
-            tokio::net::TcpListener::from_std(listener).map_err(StartError::Listener)?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(StartError::Listener)?;
         let metrics = Metrics::register(registry)?;
         let identity =
             Arc::new(Identity::new(&config.operator_key, &config.datacenter, &config.node)?);
@@ -125,6 +125,7 @@ impl Server {
 
         let store = Arc::new(store);
         let store_failed = store.failed();
+        let refused = metrics.connections_refused.clone();
         let watches = Watches::new(metrics.watches.clone());
         let published = Published::new(watches.clone());
         let setup = Setup {
@@ -170,6 +171,7 @@ impl Server {
             own: own.clone(),
             bootstrap_expect: config.bootstrap_expect,
             raft: raft.clone(),
+            dialer: dialer.clone(),
             snapshots,
             proposer: handle.proposer.clone(),
             leases: handle.leases.clone(),
@@ -193,6 +195,7 @@ impl Server {
             },
             lease: config.lease,
             reap_after: config.reap_after,
+            disk_patience: config.timing.election_max * 2,
         };
         let join = Join {
             own,
@@ -204,7 +207,18 @@ impl Server {
         };
         let agents = AgentRpc::service(handle.clone(), config.lease, stopping.clone());
         let routes = Routes::new(answers.service()).add_service(agents);
-        Ok(Self { handle, raft, store_failed, listener, routes, roots, duties, join, stopping })
+        Ok(Self {
+            handle,
+            raft,
+            store_failed,
+            listener,
+            routes,
+            roots,
+            refused,
+            duties,
+            join,
+            stopping,
+        })
     }
 
     /// What the rest of the process asks of this server.
@@ -224,6 +238,7 @@ impl Server {
             listener,
             routes,
             roots,
+            refused,
             duties,
             join,
             stopping,
@@ -235,11 +250,12 @@ impl Server {
             handle.identity.clone(),
             roots.subscribe(),
             routes,
+            refused,
             stop.clone(),
         );
-        tasks.spawn(async move {
-            served.await.map_err(|failure| RunError::Task(failure.to_string()))
-        });
+        tasks.spawn(
+            async move { served.await.map_err(|failure| RunError::Task(failure.to_string())) },
+        );
         tasks.spawn(done(follow_roots(handle.clone(), roots, stop.clone())));
         let report = expire::report(
             handle.leases.clone(),
@@ -289,7 +305,7 @@ async fn open(
 ) -> Result<(Store, Snapshots, History), StartError> {
     let folder = config.data_dir.clone();
     let (cluster_id, node) = (identity.cluster_id().to_owned(), config.node.to_string());
-    let (fsync, limits) = (metrics.fsync_seconds.clone(), config.history.clone());
+    let (fsync, limits) = (metrics.fsync_seconds.clone(), config.history);
     let opened = tokio::task::spawn_blocking(move || {
         let store = Store::open(&folder, &cluster_id, &node, fsync)?;
         let snapshots = Snapshots::open(&folder)
@@ -306,20 +322,13 @@ async fn open(
 /// Lets another lead before this server goes, so that nobody waits for an election.
 async fn hand_over(raft: &Raft) {
     let mut status = raft.status();
-    let seen = Arc::clone(&status.borrow_and_update());
-    if !seen.is_leader {
+    if !status.borrow_and_update().is_leader {
         return;
     }
-    let heir = seen
-        .voters
-        .iter()
-        .filter(|id| **id != raft.id())
-        .max_by_key(|id| seen.matched.get(id).copied().unwrap_or(0));
-    let Some(heir) = heir else { return };
-    raft.transfer_leader(*heir).await;
-    let handed = status.wait_for(|status| {
-        status.is_stopped || (!status.is_leader && status.leader.is_some())
-    });
+    let Some(heir) = raft.heir() else { return };
+    raft.transfer_leader(heir).await;
+    let handed = status
+        .wait_for(|status| status.is_stopped || (!status.is_leader && status.leader.is_some()));
     match timeout(HAND_OVER_MAX, handed).await {
         Ok(_) => tracing::info!(to = heir, "leadership is handed over"),
         Err(_) => tracing::warn!("leadership was not handed over in time"),

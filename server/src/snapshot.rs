@@ -98,8 +98,7 @@ impl Snapshots {
     /// Gives a complete snapshot its name and removes all but the newest two.
     pub(crate) fn keep(&self, snapshot: Snapshot, meta: &v1::SnapshotMeta) -> io::Result<Snapshot> {
         let last = meta.last.unwrap_or_default();
-        let name =
-            format!("{:020}-{}-{:016x}.{EXTENSION}", last.index, last.term, last.leader);
+        let name = format!("{:020}-{}-{:016x}.{EXTENSION}", last.index, last.term, last.leader);
         let path = self.folder.join(name);
         if snapshot.path != path {
             std::fs::rename(&snapshot.path, &path)?;

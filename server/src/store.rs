@@ -110,8 +110,12 @@ pub struct Store {
     jobs: Option<mpsc::Sender<Job>>,
     room: Arc<Semaphore>,
     failed: watch::Receiver<Option<Arc<str>>>,
+    began: Began,
     writer: Option<JoinHandle<()>>,
 }
+
+/// When the commit that is under way began.
+type Began = Arc<Mutex<Option<Instant>>>;
 
 /// What readers see beyond the last commit.
 #[derive(Debug, Default)]
@@ -134,7 +138,10 @@ enum Write {
     /// As `Put`, and it may wait for the next commit.
     PutLazily(Slot, Vec<u8>),
     TruncateAfter(Option<u64>),
-    Purge { upto: u64, id: Vec<u8> },
+    Purge {
+        upto: u64,
+        id: Vec<u8>,
+    },
 }
 
 impl Store {
@@ -154,11 +161,8 @@ impl Store {
         let path = folder.join(FILE);
         let io = |source| OpenError::Io { path: path.clone(), source };
         std::fs::create_dir_all(folder).map_err(io)?;
-        let damaged = |why: String| OpenError::Damaged {
-            path: path.clone(),
-            folder: folder.to_owned(),
-            why,
-        };
+        let damaged =
+            |why: String| OpenError::Damaged { path: path.clone(), folder: folder.to_owned(), why };
         if !path.try_exists().map_err(io)? {
             if snapshot::exist(folder) {
                 return Err(damaged("it is missing, and its snapshots are there".to_owned()));
@@ -182,25 +186,33 @@ impl Store {
             return Err(OpenError::OtherCluster { path, found, expected });
         }
         if owner.node != node {
-            return Err(OpenError::OtherNode { path, found: owner.node, expected: node.to_owned() });
+            return Err(OpenError::OtherNode {
+                path,
+                found: owner.node,
+                expected: node.to_owned(),
+            });
         }
 
         let database = Arc::new(database);
         let shared = Arc::new(Mutex::new(Shared { pending: BTreeMap::new(), slots, last }));
         let (jobs, queue) = mpsc::channel();
         let (failing, failed) = watch::channel(None);
+        let began = Began::default();
         let writer = Writer {
+            began: Arc::clone(&began),
             database: Arc::clone(&database),
             shared: Arc::clone(&shared),
             queue,
             failing,
             fsync,
         };
-        let writer =
-            std::thread::Builder::new().name("raft-log".into()).spawn(|| writer.run()).map_err(io)?;
+        let writer = std::thread::Builder::new()
+            .name("raft-log".into())
+            .spawn(|| writer.run())
+            .map_err(io)?;
         let room = Arc::new(Semaphore::new(JOBS_MAX));
         let (jobs, writer) = (Some(jobs), Some(writer));
-        Ok(Self { path, owner, database, shared, jobs, room, failed, writer })
+        Ok(Self { path, owner, database, shared, jobs, room, failed, began, writer })
     }
 
     /// Whose folder it is.
@@ -216,6 +228,12 @@ impl Store {
     /// Becomes `Some` with the reason when a write fails: the process must end.
     pub fn failed(&self) -> watch::Receiver<Option<Arc<str>>> {
         self.failed.clone()
+    }
+
+    /// For how long the disk has not finished the commit that is under way; zero when none is.
+    pub fn busy(&self) -> Duration {
+        let began = *self.began.lock().unwrap_or_else(PoisonError::into_inner);
+        began.map_or(Duration::ZERO, |began| began.elapsed())
     }
 
     /// The index of the last entry, durable or not; `None` when there is none.
@@ -375,6 +393,7 @@ struct Writer {
     shared: Arc<Mutex<Shared>>,
     queue: mpsc::Receiver<Job>,
     failing: watch::Sender<Option<Arc<str>>>,
+    began: Began,
     fsync: Histogram,
 }
 
@@ -390,7 +409,8 @@ impl Writer {
             } else {
                 self.queue.recv_timeout(LAZY_MAX).ok()
             };
-            let closing = first.is_none();
+            // No job means that those that wait for company waited long enough.
+            let is_late = first.is_none();
             let mut batch: Vec<Job> = first.into_iter().collect();
             batch.extend(self.queue.try_iter().take(BATCH_MAX));
             batch.retain_mut(|job| match &mut job.write {
@@ -400,11 +420,13 @@ impl Writer {
                 }
                 _ => true,
             });
-            if batch.is_empty() && !(closing && !lazy.is_empty()) {
+            if batch.is_empty() && !is_late {
                 continue;
             }
             let began = Instant::now();
+            self.mark(Some(began));
             let outcome = self.commit(&batch, &lazy);
+            self.mark(None);
             self.fsync.observe(began.elapsed().as_secs_f64());
             lazy.clear();
             match outcome {
@@ -412,6 +434,10 @@ impl Writer {
                 Err(failure) => return self.fail(batch, &failure),
             }
         }
+    }
+
+    fn mark(&self, began: Option<Instant>) {
+        *self.began.lock().unwrap_or_else(PoisonError::into_inner) = began;
     }
 
     fn commit(&self, batch: &[Job], lazy: &BTreeMap<Slot, Vec<u8>>) -> Result<(), redb::Error> {

@@ -98,8 +98,7 @@ impl Watches {
         let mut registry = self.registry();
         registry.next += 1;
         let id = registry.next;
-        let slot =
-            Arc::new(Slot { id, changed: Mutex::new(BTreeSet::new()), wake: Notify::new() });
+        let slot = Arc::new(Slot { id, changed: Mutex::new(BTreeSet::new()), wake: Notify::new() });
         registry.slots.insert(id, Arc::clone(&slot));
         registry.add(id, &topics);
         self.0.held.inc();

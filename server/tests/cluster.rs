@@ -70,10 +70,10 @@ impl Place {
 
     fn start(&self, expect: u8, others: &[&Place]) -> Running {
         let listener = wait("the port is free again", || TcpListener::bind(self.address).ok());
-        self.start_on(listener, expect, others)
+        self.start_on(&listener, expect, others)
     }
 
-    fn start_on(&self, listener: TcpListener, expect: u8, others: &[&Place]) -> Running {
+    fn start_on(&self, listener: &TcpListener, expect: u8, others: &[&Place]) -> Running {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -191,7 +191,7 @@ fn three() -> (Vec<Place>, Vec<Running>) {
     let mut running: Vec<Running> = places
         .iter()
         .zip(listeners)
-        .map(|(place, listener)| place.start_on(listener, 3, &all))
+        .map(|(place, listener)| place.start_on(&listener, 3, &all))
         .collect();
     let leader = agreed(&running);
     let mut places = places;
@@ -274,7 +274,7 @@ fn a_server_alone_of_three_never_elects_itself() {
     let all: Vec<&Place> = places.iter().collect();
     let old = places[0].start(3, &all);
     let (fresh_place, listener) = Place::new("s9");
-    let fresh = fresh_place.start_on(listener, 3, &[]);
+    let fresh = fresh_place.start_on(&listener, 3, &[]);
     // Many elections' time: there is no event to wait for when nothing may happen.
     let end = Instant::now() + TIMING.election_max * 5;
     while Instant::now() < end {
@@ -290,6 +290,31 @@ fn a_server_alone_of_three_never_elects_itself() {
     assert!(!stale.known_leader);
     assert_eq!(stale.state.catalog().nodes().count(), 1, "what it has is still read");
     [old, fresh].into_iter().for_each(Running::kill);
+}
+
+#[test]
+fn servers_that_all_moved_at_once_find_each_other() {
+    let (mut places, running) = three();
+    running[0].write(0);
+    running.into_iter().for_each(Running::kill);
+    let listeners: Vec<TcpListener> =
+        places.iter().map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    for (place, listener) in places.iter_mut().zip(&listeners) {
+        place.address = listener.local_addr().expect("an address");
+    }
+    let all: Vec<&Place> = places.iter().collect();
+    let running: Vec<Running> = places
+        .iter()
+        .zip(&listeners)
+        .map(|(place, listener)| place.start_on(listener, 3, &all))
+        .collect();
+    running[0].write(1);
+    wait_until("the membership has the new addresses", || {
+        let members = running[1].handle.roster.members();
+        running.iter().all(|server| members.contains(server.handle.roster.own()))
+    });
+    assert_eq!(running[2].count(Consistency::Consistent), 2);
+    running.into_iter().for_each(Running::kill);
 }
 
 #[test]
@@ -322,7 +347,7 @@ fn a_new_server_joins_by_snapshot_and_a_wiped_one_is_replaced() {
     let (replacement, listener) = Place::new(&wiped.name);
     places.push(replacement);
     let all: Vec<&Place> = places.iter().collect();
-    let replacement = places[2].start_on(listener, 3, &all);
+    let replacement = places[2].start_on(&listener, 3, &all);
     assert_ne!(replacement.id(), old_id, "a wiped folder is another server");
     wait_until("it votes in the old one's place", || {
         let voters = running[0].voters();
@@ -336,7 +361,7 @@ fn a_new_server_joins_by_snapshot_and_a_wiped_one_is_replaced() {
 
     // Another is new.
     let (fourth_place, listener) = Place::new("s4");
-    let fourth = fourth_place.start_on(listener, 0, &all);
+    let fourth = fourth_place.start_on(&listener, 0, &all);
     wait_until("the fourth votes", || running[0].voters().contains(&fourth.id()));
     wait_until("it has it all", || fourth.count(Consistency::Stale) == 300);
     assert!(fourth.metric("hawser_raft_snapshots_installed_total") >= 1.0);
@@ -344,7 +369,7 @@ fn a_new_server_joins_by_snapshot_and_a_wiped_one_is_replaced() {
 
     // Whoever takes a living server's name stays out.
     let (impostor_place, listener) = Place::new("s4");
-    let impostor = impostor_place.start_on(listener, 0, &all);
+    let impostor = impostor_place.start_on(&listener, 0, &all);
     let end = Instant::now() + Duration::from_secs(4);
     while Instant::now() < end {
         let members = running[0].handle.roster.members();
@@ -357,17 +382,17 @@ fn a_new_server_joins_by_snapshot_and_a_wiped_one_is_replaced() {
 #[test]
 fn a_damaged_log_is_refused_with_what_to_do() {
     let (place, listener) = Place::new("s1");
-    let server = place.start_on(listener, 1, &[]);
+    let server = place.start_on(&listener, 1, &[]);
     for number in 0..5 {
         server.write(number);
     }
     server.stop();
+    drop(listener);
     let file = place.folder.path().join("raft.redb");
     cut(&file);
     let listener = TcpListener::bind(place.address).expect("the port");
     let runtime = Runtime::new().expect("a runtime");
-    let started =
-        runtime.block_on(Server::start(place.config(1, &[]), listener, &Registry::new()));
+    let started = runtime.block_on(Server::start(place.config(1, &[]), listener, &Registry::new()));
     let failure = started.err().expect("a damaged log").to_string();
     for part in ["raft.redb is damaged", "move the folder", "away"] {
         assert!(failure.contains(part), "{failure:?} has no {part:?}");

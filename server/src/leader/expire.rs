@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hawser_core::name::NodeName;
 use hawser_core::state::{Command, State};
-use hawser_proto::v1;
+use hawser_proto::{Member, v1};
 use tokio_util::sync::CancellationToken;
 
 use super::{Duties, every};
@@ -97,16 +97,16 @@ pub(crate) async fn report(leases: Leases, raft: Raft, dialer: Dialer, drain: Ca
         let (is_leader, leader) = {
             let status = status.borrow();
             let leader = status.leader.and_then(|id| status.member(id));
-            (status.is_leader, leader.map(|leader| leader.address.clone()))
+            (status.is_leader, leader.cloned())
         };
         if is_leader {
             leases.renew_all(leases.take_heard());
-        } else if let Some(address) = leader {
+        } else if let Some(leader) = leader {
             let heard = leases.take_heard();
             if heard.is_empty() {
                 continue;
             }
-            if !send(&dialer, &address, &heard).await {
+            if !send(&dialer, &leader, &heard).await {
                 // The next leader hears of them; renewing twice does no harm.
                 heard.into_iter().for_each(|node| leases.renew(node));
             }
@@ -114,8 +114,8 @@ pub(crate) async fn report(leases: Leases, raft: Raft, dialer: Dialer, drain: Ca
     }
 }
 
-async fn send(dialer: &Dialer, leader: &str, heard: &BTreeSet<NodeName>) -> bool {
-    let Ok(mut client) = dialer.client(leader, Lane::Request) else { return false };
+async fn send(dialer: &Dialer, leader: &Member, heard: &BTreeSet<NodeName>) -> bool {
+    let Ok(mut client) = dialer.client_of(leader, Lane::Request) else { return false };
     let nodes = heard.iter().map(ToString::to_string).collect();
     let call = client.renew_leases(v1::Leases { nodes });
     matches!(tokio::time::timeout(REPORT_MAX, call).await, Ok(Ok(_)))

@@ -31,6 +31,8 @@ pub(crate) struct Duties {
     pub(crate) cluster: Cluster,
     pub(crate) lease: Duration,
     pub(crate) reap_after: Duration,
+    /// A leader whose disk hangs for so long lets another lead.
+    pub(crate) disk_patience: Duration,
 }
 
 /// Runs the leader's duties whenever this server leads, until `drain`.
@@ -68,7 +70,25 @@ impl Duties {
             members::run(&self.raft),
             expire::run(self),
             reap::run(self),
+            self.watch_disk(),
         );
+    }
+
+    /// Heartbeats go on while the disk hangs, and no write would ever be acknowledged again: a
+    /// leader that cannot write hands over.
+    async fn watch_disk(&self) {
+        let mut tick = every(DISK_EVERY);
+        loop {
+            tick.tick().await;
+            let busy = self.raft.disk_busy();
+            if busy < self.disk_patience {
+                continue;
+            }
+            if let Some(heir) = self.raft.heir() {
+                tracing::error!(seconds = busy.as_secs_f64(), to = heir, "the disk hangs");
+                self.raft.transfer_leader(heir).await;
+            }
+        }
     }
 
     /// Names the cluster, where it has no name yet.
@@ -113,4 +133,5 @@ fn every(period: Duration) -> tokio::time::Interval {
     tick
 }
 
+const DISK_EVERY: Duration = Duration::from_millis(250);
 const AUTHORITY_EVERY: Duration = Duration::from_secs(10);

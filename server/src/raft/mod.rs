@@ -7,7 +7,7 @@ mod network;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use hawser_core::clock::{Index, UnixTime};
@@ -35,6 +35,7 @@ use crate::watch::Published;
 pub(crate) struct Raft {
     id: u64,
     inner: openraft::Raft<Types, Machine>,
+    store: Weak<Store>,
     status: watch::Receiver<Arc<Status>>,
 }
 
@@ -159,8 +160,9 @@ impl Raft {
             })
             .await??
         };
+        let dialer = setup.dialer.clone();
         let network = Network::new(id, setup.dialer);
-        let inner = openraft::Raft::new(id, config, network, Log::new(store), machine)
+        let inner = openraft::Raft::new(id, config, network, Log::new(Arc::clone(&store)), machine)
             .await
             .map_err(io::Error::other)?;
         let mut seen = inner.metrics();
@@ -171,6 +173,11 @@ impl Raft {
             loop {
                 let now = status_of(&seen.borrow_watched());
                 metrics.record(&now);
+                for member in &now.members {
+                    if tell.borrow().member(member.id).is_some_and(|held| held != member) {
+                        dialer.forget(member.id);
+                    }
+                }
                 tell.send_if_modified(|held| {
                     if held.leader != now.leader && now.leader.is_some() {
                         metrics.leader_changes.inc();
@@ -190,7 +197,7 @@ impl Raft {
                 }
             }
         });
-        Ok(Self { id, inner, status })
+        Ok(Self { id, inner, store: Arc::downgrade(&store), status })
     }
 
     /// This server's id.
@@ -291,6 +298,18 @@ impl Raft {
         }
     }
 
+    /// The voter who is most fit to lead in this server's place, when there is another.
+    pub(crate) fn heir(&self) -> Option<u64> {
+        let status = self.status.borrow();
+        let others = status.voters.iter().filter(|id| **id != self.id);
+        others.max_by_key(|id| status.matched.get(id)).copied()
+    }
+
+    /// For how long the disk has not finished what it was told to write.
+    pub(crate) fn disk_busy(&self) -> Duration {
+        self.store.upgrade().map_or(Duration::ZERO, |store| store.busy())
+    }
+
     /// Writes a snapshot now.
     pub(crate) async fn snapshot(&self) {
         if let Err(failure) = self.inner.trigger().snapshot().await {
@@ -339,8 +358,7 @@ impl Raft {
             entries,
             leader_commit: from.committed.map(types::log_id_from),
         };
-        let reply =
-            self.inner.append_entries(request).await.map_err(|_| MessageError::Stopped)?;
+        let reply = self.inner.append_entries(request).await.map_err(|_| MessageError::Stopped)?;
         let kind = match reply {
             AppendEntriesResponse::Success => Kind::Success(v1::Nothing {}),
             AppendEntriesResponse::PartialSuccess(matched) => Kind::Partial(v1::PartialSuccess {
@@ -375,8 +393,7 @@ impl Raft {
         from: v1::TransferRequest,
     ) -> Result<(), MessageError> {
         let vote = types::vote_from(from.vote)?;
-        let request =
-            TransferLeaderRequest::new(vote, from.to, from.last.map(types::log_id_from));
+        let request = TransferLeaderRequest::new(vote, from.to, from.last.map(types::log_id_from));
         let heard: Result<_, Fatal<Types>> = self.inner.handle_transfer_leader(request).await;
         match heard {
             Ok(outcome) => {

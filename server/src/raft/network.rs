@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use hawser_proto::v1::raft_client::RaftClient;
-use hawser_proto::{Invalid, v1};
+use hawser_proto::{Invalid, Member, v1};
 use openraft::RaftNetworkFactory;
 use openraft::errors::{
     NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
@@ -21,10 +21,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use super::SNAPSHOT_TRANSFER_MAX;
 use super::types::{
     Place, Snapshot, Types, Vote, entry_to, log_id_from, log_id_to, meta_to, vote_from, vote_to,
 };
-use super::SNAPSHOT_TRANSFER_MAX;
 use crate::dial::{Dialer, Lane};
 use crate::snapshot;
 
@@ -39,8 +39,9 @@ pub(crate) struct Link {
     from: u64,
     target: u64,
     lane: Lane,
-    /// Why there is no client: an address that cannot be one.
-    client: Result<RaftClient<Channel>, String>,
+    /// None when its name can be no name, which none is that was admitted.
+    member: Option<Member>,
+    dialer: Dialer,
 }
 
 impl Network {
@@ -49,9 +50,9 @@ impl Network {
     }
 
     fn link(&self, target: u64, place: &Place, lane: Lane) -> Link {
-        let client =
-            self.dialer.client(&place.address, lane).map_err(|failure| failure.to_string());
-        Link { from: self.from, target, lane, client }
+        let name = place.name.parse().ok();
+        let member = name.map(|name| Member { id: target, name, address: place.address.clone() });
+        Link { from: self.from, target, lane, member, dialer: self.dialer.clone() }
     }
 }
 
@@ -72,6 +73,15 @@ impl RaftNetworkFactory<Types> for Network {
 }
 
 impl Link {
+    fn client(&self) -> Result<RaftClient<Channel>, RPCError<Types>> {
+        let Some(member) = &self.member else {
+            return Err(Unreachable::from_string("it has no name").into());
+        };
+        self.dialer
+            .client_of(member, self.lane)
+            .map_err(|failure| Unreachable::new(&failure).into())
+    }
+
     /// Calls within `limit`.
     async fn call<T, F>(
         &self,
@@ -82,10 +92,7 @@ impl Link {
     where
         F: Future<Output = Result<tonic::Response<T>, Status>>,
     {
-        let client = match &self.client {
-            Ok(client) => client.clone(),
-            Err(why) => return Err(Unreachable::from_string(why).into()),
-        };
+        let client = self.client()?;
         match tokio::time::timeout(limit, call(client)).await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) => Err(refused(&status)),
@@ -179,10 +186,7 @@ impl RaftNetworkV2<Types> for Link {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let mut client = match &self.client {
-            Ok(client) => client.clone(),
-            Err(why) => return Err(Unreachable::from_string(why).into()),
-        };
+        let mut client = self.client()?;
         let (chunks, stream) = mpsc::channel(CHUNKS_IN_FLIGHT);
         let meta = v1::SnapshotMeta {
             target: self.target,
@@ -193,9 +197,10 @@ impl RaftNetworkV2<Types> for Link {
         let transfer = async {
             let send = send(meta, &snapshot.snapshot, chunks);
             let reply = async {
-                client.install_snapshot(ReceiverStream::new(stream)).await.map_err(|status| {
-                    StreamingError::from(refused(&status))
-                })
+                client
+                    .install_snapshot(ReceiverStream::new(stream))
+                    .await
+                    .map_err(|status| StreamingError::from(refused(&status)))
             };
             // An answer before the end of sending is a refusal, and ends the sending.
             let (send, reply) = (std::pin::pin!(send), std::pin::pin!(reply));

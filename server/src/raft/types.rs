@@ -107,11 +107,8 @@ pub(crate) fn membership_to(membership: &Membership) -> v1::Membership {
 }
 
 pub(crate) fn membership_from(membership: v1::Membership) -> Result<Membership, Invalid> {
-    let configs: Vec<BTreeSet<u64>> = membership
-        .configs
-        .into_iter()
-        .map(|config| config.voters.into_iter().collect())
-        .collect();
+    let configs: Vec<BTreeSet<u64>> =
+        membership.configs.into_iter().map(|config| config.voters.into_iter().collect()).collect();
     let places: BTreeMap<u64, Place> = membership
         .members
         .into_iter()
@@ -127,7 +124,9 @@ pub(crate) fn entry_to(entry: &Entry) -> v1::LogEntry {
     use v1::log_entry::Payload;
     let payload = match &entry.payload {
         EntryPayload::Blank => Payload::Blank(v1::Nothing {}),
-        EntryPayload::Normal(Proposal { time, command }) => Payload::Command((*time, command).into()),
+        EntryPayload::Normal(Proposal { time, command }) => {
+            Payload::Command((*time, command).into())
+        }
         EntryPayload::Membership(membership) => Payload::Membership(membership_to(membership)),
     };
     v1::LogEntry { id: Some(log_id_to(&entry.log_id)), payload: Some(payload) }

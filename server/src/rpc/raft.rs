@@ -11,7 +11,7 @@ use hawser_proto::{Member, v1};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::dial::MESSAGE_BYTES_MAX;
+use crate::dial::{Dialer, MESSAGE_BYTES_MAX};
 use crate::history::History;
 use crate::join::{Acquaintances, is_living};
 use crate::leader::Leases;
@@ -26,6 +26,7 @@ pub(crate) struct Answers {
     pub(crate) own: Member,
     pub(crate) bootstrap_expect: u8,
     pub(crate) raft: Raft,
+    pub(crate) dialer: Dialer,
     pub(crate) snapshots: Snapshots,
     pub(crate) proposer: Proposer,
     pub(crate) leases: Leases,
@@ -226,6 +227,7 @@ impl Service for Answers {
         let message = request.into_inner();
         let from = member(message.from)?;
         caller_as(&name, &from)?;
+        self.dialer.note(from.id, &from.address);
         let is_initialised = self.raft.is_initialised().await;
         let status = Arc::clone(&self.raft.status().borrow());
         let members = if is_initialised {
