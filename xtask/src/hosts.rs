@@ -90,7 +90,9 @@ fn test(root: &Path, arguments: &[String]) -> Result<()> {
             bail!("{program} is not installed; `.ci/run` names the Debian packages");
         }
     }
-    let mut command = cargo(root, &["test", "--test", "hosts", "--", "--test-threads=1"]);
+    let flags = ["--test-threads=1", "--show-output"];
+    let mut command = cargo(root, &["test", "--test", "hosts", "--"]);
+    command.args(flags);
     command.args(arguments);
     let ended = timed("hosts", || shown(&mut command));
     // A test program that was killed could not clear up behind itself.

@@ -21,6 +21,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use hawser_rig::process::told;
 use hawser_rig::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -177,26 +178,26 @@ impl Drop for Ended {
 /// An ext4 file system in a file, mounted. Dropping it unmounts and removes it.
 struct Disk {
     folder: PathBuf,
-    image: PathBuf,
+    device: String,
     mounted: PathBuf,
 }
 
 impl Disk {
     fn make(folder: &Path) -> Result<Self> {
-        let disk = Self {
-            folder: folder.to_owned(),
-            image: folder.join("image"),
-            mounted: folder.join("mounted"),
-        };
-        fs::create_dir_all(&disk.mounted)?;
-        File::create(&disk.image)?.set_len(IMAGE_BYTES)?;
-        shown(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&disk.image))?;
+        let (image, mounted) = (folder.join("image"), folder.join("mounted"));
+        fs::create_dir_all(&mounted)?;
+        File::create(&image)?.set_len(IMAGE_BYTES)?;
+        shown(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
+        let mut attach = Command::new("losetup");
+        attach.args(["--find", "--show"]).arg(&image);
+        let device = told(attach, COMMAND)?.trim().to_owned();
+        let disk = Self { folder: folder.to_owned(), device, mounted };
         disk.mount()?;
         Ok(disk)
     }
 
     fn mount(&self) -> Result<()> {
-        shown(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.mounted))
+        shown(Command::new("mount").args(["-t", "ext4"]).arg(&self.device).arg(&self.mounted))
     }
 
     /// From here on nothing reaches the image, and all that was not synced is lost.
@@ -207,6 +208,14 @@ impl Disk {
     /// Power is back: the journal is replayed.
     fn restore(&self) -> Result<()> {
         shown(Command::new("umount").arg(&self.mounted))?;
+        // Whoever made a mount namespace meanwhile keeps the file system, still shut down, and
+        // mounting it again would show just that one.
+        let name = self.device.rsplit('/').next().unwrap_or_default();
+        let held = Path::new("/sys/fs/ext4").join(name);
+        wait_for("the file system to be let go of", COMMAND, || {
+            ensure!(!held.exists(), "{} is there", held.display());
+            Ok(())
+        })?;
         self.mount()
     }
 }
@@ -215,6 +224,7 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // Lazily, as the writer of a failed step may just be ending; nobody is left to tell.
         let _ = Command::new("umount").arg("--lazy").arg(&self.mounted).status();
+        let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
@@ -223,5 +233,6 @@ const IMAGE_BYTES: u64 = 400 << 20;
 const CONTROL_BYTES: usize = 1 << 20;
 const WRITES_MIN: u64 = 50;
 const WRITES_SPREAD: u64 = 400;
+const COMMAND: Duration = Duration::from_secs(20);
 const STOPPING: Duration = Duration::from_secs(10);
 const WRITING: Duration = Duration::from_secs(60);
