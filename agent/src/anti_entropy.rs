@@ -47,13 +47,12 @@ impl Refused {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set(&self, key: String, why: String) {
-        tracing::error!(item = key, why, "the servers refuse what is declared here");
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, why);
-    }
-
-    fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    fn replace(&self, all: BTreeMap<String, String>) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (item, why) in all.iter().filter(|(item, why)| held.get(*item) != Some(why)) {
+            tracing::error!(item, why, "the servers refuse what is declared here");
+        }
+        *held = all;
     }
 }
 
@@ -89,7 +88,7 @@ impl AntiEntropy {
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
         let mut belief: Option<Belief> = None;
         let mut least = Index(0);
-        let mut failures = 0_u32;
+        let mut failing_since: Option<Instant> = None;
         loop {
             let link = links.borrow_and_update().clone();
             let Some(link) = link else {
@@ -111,7 +110,7 @@ impl AntiEntropy {
             let next = match round {
                 Ok(due) => {
                     backoff.reset();
-                    failures = 0;
+                    failing_since = None;
                     let full = Instant::now() + clock::jittered(COMPARE_EVERY);
                     due.map_or(full, |due| due.min(full))
                 }
@@ -119,10 +118,10 @@ impl AntiEntropy {
                     self.metrics.anti_entropy_errors.inc();
                     tracing::warn!(%why, server = %link.address(), "the catalog was not reconciled");
                     belief = None;
-                    failures += 1;
-                    if failures >= FAILURES_MAX {
-                        // This server may be the one that is cut off from the rest.
-                        failures = 0;
+                    let since = *failing_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= RETIRE_AFTER {
+                        // An election is over by now: this server is cut off from the rest.
+                        failing_since = None;
                         link.retire();
                     }
                     let wait = Instant::now() + backoff.next();
@@ -159,33 +158,26 @@ impl AntiEntropy {
             Some(held) => held,
             None => self.catalog(link, *least).await?,
         };
-        let (declared, due) = self.local.rows();
+        let (declared, mut due) = self.local.rows();
         let Some(changes) = reconcile(&self.node, &declared, &held.rows) else {
             *belief = Some(held);
-            self.refused.clear();
+            self.refused.replace(BTreeMap::new());
             self.synced.send_modify(|count| *count += 1);
             return Ok(due);
         };
         match self.send(link, &changes).await {
             Ok(index) => {
-                self.refused.clear();
+                self.refused.replace(BTreeMap::new());
                 held.index = index;
                 apply(&mut held.rows, changes);
             }
-            Err(SyncError::Refused(_)) => {
-                // One of them is bad: send them one by one, so that it holds up no other.
-                for part in parts(&changes) {
-                    let key = key(&part);
-                    match self.send(link, &part).await {
-                        Ok(index) => {
-                            held.index = index;
-                            apply(&mut held.rows, part);
-                        }
-                        Err(SyncError::Refused(status)) => {
-                            self.refused.set(key, status.message().to_owned());
-                        }
-                        Err(other) => return Err(other),
-                    }
+            Err(SyncError::Refused(status)) => {
+                let refused = self.one_by_one(link, &changes, &status, &mut held).await?;
+                let is_all_well = refused.is_empty();
+                self.refused.replace(refused);
+                if !is_all_well {
+                    let again = Instant::now() + clock::jittered(REFUSED_AGAIN);
+                    due = Some(due.map_or(again, |due| due.min(again)));
                 }
             }
             Err(other) => return Err(other),
@@ -194,6 +186,38 @@ impl AntiEntropy {
         *belief = Some(held);
         self.synced.send_modify(|count| *count += 1);
         Ok(due)
+    }
+
+    /// Sends the parts of refused `changes` by themselves, so that a bad one holds up no other;
+    /// answers what was refused of them. `why` is what the whole was refused with.
+    async fn one_by_one(
+        &self,
+        link: &Link,
+        changes: &NodeChanges,
+        why: &tonic::Status,
+        held: &mut Belief,
+    ) -> Result<BTreeMap<String, String>, SyncError> {
+        let mut refused = BTreeMap::new();
+        let parts = parts(changes);
+        if let [] | [_] = &parts[..] {
+            let key = parts.first().map_or_else(|| format!("node/{}", changes.node.name), key);
+            refused.insert(key, why.message().to_owned());
+            return Ok(refused);
+        }
+        for part in parts {
+            let key = key(&part);
+            match self.send(link, &part).await {
+                Ok(index) => {
+                    held.index = index;
+                    apply(&mut held.rows, part);
+                }
+                Err(SyncError::Refused(status)) => {
+                    refused.insert(key, status.message().to_owned());
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(refused)
     }
 
     /// The catalog's rows, at least as new as what this host wrote last.
@@ -241,11 +265,14 @@ fn parts(changes: &NodeChanges) -> Vec<NodeChanges> {
         drop_instances: vec![],
         drop_checks: vec![],
     };
-    let mut parts = vec![NodeChanges {
-        drop_instances: changes.drop_instances.clone(),
-        drop_checks: changes.drop_checks.clone(),
-        ..empty()
-    }];
+    let mut parts = Vec::new();
+    if !changes.drop_instances.is_empty() || !changes.drop_checks.is_empty() {
+        parts.push(NodeChanges {
+            drop_instances: changes.drop_instances.clone(),
+            drop_checks: changes.drop_checks.clone(),
+            ..empty()
+        });
+    }
     for instance in &changes.put_instances {
         parts.push(NodeChanges { put_instances: vec![instance.clone()], ..empty() });
     }
@@ -283,6 +310,8 @@ const CALL: Duration = Duration::from_secs(10);
 const GATHER: Duration = Duration::from_millis(20);
 const BACKOFF_BASE: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
-const FAILURES_MAX: u32 = 4;
+/// What was refused is tried again sooner than all is compared: a name may have become free.
+const REFUSED_AGAIN: Duration = Duration::from_secs(10);
+const RETIRE_AFTER: Duration = Duration::from_secs(10);
 const STALE_TRIES: u32 = 5;
 const STALE_WAIT: Duration = Duration::from_millis(200);

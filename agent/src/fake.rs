@@ -245,8 +245,8 @@ impl Fake {
         let validity =
             Validity { not_before: clock::now(), not_after: clock::now().plus(lifetime) };
         v1::CertificateReply {
-            chain: vec![certificate.to_vec().into()],
-            roots: vec![self.inner.mesh_root.der.to_vec().into()],
+            chain: vec![certificate.to_vec()],
+            roots: vec![self.inner.mesh_root.der.to_vec()],
             validity: Some((&validity).into()),
         }
     }
@@ -461,7 +461,7 @@ impl Agent for Fake {
         node_of(&request)?;
         let request = request.into_inner();
         let body = format!("{} {}", request.method, request.target);
-        let index = v1::Header { name: "X-Consul-Index".into(), value: b"7".to_vec().into() };
+        let index = v1::Header { name: "X-Consul-Index".into(), value: b"7".to_vec() };
         Ok(Response::new(v1::HttpReply {
             status: 200,
             headers: vec![index],

@@ -53,6 +53,8 @@ pub(crate) struct Host {
     pub(crate) listeners: Box<dyn Fn() -> Vec<ListenerStatus> + Send + Sync>,
     /// Wakes whoever can read the files anew.
     pub(crate) reloads: watch::Sender<u64>,
+    /// Cancelled once the agent stops saying that it is here.
+    pub(crate) stopping: CancellationToken,
     /// Cancelled to make the agent leave and end.
     pub(crate) leave: CancellationToken,
 }
@@ -63,6 +65,9 @@ impl Host {
     /// A server that cannot be reached is not among it: the host serves from its disk.
     pub(crate) fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
+        if self.stopping.is_cancelled() {
+            missing.push("the agent stops".to_owned());
+        }
         if self.membership.borrow().is_none() {
             missing.push("the host has not joined the cluster yet".to_owned());
         }

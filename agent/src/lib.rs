@@ -76,8 +76,8 @@ pub enum StartError {
     Token(#[from] InvalidToken),
     /// It has not joined and has nothing to join with.
     #[error(
-        "this host has not joined a cluster: give it a join token, as `hawser join-token` \
-             prints it on a server"
+        "this host has not joined a cluster: name a file with a join token in join_token_file; \
+             `hawser token create` on a server prints one"
     )]
     NeverJoined,
     /// It joined under another name.
@@ -276,6 +276,7 @@ impl Agent {
                 proxy.as_ref().map(Proxy::listeners).unwrap_or_default()
             }),
             reloads: watch::Sender::new(0),
+            stopping: CancellationToken::new(),
             leave: CancellationToken::new(),
         });
         let ready = watch::Sender::new(host.missing().is_empty());
@@ -327,7 +328,7 @@ impl Agent {
     pub async fn run(self, drain: CancellationToken) -> Result<(), RunError> {
         let Self { host, folder, join, proxy, plans, plan_leaves, asked, http, dns, .. } = self;
         // What says that the host is here ends first; what serves ends last.
-        let (says, serves) = (CancellationToken::new(), CancellationToken::new());
+        let (says, serves) = (host.stopping.clone(), CancellationToken::new());
         let mut tasks: JoinSet<Result<&'static str, RunError>> = JoinSet::new();
         let (wants_in, wants) = mpsc::channel(WANTS_QUEUED);
         let (synced, compare) = (watch::Sender::new(0), watch::Sender::new(0));
@@ -592,6 +593,7 @@ async fn readiness(host: Arc<Host>, ready: watch::Sender<bool>, drain: Cancellat
         });
         tokio::select! {
             () = drain.cancelled() => break,
+            () = host.stopping.cancelled(), if is_ready => {}
             // Listeners tell nobody when they come up.
             () = sleep(READY_EVERY) => {}
             Ok(()) = membership.changed() => {}
@@ -625,12 +627,14 @@ fn listen(address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
 fn bind(
     (address, config): (SocketAddr, hawser_dns::Config),
 ) -> Result<(hawser_dns::Config, hawser_dns::Sockets), StartError> {
-    let sockets = hawser_dns::bind(address, DNS_WORKERS).map_err(|source| StartError::Listen {
-        what: "DNS",
-        address,
-        source,
-    })?;
+    let sockets = hawser_dns::bind(address, dns_workers())
+        .map_err(|source| StartError::Listen { what: "DNS", address, source })?;
     Ok((config, sockets))
+}
+
+/// Names are small work: a few threads answer more than a host asks.
+fn dns_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(DNS_WORKERS_MAX)
 }
 
 /// The host's UUID: made once, kept with its folder.
@@ -662,7 +666,7 @@ const SERVERS: &str = "servers.json";
 const LEAVES: &str = "leaves";
 const NODE_ID: &str = "node-id";
 const WANTS_QUEUED: usize = 256;
-const DNS_WORKERS: usize = 1;
+const DNS_WORKERS_MAX: usize = 4;
 const JOIN_BACKOFF_BASE: Duration = Duration::from_millis(500);
 const JOIN_BACKOFF_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(60);

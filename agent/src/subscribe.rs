@@ -11,7 +11,7 @@ use hawser_dns::Want;
 use hawser_proto::codec;
 use hawser_proto::v1;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
@@ -116,7 +116,7 @@ impl Subscription {
     pub(crate) async fn run(mut self, drain: CancellationToken) {
         let mut links = self.servers.links();
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
-        let mut failures = 0;
+        let mut failing_since: Option<Instant> = None;
         loop {
             let link = links.borrow_and_update().clone();
             let Some(link) = link else {
@@ -135,11 +135,12 @@ impl Subscription {
             }
             if self.views.borrow().index != before {
                 backoff.reset();
-                failures = 0;
+                failing_since = None;
             }
-            failures += 1;
-            if failures >= FAILURES_MAX {
-                failures = 0;
+            let since = *failing_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= RETIRE_AFTER {
+                // An election is over by now: this server is cut off from the rest.
+                failing_since = None;
                 link.retire();
             }
             tokio::select! {
@@ -269,7 +270,7 @@ const OPEN: Duration = Duration::from_secs(10);
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 const BACKOFF_BASE: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-const FAILURES_MAX: u32 = 4;
+const RETIRE_AFTER: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -49,7 +49,7 @@ pub(super) async fn answer(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply,
             }
         }
         ["join", ..] | ["monitor"] | ["metrics", "stream"] => Err(ApiError::NotImplemented(
-            "not supported: hosts join with a token from `hawser join-token`, logs are on stderr, \
+            "not supported: hosts join with a token from `hawser token create`, logs are on stderr, \
              and metrics are at /metrics"
                 .to_owned(),
         )),
@@ -110,23 +110,23 @@ async fn declared(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply, ApiError
         ["service", "register"] => {
             let definition = ServiceDefinition::try_from(fields::parse(&ask.body)?)?;
             let replaces = ask.query.flag("replace-existing-checks")?;
-            local.register_service(definition, replaces).map_err(refused)?;
+            local.register_service(definition, replaces).map_err(|why| refused(&why))?;
         }
         ["service", "deregister", id] => {
             let id = application(&api.host, id);
-            local.deregister_service(&parsed::<InstanceId>(&id)?).map_err(unknown)?;
+            local.deregister_service(&parsed::<InstanceId>(&id)?).map_err(|why| unknown(&why))?;
         }
         ["service", "maintenance", id] => {
             let id = parsed::<InstanceId>(id)?;
-            local.maintain(Some(id), reason(ask)?).map_err(unknown)?;
+            local.maintain(Some(id), reason(ask)?).map_err(|why| unknown(&why))?;
         }
-        ["maintenance"] => local.maintain(None, reason(ask)?).map_err(unknown)?,
+        ["maintenance"] => local.maintain(None, reason(ask)?).map_err(|why| unknown(&why))?,
         ["check", "register"] => {
             let definition = CheckDefinition::try_from(fields::parse(&ask.body)?)?;
-            local.register_check(definition).map_err(refused)?;
+            local.register_check(definition).map_err(|why| refused(&why))?;
         }
         ["check", "deregister", id] => {
-            local.deregister_check(&parsed::<CheckId>(id)?).map_err(unknown)?;
+            local.deregister_check(&parsed::<CheckId>(id)?).map_err(|why| unknown(&why))?;
         }
         ["check", verb @ ("pass" | "warn" | "fail"), id] => {
             let status = match *verb {
@@ -135,7 +135,7 @@ async fn declared(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply, ApiError
                 _ => Status::Critical,
             };
             let note = ask.query.first("note").unwrap_or_default();
-            local.report(&parsed::<CheckId>(id)?, status, note).map_err(unknown)?;
+            local.report(&parsed::<CheckId>(id)?, status, note).map_err(|why| unknown(&why))?;
         }
         ["check", "update", id] => {
             let body = fields::parse(&ask.body)?;
@@ -145,7 +145,7 @@ async fn declared(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply, ApiError
                 .ok_or_else(|| ApiError::bad_request("Status is missing"))?;
             let output = fields.text(&["Output"])?.map_or("", |(_, output)| output);
             fields.finish()?;
-            local.report(&parsed::<CheckId>(id)?, status, output).map_err(unknown)?;
+            local.report(&parsed::<CheckId>(id)?, status, output).map_err(|why| unknown(&why))?;
         }
         _ => return Err(ApiError::UnknownPath),
     }
@@ -471,16 +471,16 @@ fn pairs(meta: &Meta) -> Pairs {
     meta.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
 }
 
-fn refused(why: RegisterError) -> ApiError {
-    match &why {
+fn refused(why: &RegisterError) -> ApiError {
+    match why {
         RegisterError::UnknownService { .. } => ApiError::NotFound(why.to_string()),
         RegisterError::Store(_) => ApiError::Refused(why.to_string()),
         _ => ApiError::BadRequest(why.to_string()),
     }
 }
 
-fn unknown(why: Unknown) -> ApiError {
-    let text = match &why {
+fn unknown(why: &Unknown) -> ApiError {
+    let text = match why {
         Unknown::Service(id) => format!("Unknown service ID \"{id}\""),
         Unknown::Check(id) => format!("Unknown check ID \"{id}\""),
         Unknown::NotTtl(_) => return ApiError::BadRequest(why.to_string()),

@@ -30,7 +30,7 @@ pub(crate) struct Token {
 /// A text that is no join token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "it is no join token: it must look like hj1.<secret>.<pin>, as `hawser join-token` prints it"
+    "it is no join token: it must look like hj1.<secret>.<pin>, as `hawser token create` prints it"
 )]
 pub struct InvalidToken;
 

@@ -75,6 +75,8 @@ pub(crate) struct Leaves {
 struct Next {
     at: UnixTime,
     backoff: Backoff,
+    /// Whether the last attempt failed.
+    has_failed: bool,
     /// The roots that it was last signed under.
     roots: Vec<Arc<[u8]>>,
 }
@@ -120,7 +122,12 @@ impl Leaves {
                 }
             }
             let now = clock::now();
-            let wait = plan.values().map(|next| next.at.since(now)).min().unwrap_or(LOOK_EVERY);
+            let next = plan.values().map(|next| next.at.since(now)).min();
+            let wait = match self.membership.borrow().is_some() {
+                true => next.unwrap_or(LOOK_EVERY),
+                // Nothing can be asked for before the host has joined, which wakes this loop.
+                false => LOOK_EVERY,
+            };
             tokio::select! {
                 () = drain.cancelled() => return,
                 () = sleep(wait.clamp(WAIT_MIN, LOOK_EVERY)) => {}
@@ -163,6 +170,7 @@ impl Leaves {
                     Some(held) => held.validity.renew_at(now, clock::permille()).unwrap_or(now),
                 },
                 backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
+                has_failed: false,
                 roots: credential.map(|held| held.roots.clone()).unwrap_or_default(),
             });
             if let (Some(roots), Some(held)) = (&roots, credential)
@@ -175,19 +183,23 @@ impl Leaves {
                     true => clock::up_to(REISSUE_WITHIN),
                     false => Duration::ZERO,
                 };
+                // A server may know newer roots than this view does for a moment.
+                let wait = wait.max(RENEW_GAP_MIN);
                 next.at = next.at.min(now.plus(wait));
                 tracing::info!(service = name.as_str(), "the roots changed: a new leaf is due");
             }
         }
     }
 
-    /// What waits after a failure is tried now: the reason may be gone.
+    /// What waits after a failure is tried soon: the reason may be gone.
     fn hurry(&self, plan: &mut BTreeMap<ServiceName, Next>) {
         let held = self.all.borrow().clone();
         let now = clock::now();
         for (name, next) in plan {
             if !held.contains_key(name) {
                 next.at = next.at.min(now);
+            } else if next.has_failed {
+                next.at = next.at.min(now.plus(clock::up_to(HURRY_WITHIN)));
             }
         }
     }
@@ -197,6 +209,7 @@ impl Leaves {
         match result {
             Ok(credential) => {
                 next.backoff.reset();
+                next.has_failed = false;
                 next.at = credential.validity.renew_at(now, clock::permille()).unwrap_or(now);
                 // Never in a tight loop, whatever a server signs.
                 next.at = next.at.max(now.plus(RENEW_GAP_MIN));
@@ -216,6 +229,7 @@ impl Leaves {
                 self.all.send_replace(Arc::new(all));
             }
             Err(why) => {
+                next.has_failed = true;
                 next.at = now.plus(next.backoff.next());
                 tracing::warn!(service = name.as_str(), %why, "no new leaf");
             }
@@ -247,6 +261,8 @@ const CALL: Duration = Duration::from_secs(10);
 const SIGNING_AT_ONCE: usize = 4;
 const BACKOFF_BASE: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Spread a little, because a whole fleet may have been cut off at once.
+const HURRY_WITHIN: Duration = Duration::from_secs(3);
 const REISSUE_WITHIN: Duration = Duration::from_secs(30);
 const RENEW_GAP_MIN: Duration = Duration::from_secs(1);
 const WAIT_MIN: Duration = Duration::from_millis(20);
