@@ -47,7 +47,8 @@ pub enum Effect {
 /// Picks instances of one destination for one caller.
 ///
 /// Two candidates are drawn by weight and the one with the lower cost wins; cost is the peak-EWMA
-/// latency times one more than the requests in flight. Five failures in a row eject an instance
+/// latency times one more than the requests in flight, times the square of one more than the
+/// failures in a row. Five failures in a row eject an instance
 /// for a second, doubling up to a minute; then one request decides whether it comes back. At most
 /// half of a group is out at once, at least one may be, and the last one only while another group
 /// can take the load. A group whose instances are all out or tried hands over to the next.
@@ -170,7 +171,6 @@ impl Balancer {
                 if was_out { Effect::Returned } else { Effect::None }
             }
             Outcome::Failed => {
-                peer.latency.observe(FAILURE_PENALTY, now);
                 peer.failures = peer.failures.saturating_add(1);
                 let is_due = match peer.standing {
                     Standing::In => peer.failures >= FAILURES_TO_EJECT,
@@ -293,7 +293,8 @@ impl Balancer {
 
 impl Peer {
     fn cost(&self, now: Duration) -> f64 {
-        self.latency.at(now) * f64::from(self.in_flight + 1)
+        let failures = f64::from(self.failures.min(FAILURES_WEIGHED) + 1);
+        self.latency.at(now) * f64::from(self.in_flight + 1) * failures * failures
     }
 }
 
@@ -332,8 +333,8 @@ impl Ewma {
 /// Linkerd's decay and start.
 const DECAY: Duration = Duration::from_secs(10);
 const LATENCY_START: Duration = Duration::from_millis(30);
-/// What a failure costs in latency, so that failing fast attracts no load.
-const FAILURE_PENALTY: Duration = Duration::from_secs(1);
+/// Failures in a row weigh quadratically, up to this many, so that failing fast attracts no load.
+const FAILURES_WEIGHED: u32 = 50;
 const FAILURES_TO_EJECT: u32 = 5;
 const EJECTION_FIRST: Duration = Duration::from_secs(1);
 const EJECTION_MAX: Duration = Duration::from_secs(60);
@@ -488,6 +489,23 @@ mod tests {
             balancer.finish(pick, Outcome::Answered(at(latency)), now);
         }
         assert!(counts[0] > 9 * counts[1], "the slow one takes little: {counts:?}");
+    }
+
+    #[test]
+    fn failing_fast_attracts_no_load() {
+        let all = endpoints(2);
+        let mut balancer = balancer(&all, &[2]);
+        let mut draw = draws(4);
+        let mut failed = 0_u32;
+        for n in 0..1_000 {
+            let now = at(f64::from(n) * 0.001);
+            let pick = balancer.pick(now, &[], true, &mut draw).expect("in");
+            let is_bad = pick.address.port() == 0;
+            failed += u32::from(is_bad);
+            let good = Outcome::Answered(at(0.005));
+            balancer.finish(pick, if is_bad { Outcome::Failed } else { good }, now);
+        }
+        assert!(failed <= 10, "{failed} of 1,000 went to an instance that fails at once");
     }
 
     #[test]

@@ -96,6 +96,8 @@ pub(crate) fn strip(headers: &mut HeaderMap) -> Option<HeaderValue> {
             || *name == header::TRANSFER_ENCODING
             || *name == header::UPGRADE
             || *name == header::TE
+            // Whoever reads the body here has said `100 Continue` already.
+            || *name == header::EXPECT
             || *name == header::PROXY_AUTHENTICATE
             || *name == header::PROXY_AUTHORIZATION
             || *name == CALLER_HEADER

@@ -34,7 +34,7 @@ use crate::relay::{Moved, relay};
 use crate::report::{Pair, Record, Reporter};
 use crate::socket::{self, Wide};
 use crate::tls::{self, Identity, Wire};
-use crate::watch::Watched;
+use crate::watch::{OnList, Watched};
 use crate::worker::Context;
 
 /// One service's inbound port, in one worker.
@@ -138,7 +138,7 @@ impl Port {
         let listed = context.watched.watch(caller, peer, Some((&self.service, &decision)));
         let pair = context.report.pair(Reporter::Server, &source, &self.service);
         let connection =
-            Connection { port: self.clone(), watched: listed.watched.clone(), pair, view_index };
+            Connection { port: self.clone(), listed: Rc::new(listed), pair, view_index };
         if is_http {
             Box::pin(connection.serve_http(stream, wire)).await;
         } else {
@@ -161,12 +161,16 @@ impl Port {
 #[derive(Clone)]
 struct Connection {
     port: Rc<Port>,
-    watched: Rc<Watched>,
+    listed: Rc<OnList>,
     pair: Rc<Pair>,
     view_index: Index,
 }
 
 impl Connection {
+    fn watched(&self) -> &Watched {
+        &self.listed.watched
+    }
+
     fn record(&self, reason: Reason, started: Duration) -> Record {
         Record {
             reason,
@@ -184,7 +188,7 @@ impl Connection {
     async fn serve_tcp(self, mut downstream: TlsStream<Wide>, wire: Wire, chain: &Chain) {
         let context = &self.port.context;
         let started = context.clock.now();
-        let dialled = if self.watched.is_allowed() {
+        let dialled = if self.watched().is_allowed() {
             self.port.dial(chain.local_connect_timeout).await
         } else {
             Err(Reason::IntentionDenied)
@@ -218,7 +222,7 @@ impl Connection {
         let idle = context.limits.tcp_idle;
         let ended = tokio::select! {
             biased;
-            () = self.watched.cut.cancelled() => Err(self.watched.why()),
+            () = self.watched().cut.cancelled() => Err(self.watched().why()),
             ended = relay(&mut downstream, &mut upstream, &context.buffers, idle, &mut moved) => {
                 ended
             }
@@ -237,7 +241,8 @@ impl Connection {
     }
 
     async fn serve_http(self, stream: TlsStream<Wide>, wire: Wire) {
-        let (context, watched) = (self.port.context.clone(), self.watched.clone());
+        let (context, listed) = (self.port.context.clone(), self.listed.clone());
+        let watched = &listed.watched;
         let limits = &context.limits;
         let is_upgradable = wire != Wire::H2;
         let service = service_fn(move |request| {
@@ -292,7 +297,7 @@ impl Connection {
                 .record(&Record { status: Some(status.as_u16()), ..self.record(reason, started) });
             hygiene::refusal(status, reason, DecidedBy::ServerProxy, is_grpc)
         };
-        if !self.watched.is_allowed() {
+        if !self.watched().is_allowed() {
             return refuse(StatusCode::FORBIDDEN, Reason::IntentionDenied);
         }
         let Some(slot) = context.request_slot() else {
@@ -352,7 +357,7 @@ impl Connection {
             let reason = match end {
                 End::Complete => Reason::Ok,
                 End::Upstream | End::Timeout => Reason::UpstreamReset,
-                End::Downstream if self.watched.cut.is_cancelled() => self.watched.why(),
+                End::Downstream if self.watched().cut.is_cancelled() => self.watched().why(),
                 End::Downstream => Reason::DownstreamReset,
             };
             on_end(end);
@@ -505,9 +510,10 @@ impl Connection {
             sender.send_request(request).await.map_err(|error| application_reason(&error))?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upstream = hyper::upgrade::on(&mut response);
-            let (context, cut) = (port.context.clone(), self.watched.cut.clone());
+            let (context, listed) = (port.context.clone(), self.listed.clone());
             context.clone().tracker.spawn_local(async move {
-                relay_upgraded(&context, downstream, upstream, &cut).await;
+                // What it became is watched as it was.
+                relay_upgraded(&context, downstream, upstream, &listed.watched.cut).await;
             });
         }
         Ok((response, Box::new(move |_| drop(sender))))
@@ -515,7 +521,7 @@ impl Connection {
 
     fn caller_header(&self) -> Option<HeaderValue> {
         let by = self.port.identity.borrow().as_ref().map(|identity| identity.id.to_string())?;
-        HeaderValue::try_from(format!("By={by};URI={}", self.watched.peer.id)).ok()
+        HeaderValue::try_from(format!("By={by};URI={}", self.watched().peer.id)).ok()
     }
 }
 

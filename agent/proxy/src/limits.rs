@@ -67,7 +67,7 @@ impl Default for Limits {
             retry_budget_floor: 3,
             connect_tries: 3,
             streams: 100,
-            connections_per_endpoint: 8,
+            connections_per_endpoint: 32,
             header_bytes: 64 * 1024,
             headers: 100,
             target_bytes: 8 * 1024,

@@ -468,18 +468,16 @@ impl Port {
             parts,
             body,
             was_retried,
+            deadline,
             attempts: 0,
             tried: Vec::new(),
             sent: Rc::new(Cell::new(0)),
         };
-        let exchanged = tokio::time::timeout_at(deadline, Box::pin(exchange.run())).await;
+        let exchanged = Box::pin(exchange.run()).await;
         let (attempts, sent) = (exchange.attempts, exchange.sent.clone());
         let Answer { mut response, decided, place, upstream } = match exchanged {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(reason)) => return refuse(hygiene::status(reason), reason, attempts),
-            Err(_) => {
-                return refuse(StatusCode::GATEWAY_TIMEOUT, Reason::RequestTimeout, attempts);
-            }
+            Ok(answer) => answer,
+            Err(reason) => return refuse(hygiene::status(reason), reason, attempts),
         };
         let said = response.headers().get(hygiene::REASON_HEADER).cloned();
         hygiene::pass_on(&mut response);
@@ -545,12 +543,11 @@ impl Port {
         let broken = |error: hyper::Error| peer_reason(&error);
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        let cut = listed.watched.cut.clone();
-        let is_cut = cut.clone();
+        let listed = Rc::new(listed);
+        let held = listed.clone();
         context.tracker.spawn_local(async move {
-            let _listed = listed;
             tokio::select! {
-                () = is_cut.cancelled() => {}
+                () = held.watched.cut.cancelled() => {}
                 _ = connection.with_upgrades() => {}
             }
         });
@@ -589,7 +586,8 @@ impl Port {
         }
         let onward = hyper::upgrade::on(&mut response);
         context.clone().tracker.spawn_local(async move {
-            let moved = relay_upgraded(&context, downstream, onward, &cut).await;
+            let cut = &listed.watched.cut;
+            let moved = relay_upgraded(&context, downstream, onward, cut).await;
             self.pair.record(&Record {
                 bytes_sent: moved.sent,
                 bytes_received: moved.received,
@@ -610,6 +608,8 @@ struct Exchange<'a> {
     body: Outgoing,
     /// Whether the request is itself part of a retry further up.
     was_retried: bool,
+    /// When all tries together must have given an answer.
+    deadline: Instant,
     attempts: u8,
     tried: Vec<PeerId>,
     sent: Rc<Cell<u64>>,
@@ -668,10 +668,8 @@ impl Exchange<'_> {
                 Err(failure) => last = failure,
             }
             let is_safe = last.is_unseen || (self.is_idempotent && !self.was_retried);
-            if self.attempts > limits.retries || !is_safe || !self.body.is_whole() {
-                break;
-            }
-            if !self.body.is_repeatable() && !matches!(self.body, Outgoing::Arriving(Some(_))) {
+            let is_late = Instant::now() >= self.deadline;
+            if self.attempts > limits.retries || !is_safe || is_late || !self.body.is_whole() {
                 break;
             }
         }
@@ -711,16 +709,14 @@ impl Exchange<'_> {
         }
         let mut sender = place.sender();
         let sending = sender.try_send_request(request);
-        let sent = match per_try {
-            None => sending.await,
-            Some(per_try) => match tokio::time::timeout(per_try, sending).await {
-                Ok(sent) => sent,
-                Err(_) => {
-                    picked.finish(Outcome::Failed);
-                    let reason = Reason::RequestTimeout;
-                    return Err(Failure { reason, is_unseen: false, answer: None });
-                }
-            },
+        let until = per_try.map_or(self.deadline, |span| self.deadline.min(Instant::now() + span));
+        let sent = match tokio::time::timeout_at(until, sending).await {
+            Ok(sent) => sent,
+            Err(_) => {
+                picked.finish(Outcome::Failed);
+                let reason = Reason::RequestTimeout;
+                return Err(Failure { reason, is_unseen: false, answer: None });
+            }
         };
         let response = match sent {
             Ok(response) => response,

@@ -159,4 +159,5 @@ impl Idle {
     }
 }
 
-const WAITS_MAX: usize = 16;
+/// One connection more for each wait: enough to make as many as are allowed.
+const WAITS_MAX: usize = 64;

@@ -88,7 +88,8 @@ impl Record {
 struct Line<'a> {
     time_ms: u64,
     reporter: &'static str,
-    source: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'a str>,
     destination: &'a str,
     verdict: &'static str,
     reason: &'static str,
@@ -202,6 +203,15 @@ impl Shared {
         })
     }
 
+    /// Hands a line to the writer, or counts it as dropped when the writer is behind.
+    fn write(&self, log: &SyncSender<Vec<u8>>, line: &Line<'_>) {
+        let Ok(mut text) = serde_json::to_vec(line) else { return };
+        text.push(b'\n');
+        if log.try_send(text).is_err() {
+            self.dropped_lines.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// What the edges counted since the last call.
     pub(crate) fn take_edges(&self) -> Vec<(EdgeKey, Tally)> {
         std::mem::take(&mut *lock(&self.edges)).into_iter().collect()
@@ -313,9 +323,12 @@ impl Local {
         pair
     }
 
-    /// Counts a connection that was refused before it had a caller or anything to relay.
+    /// Reports a connection that was refused before it had a caller or anything to relay.
     pub(crate) fn refuse(&self, reporter: Reporter, service: &ServiceName, reason: Reason) {
         tracing::debug!(%service, reporter = reporter.as_str(), %reason, "connection refused");
+        if let Some(log) = &self.shared.log {
+            self.shared.write(log, &Line::refused(reporter, service, reason));
+        }
         let mut refusals = self.refusals.borrow_mut();
         let key = (service.clone(), reporter, reason);
         *refusals.entry(key).or_default() += 1;
@@ -395,7 +408,7 @@ impl Pair {
         let line = Line {
             time_ms: crate::clock::wall().as_millis(),
             reporter: self.reporter.as_str(),
-            source: self.source.as_str(),
+            source: Some(self.source.as_str()),
             destination: self.destination.as_str(),
             verdict: match record.reason {
                 Reason::IntentionDenied | Reason::PolicyCut => "deny",
@@ -411,11 +424,7 @@ impl Pair {
             attempts: record.attempts,
             upstream: record.upstream,
         };
-        let Ok(mut text) = serde_json::to_vec(&line) else { return };
-        text.push(b'\n');
-        if log.try_send(text).is_err() {
-            self.shared.dropped_lines.fetch_add(1, Ordering::Relaxed);
-        }
+        self.shared.write(log, &line);
     }
 
     fn flush(&self) {

@@ -54,7 +54,7 @@ pub(crate) struct Watchlist {
     quiet_until: Cell<UnixTime>,
 }
 
-/// Takes its connection off the list when dropped.
+/// Takes its connection off the list when dropped; all that the connection became must hold it.
 pub(crate) struct OnList {
     list: Rc<Watchlist>,
     number: u64,

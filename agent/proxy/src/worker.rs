@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hawser_core::catalog::Locality;
-use hawser_core::name::InstanceId;
+use hawser_core::name::{InstanceId, ServiceName};
+use hawser_core::reason::Reason;
 use hawser_core::view::View;
 use hyper_util::rt::TokioTimer;
 use rand::SeedableRng as _;
@@ -184,7 +185,7 @@ struct Key {
     address: SocketAddr,
     instance: InstanceId,
     /// The service for inbound, the destination for outbound.
-    subject: hawser_core::name::ServiceName,
+    subject: ServiceName,
 }
 
 struct Listener {
@@ -459,6 +460,13 @@ impl Port {
         }
     }
 
+    fn subject(&self) -> &ServiceName {
+        match self {
+            Self::In(port) => &port.service,
+            Self::Out(port) => &port.destination,
+        }
+    }
+
     fn identify(&self, identity: Option<&Rc<Identity>>) {
         match self {
             Self::In(port) => *port.identity.borrow_mut() = identity.cloned(),
@@ -491,6 +499,7 @@ async fn accept(context: Rc<Context>, listener: TcpListener, port: Port, stop: C
         };
         if context.connections.get() >= context.connections_max {
             // Dropped at once: nobody is helped by a connection that waits for memory.
+            context.report.refuse(port.reporter(), port.subject(), Reason::Overloaded);
             continue;
         }
         let (context, port) = (context.clone(), port.clone());

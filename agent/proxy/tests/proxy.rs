@@ -176,10 +176,10 @@ async fn a_dead_instance_costs_no_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_instance_is_ejected_and_costs_no_request() {
     let mut world = World::new(Protocol::Http);
-    world.limits.per_try = Duration::from_millis(100);
+    world.limits.per_try = Duration::from_millis(2_000);
     world.limits.retry_budget_floor = 1_000;
     world.connect_timeout = Duration::from_millis(100);
-    world.http_echo("a").await;
+    world.http_slow(Duration::from_millis(60)).await;
     world.stalled_endpoint().await;
     world.start().await;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
@@ -339,6 +339,37 @@ async fn an_upgrade_becomes_bytes_both_ways() {
     let mut echo = [0; 4];
     stream.read_exact(&mut echo).await.expect("echoed");
     assert_eq!(&echo, b"ping");
+    world.intend(Action::Deny);
+    let ended = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut echo)).await;
+    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "a deny does not cut it: {ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_does_not_come_in_time_is_a_timeout() {
+    let mut world = World::new(Protocol::Http);
+    world.request_timeout = Duration::from_millis(300);
+    let _gate = world.http_gated().await;
+    world.start().await;
+    let answer = get(world.outbound, "/").await;
+    assert_eq!(answer.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(answer.headers()["x-hawser-reason"], "request_timeout");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_runs_out_ends_what_it_opened() {
+    let mut world = World::new(Protocol::Tcp);
+    world.leaf_lifetime = Duration::from_secs(4);
+    world.tcp_echo().await;
+    world.start().await;
+    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+    stream.write_all(b"hello").await.expect("open");
+    let mut echo = [0; 5];
+    stream.read_exact(&mut echo).await.expect("echoed");
+    let ended = tokio::time::timeout(Duration::from_secs(15), stream.read(&mut echo)).await;
+    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "still open: {ended:?}");
+    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+    let ended = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut echo)).await;
+    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "it fails closed: {ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

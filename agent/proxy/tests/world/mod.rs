@@ -38,6 +38,8 @@ pub(crate) struct World {
     pub(crate) outbound: SocketAddr,
     pub(crate) limits: Limits,
     pub(crate) connect_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+    pub(crate) leaf_lifetime: Duration,
     pub(crate) has_client_identity: bool,
     pub(crate) has_server_identity: bool,
     pub(crate) server_identity: &'static str,
@@ -69,6 +71,8 @@ impl World {
             outbound: free_address(),
             limits: Limits::default(),
             connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(30),
+            leaf_lifetime: Duration::from_secs(86_400),
             has_client_identity: true,
             has_server_identity: true,
             server_identity: "db",
@@ -212,7 +216,7 @@ impl World {
                 service: name("db"),
                 protocol: self.protocol,
                 connect_timeout: self.connect_timeout,
-                request_timeout: Duration::from_secs(30),
+                request_timeout: self.request_timeout,
                 local_connect_timeout: Duration::from_secs(5),
                 inbound_connections_max: None,
             },
@@ -254,7 +258,7 @@ impl World {
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let now = time::OffsetDateTime::now_utc();
         params.not_before = now - Duration::from_secs(300);
-        params.not_after = now + Duration::from_secs(86_400);
+        params.not_after = now + self.leaf_lifetime;
         let certificate = params.signed_by(&key, &self.issuer).expect("signed");
         let moment = |time: time::OffsetDateTime| {
             UnixTime::from_secs(u64::try_from(time.unix_timestamp()).expect("after 1970"))
@@ -318,6 +322,16 @@ impl World {
             let text =
                 format!("{tag} {} {} {:?}", request.method(), request.uri(), request.headers());
             Response::new(Full::new(Bytes::from(text)).boxed())
+        })
+        .await;
+        self.instance(address)
+    }
+
+    /// Answers after a while, so that an instance that was never tried looks faster.
+    pub(crate) async fn http_slow(&mut self, span: Duration) -> SocketAddr {
+        let address = serve(move |_| async move {
+            tokio::time::sleep(span).await;
+            Response::new(Full::new(Bytes::from_static(b"slow")).boxed())
         })
         .await;
         self.instance(address)
@@ -513,7 +527,9 @@ pub(crate) async fn call(
     Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
 }
 
-pub(crate) async fn http2(address: SocketAddr) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
+pub(crate) async fn http2(
+    address: SocketAddr,
+) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(address).await.expect("listening");
     let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
