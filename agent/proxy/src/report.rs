@@ -99,10 +99,37 @@ struct Line<'a> {
     bytes_sent: u64,
     bytes_received: u64,
     duration_us: u64,
-    view_index: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    view_index: Option<u64>,
     attempts: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     upstream: Option<SocketAddr>,
+}
+
+impl<'a> Line<'a> {
+    /// A connection that ended before it had a caller, so that no view was asked.
+    fn refused(reporter: Reporter, destination: &'a ServiceName, reason: Reason) -> Self {
+        let decided_by = match reporter {
+            Reporter::Client => DecidedBy::ClientProxy,
+            Reporter::Server => DecidedBy::ServerProxy,
+        };
+        Self {
+            time_ms: crate::clock::wall().as_millis(),
+            reporter: reporter.as_str(),
+            source: None,
+            destination: destination.as_str(),
+            verdict: "deny",
+            reason: reason.as_str(),
+            decided_by: decided_by.as_str(),
+            status: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+            duration_us: 0,
+            view_index: None,
+            attempts: 0,
+            upstream: None,
+        }
+    }
 }
 
 /// What all workers of a proxy report into.
@@ -420,7 +447,7 @@ impl Pair {
             bytes_sent: record.bytes_sent,
             bytes_received: record.bytes_received,
             duration_us: u64::try_from(record.duration.as_micros()).unwrap_or(u64::MAX),
-            view_index: record.view_index.0,
+            view_index: Some(record.view_index.0),
             attempts: record.attempts,
             upstream: record.upstream,
         };
