@@ -256,6 +256,30 @@ async fn plaintext_on_the_mesh_port_is_refused_and_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_native_client_needs_a_certificate_and_no_protocol() {
+    let mut world = World::new(Protocol::Http);
+    let inbound = world.http_echo("a").await;
+    world.start().await;
+    let ask = b"GET / HTTP/1.1\r\nhost: db\r\nconnection: close\r\n\r\n";
+    let mut config = world.native_client();
+    let mut stream = world::tls(inbound, config.clone()).await.expect("a certificate");
+    stream.write_all(ask).await.expect("open");
+    let answer = String::from_utf8(read_all(&mut stream).await).expect("text");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+    config.client_auth_cert_resolver = std::sync::Arc::new(world::Anonymous);
+    // In TLS 1.3 the client has finished before it is refused: the refusal comes on reading.
+    if let Ok(mut stream) = world::tls(inbound, config).await {
+        let _ = stream.write_all(ask).await;
+        assert!(stream.read_u8().await.is_err(), "an anonymous client was answered");
+    }
+    eventually("the refusal is counted by its reason", || {
+        world.server_reasons().contains(&"no_client_certificate".to_owned())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ambiguous_requests_are_not_passed_on() {
     let mut world = World::new(Protocol::Http);
     world.http_echo("a").await;

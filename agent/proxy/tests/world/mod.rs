@@ -15,7 +15,9 @@ use hawser_core::clock::{Index, UnixTime};
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intention, Intentions, Pair, Side};
 use hawser_core::name::ServiceName;
+use hawser_core::spiffe::{Role, SpiffeId};
 use hawser_core::view::{Endpoint, ServiceView, Trust, View};
+use hawser_proxy::tls::{self, Anchors, Identity};
 use hawser_proxy::{
     Config, Inbound, Leaf, Limits, ListenerStatus, LocalService, Outbound, Plan, Proxy,
 };
@@ -194,6 +196,31 @@ impl World {
 
     pub(crate) fn server_metric(&self, name: &str) -> f64 {
         sum(&self.server_registry, name)
+    }
+
+    /// The reasons of all refusals so far.
+    pub(crate) fn server_reasons(&self) -> Vec<String> {
+        let families = self.server_registry.gather();
+        let refusals = families.iter().filter(|f| f.name() == "hawser_proxy_refusals_total");
+        refusals
+            .flat_map(|family| family.get_metric())
+            .flat_map(|metric| metric.get_label())
+            .filter(|label| label.name() == "reason")
+            .map(|label| label.value().to_owned())
+            .collect()
+    }
+
+    /// What a client that is no proxy calls `db` with, as `web`: TLS without ALPN.
+    pub(crate) fn native_client(&self) -> rustls::ClientConfig {
+        let view = self.views.borrow();
+        let anchors = Arc::new(Anchors::new(view.trust.as_deref().expect("published")));
+        let leaf = self.leaf("web");
+        let identity = Identity::new(&tls::provider(), &leaf, &anchors, 0).expect("a good leaf");
+        let callee = SpiffeId { role: Role::Service(name("db")), ..leaf.id.clone() };
+        let config = identity.dial(callee, tls::ALPN_H2).expect("good");
+        let mut config = rustls::ClientConfig::clone(&config);
+        config.alpn_protocols.clear();
+        config
     }
 
     fn publish(&mut self) {
@@ -436,6 +463,33 @@ impl World {
         });
         self.instance(address)
     }
+}
+
+/// Offers no certificate.
+#[derive(Debug)]
+pub(crate) struct Anonymous;
+
+impl rustls::client::ResolvesClientCert for Anonymous {
+    fn resolve(
+        &self,
+        _: &[&[u8]],
+        _: &[rustls::SignatureScheme],
+    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+pub(crate) async fn tls(
+    address: SocketAddr,
+    config: rustls::ClientConfig,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    let name = "db.mesh".try_into().expect("a name");
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
 #[derive(Clone)]
