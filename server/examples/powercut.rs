@@ -80,11 +80,14 @@ async fn write(folder: &std::path::Path, purge: bool) -> Result<(), String> {
         let records: Vec<Record> =
             (next..next + count).map(|index| (index, payload(index).into())).collect();
         let last = next + count - 1;
-        let permit = acked.clone().reserve_owned().await.map_err(|_| "nobody prints".to_owned())?;
+        // The printer ends at the first write that failed, and says why below.
+        let Ok(permit) = acked.clone().reserve_owned().await else { break };
         let done = Box::new(move |outcome: std::io::Result<()>| {
             permit.send(outcome.map(|()| last).map_err(|failure| failure.to_string()));
         });
-        store.append(records, done).await.map_err(|failure| failure.to_string())?;
+        if store.append(records, done).await.is_err() {
+            break;
+        }
         since_vote += 1;
         if since_vote == 50 {
             since_vote = 0;

@@ -6,6 +6,7 @@ pub mod ca;
 pub mod history;
 pub mod config;
 mod metrics;
+mod space;
 mod snapshot;
 pub mod store;
 pub mod watch;

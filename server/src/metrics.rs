@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) forwarded: IntCounter,
     pub(crate) watches: IntGauge,
     pub(crate) connections_refused: IntCounterVec,
+    pub(crate) disk_free_bytes: IntGauge,
     pub(crate) snapshots_written: IntCounter,
     pub(crate) snapshots_installed: IntCounter,
 }
@@ -80,6 +81,10 @@ impl Metrics {
                 registry.register(Box::new(refused.clone()))?;
                 refused
             },
+            disk_free_bytes: gauge(
+                "hawser_disk_free_bytes",
+                "Room on the disk of the data folder.",
+            )?,
             snapshots_written: counter(
                 "hawser_raft_snapshots_written_total",
                 "Snapshots written by this server.",

@@ -16,6 +16,7 @@ use crate::dial::{Dialer, Lane};
 use crate::identity::now;
 use crate::metrics::Metrics;
 use crate::raft::{Raft, WriteError};
+use crate::space::Space;
 
 /// Proposes commands, from any server. Clones share it.
 #[derive(Clone)]
@@ -25,6 +26,7 @@ struct Inner {
     raft: Raft,
     dialer: Dialer,
     metrics: Metrics,
+    space: Space,
     stopping: CancellationToken,
 }
 
@@ -43,6 +45,9 @@ pub enum ProposeError {
     /// This server stops. The command was not proposed.
     #[error("this server is stopping: ask another")]
     ShuttingDown,
+    /// The leader's disk is full. The command was not proposed.
+    #[error("the disk of the leading server is full: free some of it, and writes go on")]
+    DiskFull,
     /// It does not fit into one entry of the log. The command was not proposed.
     #[error("a change of {bytes} bytes is more than the {max} that fit at once: split it")]
     TooLarge {
@@ -58,6 +63,8 @@ enum Try {
     Done(Result<Index, Rejection>),
     /// It was certainly not proposed.
     Again,
+    /// It was certainly not proposed, and will not be soon.
+    DiskFull,
     Unknown,
 }
 
@@ -66,9 +73,10 @@ impl Proposer {
         raft: Raft,
         dialer: Dialer,
         metrics: Metrics,
+        space: Space,
         stopping: CancellationToken,
     ) -> Self {
-        Self(Arc::new(Inner { raft, dialer, metrics, stopping }))
+        Self(Arc::new(Inner { raft, dialer, metrics, space, stopping }))
     }
 
     /// Brings `command` to the leader and waits until it is applied on this path: who has the
@@ -111,6 +119,7 @@ impl Proposer {
                     return Ok(outcome?);
                 }
                 Try::Unknown => return Err(ProposeError::Unknown),
+                Try::DiskFull => return Err(ProposeError::DiskFull),
                 Try::Again => {}
             }
             let pause = Instant::now() + RETRY_EVERY;
@@ -125,7 +134,8 @@ impl Proposer {
     /// Proposes, at the leader, what another server forwarded.
     ///
     /// # Errors
-    /// [`Code::Aborted`] when it was certainly not proposed; any other code leaves that open.
+    /// [`Code::Aborted`] and [`DISK_FULL`] when it was certainly not proposed; any other code leaves
+    /// that open.
     pub(crate) async fn accept(&self, command: v1::Command) -> Result<v1::Outcome, Status> {
         let bytes = command.encoded_len();
         let (time, command) = <(UnixTime, Command)>::try_from(command)
@@ -137,11 +147,15 @@ impl Proposer {
         match self.propose_here(time, command, deadline).await {
             Try::Done(outcome) => Ok((&outcome).into()),
             Try::Again => Err(Status::aborted("this server does not lead")),
+            Try::DiskFull => Err(Status::new(DISK_FULL, ProposeError::DiskFull.to_string())),
             Try::Unknown => Err(Status::unknown("the outcome is unknown")),
         }
     }
 
     async fn propose_here(&self, time: UnixTime, command: Command, deadline: Instant) -> Try {
+        if self.0.space.is_full() {
+            return Try::DiskFull;
+        }
         match timeout_at(deadline, self.0.raft.propose(time, command)).await {
             Ok(Ok(outcome)) => Try::Done(outcome),
             Ok(Err(WriteError::NotLeader)) => Try::Again,
@@ -163,6 +177,7 @@ impl Proposer {
         let message = v1::Command::from((time, command));
         match timeout_at(deadline, client.propose(message)).await {
             Ok(Ok(reply)) => reply.into_inner().try_into().map_or(Try::Unknown, Try::Done),
+            Ok(Err(refused)) if refused.code() == DISK_FULL => Try::DiskFull,
             Ok(Err(refused)) if certainly_not_taken(&refused) => Try::Again,
             Ok(Err(refused)) => {
                 tracing::warn!(leader = leader.id, code = ?refused.code(), "a forwarded command was lost");
@@ -191,4 +206,6 @@ fn certainly_not_taken(refused: &Status) -> bool {
 /// How long a command waits for its outcome, and between two looks for a leader.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) const RETRY_EVERY: Duration = Duration::from_millis(50);
+/// How a leader with a full disk refuses what was forwarded: a code that no transport makes up.
+const DISK_FULL: Code = Code::FailedPrecondition;
 const COMMAND_BYTES_MAX: usize = 8 << 20;

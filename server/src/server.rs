@@ -1,7 +1,7 @@
 //! One server: everything wired in start order.
 //!
 //! Tasks, all spawned by [`Server::run`]: the listener, the leader's duties, joining, reports of
-//! leases, and the roots that the listener trusts. The first that ends ends all.
+//! leases, room on the disk, and the roots that the listener trusts. The first that ends ends all.
 
 use std::io;
 use std::net::TcpListener;
@@ -34,6 +34,7 @@ use crate::roster::Roster;
 use crate::rpc::agent::AgentRpc;
 use crate::rpc::raft::Answers;
 use crate::snapshot::Snapshots;
+use crate::space::Space;
 use crate::store::{self, Store};
 use crate::tls::{self, Roots};
 use crate::watch::{Published, Watches};
@@ -128,6 +129,7 @@ impl Server {
         let refused = metrics.connections_refused.clone();
         let watches = Watches::new(metrics.watches.clone());
         let published = Published::new(watches.clone());
+        let space = Space::new(config.data_dir.clone(), metrics.disk_free_bytes.clone());
         let setup = Setup {
             cluster_id: identity.cluster_id(),
             timing: &config.timing,
@@ -136,6 +138,7 @@ impl Server {
             snapshots: snapshots.clone(),
             published: published.clone(),
             dialer: dialer.clone(),
+            space: space.clone(),
             metrics: metrics.clone(),
         };
         let raft = Raft::start(setup)
@@ -150,7 +153,13 @@ impl Server {
         let stopping = CancellationToken::new();
         let contact = Contact::new();
         let handle = Handle {
-            proposer: Proposer::new(raft.clone(), dialer.clone(), metrics, stopping.clone()),
+            proposer: Proposer::new(
+                raft.clone(),
+                dialer.clone(),
+                metrics,
+                space.clone(),
+                stopping.clone(),
+            ),
             reader: Reader::new(
                 raft.clone(),
                 dialer.clone(),
@@ -176,6 +185,7 @@ impl Server {
             proposer: handle.proposer.clone(),
             leases: handle.leases.clone(),
             contact,
+            space: space.clone(),
             history: handle.history.clone(),
             acquaintances: acquaintances.clone(),
             silence: config.timing.election_max * 2,
@@ -186,6 +196,7 @@ impl Server {
             proposer: handle.proposer.clone(),
             reader: handle.reader.clone(),
             leases: handle.leases.clone(),
+            space: space.clone(),
             ca: handle.ca.clone(),
             cluster: Cluster {
                 id: identity.cluster_id().into(),
@@ -264,6 +275,7 @@ impl Server {
             stop.clone(),
         );
         tasks.spawn(done(report));
+        tasks.spawn(done(duties.space.clone().run(stop.clone())));
         tasks.spawn(done(leader::run(duties, stop.clone())));
         tasks.spawn(done(join::run(join, stop.clone())));
 

@@ -34,15 +34,8 @@ use crate::read::{Consistency, ReadError, Reading};
 /// Never fails: what cannot be answered becomes a status and a text that says what to do. A read
 /// that names an index waits, for eleven minutes at most; dropping the future ends the wait.
 pub async fn respond(handle: &Handle, request: Request<Bytes>) -> Response<Bytes> {
-    let is_pretty = request.uri().query().is_some_and(|query| query.contains("pretty"));
-    let mut reply = match answer(handle, request).await {
-        Ok(reply) => reply,
-        Err(refused) => Answer::refusal(&refused),
-    };
-    if is_pretty && reply.status.is_success() && !reply.body.ends_with(b"\n") {
-        reply.body = [&reply.body[..], b"\n"].concat().into();
-    }
-    reply.into_response()
+    let answered = answer(handle, request).await;
+    answered.unwrap_or_else(|refused| Answer::refusal(&refused)).into_response()
 }
 
 /// A reply in the making.
@@ -270,7 +263,9 @@ fn unwritten(refused: ProposeError) -> ApiError {
         ProposeError::Unknown => ApiError::Unknown,
         ProposeError::Rejected(rejection) => ApiError::Refused(rejection.to_string()),
         ProposeError::TooLarge { max, .. } => ApiError::TooLarge { max },
-        ProposeError::ShuttingDown => ApiError::Unavailable(refused.to_string()),
+        ProposeError::ShuttingDown | ProposeError::DiskFull => {
+            ApiError::Unavailable(refused.to_string())
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::identity::now;
 use crate::propose::{ProposeError, Proposer, RETRY_EVERY};
 use crate::raft::Raft;
 use crate::read::{Consistency, Reader};
+use crate::space::Space;
 
 /// What the duties need.
 pub(crate) struct Duties {
@@ -26,6 +27,7 @@ pub(crate) struct Duties {
     pub(crate) proposer: Proposer,
     pub(crate) reader: Reader,
     pub(crate) leases: Leases,
+    pub(crate) space: Space,
     pub(crate) ca: Arc<Ca>,
     /// What a cluster that begins is called.
     pub(crate) cluster: Cluster,
@@ -77,15 +79,21 @@ impl Duties {
     /// Heartbeats go on while the disk hangs, and no write would ever be acknowledged again: a
     /// leader that cannot write hands over.
     async fn watch_disk(&self) {
+        // Where every disk is full, office must not go round and round.
+        tokio::time::sleep(DISK_GRACE).await;
         let mut tick = every(DISK_EVERY);
         loop {
             tick.tick().await;
             let busy = self.raft.disk_busy();
-            if busy < self.disk_patience {
+            if busy < self.disk_patience && !self.space.is_full() {
                 continue;
             }
             if let Some(heir) = self.raft.heir() {
-                tracing::error!(seconds = busy.as_secs_f64(), to = heir, "the disk hangs");
+                tracing::error!(
+                    seconds = busy.as_secs_f64(),
+                    to = heir,
+                    "the disk hangs or is full"
+                );
                 self.raft.transfer_leader(heir).await;
             }
         }
@@ -133,5 +141,6 @@ fn every(period: Duration) -> tokio::time::Interval {
     tick
 }
 
+const DISK_GRACE: Duration = Duration::from_secs(3);
 const DISK_EVERY: Duration = Duration::from_millis(250);
 const AUTHORITY_EVERY: Duration = Duration::from_secs(10);

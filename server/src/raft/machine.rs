@@ -16,6 +16,7 @@ use super::types::{
 };
 use crate::metrics::{Metrics, level};
 use crate::snapshot::{self, Snapshots};
+use crate::space::Space;
 use crate::watch::Published;
 
 /// The state that grows with the log.
@@ -26,6 +27,7 @@ pub(crate) struct Machine {
     membership: Stored,
     files: Files,
     published: Published,
+    space: Space,
     metrics: Metrics,
 }
 
@@ -55,6 +57,7 @@ impl Machine {
         snapshots: Snapshots,
         purged: Option<u64>,
         published: Published,
+        space: Space,
         metrics: Metrics,
     ) -> io::Result<Self> {
         let mut machine = Self {
@@ -63,6 +66,7 @@ impl Machine {
             membership: Stored::default(),
             files: Files { snapshots, current: Arc::default() },
             published,
+            space,
             metrics,
         };
         let mut refused: Option<io::Error> = None;
@@ -159,6 +163,14 @@ impl RaftStateMachine<Types> for Machine {
             }
             self.metrics.apply_seconds.observe(began.elapsed().as_secs_f64());
         }
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        // One that can wait does: it frees room in the end, and needs some first.
+        if self.space.is_full() && !force {
+            return None;
+        }
+        Some(self.get_snapshot_builder().await)
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {

@@ -27,6 +27,7 @@ use crate::config::RaftTiming;
 use crate::dial::Dialer;
 use crate::metrics::{Metrics, level};
 use crate::snapshot::{Snapshot, Snapshots};
+use crate::space::Space;
 use crate::store::{Slot, Store};
 use crate::watch::Published;
 
@@ -48,6 +49,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) snapshots: Snapshots,
     pub(crate) published: Published,
     pub(crate) dialer: Dialer,
+    pub(crate) space: Space,
     pub(crate) metrics: Metrics,
 }
 
@@ -154,9 +156,10 @@ impl Raft {
             None => None,
         };
         let machine = {
-            let (published, metrics) = (setup.published.clone(), setup.metrics.clone());
+            let (published, space) = (setup.published.clone(), setup.space);
+            let metrics = setup.metrics.clone();
             tokio::task::spawn_blocking(move || {
-                Machine::open(snapshots, purged, published, metrics)
+                Machine::open(snapshots, purged, published, space, metrics)
             })
             .await??
         };
@@ -500,9 +503,10 @@ mod tests {
             let store = Store::open(folder.path(), "c1", "s1", metrics.fsync_seconds.clone())
                 .expect("a new store");
             let snapshots = Snapshots::open(folder.path()).expect("a folder");
+            let space = Space::new(folder.path().to_owned(), metrics.disk_free_bytes.clone());
             let published = Published::new(Watches::new(metrics.watches.clone()));
-            let machine =
-                Machine::open(snapshots, None, published, metrics).expect("an empty machine");
+            let machine = Machine::open(snapshots, None, published, space, metrics)
+                .expect("an empty machine");
             Ok((folder, Log::new(Arc::new(store)), machine))
         }
     }

@@ -279,9 +279,10 @@ async fn send(
 /// one that only failed is asked again at once.
 fn refused(status: &Status) -> RPCError<Types> {
     match status.code() {
-        Code::Unavailable | Code::FailedPrecondition | Code::PermissionDenied => {
-            Unreachable::new(status).into()
-        }
+        Code::Unavailable
+        | Code::FailedPrecondition
+        | Code::PermissionDenied
+        | Code::ResourceExhausted => Unreachable::new(status).into(),
         _ => NetworkError::new(status).into(),
     }
 }

@@ -19,6 +19,7 @@ use crate::propose::Proposer;
 use crate::raft::{Raft, SNAPSHOT_TRANSFER_MAX};
 use crate::read::Contact;
 use crate::snapshot::{Incoming, Snapshots};
+use crate::space::Space;
 use crate::tls::Peer;
 
 /// Answers other servers.
@@ -31,6 +32,7 @@ pub(crate) struct Answers {
     pub(crate) proposer: Proposer,
     pub(crate) leases: Leases,
     pub(crate) contact: Contact,
+    pub(crate) space: Space,
     pub(crate) history: History,
     pub(crate) acquaintances: Acquaintances,
     /// A member that was not heard for so long does not keep its name from another.
@@ -103,6 +105,10 @@ impl Service for Answers {
         caller(&request)?;
         let message = request.into_inner();
         self.expect_target(message.target)?;
+        // Heartbeats go on, so that the leader stays; entries come again when there is room.
+        if self.space.is_full() && !message.entries.is_empty() {
+            return Err(Status::resource_exhausted("this server's disk is full"));
+        }
         let reply = self.raft.append(message).await?;
         if !matches!(reply.kind, Some(v1::append_reply::Kind::HigherVote(_))) {
             self.contact.heard();
@@ -122,6 +128,9 @@ impl Service for Answers {
             return Err(Status::invalid_argument("a snapshot begins with its description"));
         };
         self.expect_target(meta.target)?;
+        if !self.space.fits(meta.length) {
+            return Err(Status::resource_exhausted("this server's disk is full"));
+        }
         let disk = |failure: std::io::Error| Status::internal(failure.to_string());
         let mut incoming = self.snapshots.receive().map_err(disk)?;
         loop {
