@@ -400,41 +400,10 @@ fn checks(
 }
 
 fn check(mut fields: Fields<'_>, owner: &Owner<'_>) -> Result<CheckSpec, InvalidField> {
-    let stated_id = fields.parsed::<CheckId>(&["CheckID", "ID"])?;
-    let stated_name = fields.text(&["Name"])?.map(|(_, name)| name.to_owned());
-    let stated_service = fields.parsed::<InstanceId>(&["ServiceID"])?;
-    let (id, name, instance) = match owner {
-        Owner::Service(service, instance, default_id) => {
-            if stated_service.is_some_and(|stated| stated != **instance) {
-                let why = format_args!("a check inside a service's definition is about {instance}");
-                return Err(InvalidField::new(fields.path_of("ServiceID"), why));
-            }
-            let id = match stated_id {
-                Some(id) => id,
-                None => default_id.parse().map_err(|why| {
-                    InvalidField::new(fields.path_of("CheckID"), format_args!("set one: {why}"))
-                })?,
-            };
-            let name = stated_name.unwrap_or_else(|| format!("Service '{service}' check"));
-            (id, name, Some((*instance).clone()))
-        }
-        Owner::Stated => {
-            let Some(name) = stated_name.or_else(|| Some(stated_id.as_ref()?.to_string())) else {
-                return Err(missing(&fields, "Name"));
-            };
-            let id = match stated_id {
-                Some(id) => id,
-                None => name.parse().map_err(|why| {
-                    InvalidField::new(fields.path_of("Name"), format_args!("{name:?}: {why}"))
-                })?,
-            };
-            (id, name, stated_service)
-        }
-    };
+    let (id, name, instance) = whose(&mut fields, owner)?;
     let notes = fields.text(&["Notes"])?.map_or("", |(_, notes)| notes).into();
     let initial = fields.parsed::<Status>(&["Status"])?.unwrap_or(Status::Critical);
     let thresholds = thresholds(&mut fields)?;
-    let interval = fields.duration(&["Interval"])?;
     let timeout = fields.duration(&["Timeout"])?.unwrap_or(TIMEOUT).min(TIMEOUT_MAX);
     let output_max = fields
         .whole(&["OutputMaxSize"], OUTPUT_OCTETS_MAX)?
@@ -444,22 +413,7 @@ fn check(mut fields: Fields<'_>, owner: &Owner<'_>) -> Result<CheckSpec, Invalid
         .duration(&["DeregisterCriticalServiceAfter"])?
         .map(|after| after.max(DEREGISTER_AFTER_MIN));
     let kind = kind(&mut fields)?;
-    let interval = match (&kind, interval) {
-        (CheckKind::Ttl(_), Some(_)) => {
-            return Err(InvalidField::new(
-                fields.path_of("Interval"),
-                "a TTL check is reported, not run: leave Interval out, or TTL",
-            ));
-        }
-        (CheckKind::Ttl(_) | CheckKind::Alias { .. }, None) => INTERVAL_MIN,
-        (_, Some(interval)) => interval.max(INTERVAL_MIN),
-        (_, None) => {
-            return Err(InvalidField::new(
-                fields.path_of("Interval"),
-                "is missing: say how often the check runs, such as \"10s\"",
-            ));
-        }
-    };
+    let interval = interval(&mut fields, &kind)?;
     fields.default_tenancy()?;
     fields.ignore(&["Token"]);
     fields.finish()?;
@@ -478,6 +432,60 @@ fn check(mut fields: Fields<'_>, owner: &Owner<'_>) -> Result<CheckSpec, Invalid
     })
 }
 
+/// Its id, its name, and the instance that it is about.
+fn whose(
+    fields: &mut Fields<'_>,
+    owner: &Owner<'_>,
+) -> Result<(CheckId, String, Option<InstanceId>), InvalidField> {
+    let stated_id = fields.parsed::<CheckId>(&["CheckID", "ID"])?;
+    let stated_name = fields.text(&["Name"])?.map(|(_, name)| name.to_owned());
+    let stated_service = fields.parsed::<InstanceId>(&["ServiceID"])?;
+    match owner {
+        Owner::Service(service, instance, default_id) => {
+            if stated_service.is_some_and(|stated| stated != **instance) {
+                let why = format_args!("a check inside a service's definition is about {instance}");
+                return Err(InvalidField::new(fields.path_of("ServiceID"), why));
+            }
+            let id = match stated_id {
+                Some(id) => id,
+                None => default_id.parse().map_err(|why| {
+                    InvalidField::new(fields.path_of("CheckID"), format_args!("set one: {why}"))
+                })?,
+            };
+            let name = stated_name.unwrap_or_else(|| format!("Service '{service}' check"));
+            Ok((id, name, Some((*instance).clone())))
+        }
+        Owner::Stated => {
+            let Some(name) = stated_name.or_else(|| Some(stated_id.as_ref()?.to_string())) else {
+                return Err(missing(fields, "Name"));
+            };
+            let id = match stated_id {
+                Some(id) => id,
+                None => name.parse().map_err(|why| {
+                    InvalidField::new(fields.path_of("Name"), format_args!("{name:?}: {why}"))
+                })?,
+            };
+            Ok((id, name, stated_service))
+        }
+    }
+}
+
+fn interval(fields: &mut Fields<'_>, kind: &CheckKind) -> Result<Duration, InvalidField> {
+    let interval = fields.duration(&["Interval"])?;
+    match (kind, interval) {
+        (CheckKind::Ttl(_), Some(_)) => Err(InvalidField::new(
+            fields.path_of("Interval"),
+            "a TTL check is reported, not run: leave Interval out, or TTL",
+        )),
+        (CheckKind::Ttl(_) | CheckKind::Alias { .. }, None) => Ok(INTERVAL_MIN),
+        (_, Some(interval)) => Ok(interval.max(INTERVAL_MIN)),
+        (_, None) => Err(InvalidField::new(
+            fields.path_of("Interval"),
+            "is missing: say how often the check runs, such as \"10s\"",
+        )),
+    }
+}
+
 fn kind(fields: &mut Fields<'_>) -> Result<CheckKind, InvalidField> {
     for name in ["DockerContainerID", "Shell", "UDP", "H2PING", "OSService", "AliasNode"] {
         fields.refuse(
@@ -486,9 +494,13 @@ fn kind(fields: &mut Fields<'_>) -> Result<CheckKind, InvalidField> {
         )?;
     }
     fields.refuse(&["TCPUseTLS"], "a TCP check does not speak TLS: use an https HTTP check")?;
-    let http = http_check(fields)?;
+    let tls = Tls {
+        skip_verify: fields.flag(&["TLSSkipVerify"])?,
+        server_name: fields.text(&["TLSServerName"])?.map(|(_, name)| name.into()),
+    };
+    let http = http_check(fields, &tls)?;
     let tcp = address_check(fields, "TCP")?.map(|address| CheckKind::Tcp { address });
-    let grpc = grpc_check(fields)?;
+    let grpc = grpc_check(fields, &tls)?;
     let ttl = fields.duration(&["TTL"])?.map(CheckKind::Ttl);
     let args_path = fields.path_of("Args");
     let args = fields.texts(&["Args", "ScriptArgs"])?;
@@ -515,7 +527,13 @@ fn kind(fields: &mut Fields<'_>) -> Result<CheckKind, InvalidField> {
     }
 }
 
-fn http_check(fields: &mut Fields<'_>) -> Result<Option<CheckKind>, InvalidField> {
+/// Whom a check trusts when it speaks TLS.
+struct Tls {
+    skip_verify: bool,
+    server_name: Option<Arc<str>>,
+}
+
+fn http_check(fields: &mut Fields<'_>, tls: &Tls) -> Result<Option<CheckKind>, InvalidField> {
     let url = fields.text(&["HTTP"])?;
     let method = match fields.text(&["Method"])? {
         None => Method::GET,
@@ -540,8 +558,8 @@ fn http_check(fields: &mut Fields<'_>) -> Result<Option<CheckKind>, InvalidField
         method,
         headers,
         body,
-        tls_skip_verify: fields.flag(&["TLSSkipVerify"])?,
-        tls_server_name: fields.text(&["TLSServerName"])?.map(|(_, name)| name.into()),
+        tls_skip_verify: tls.skip_verify,
+        tls_server_name: tls.server_name.clone(),
     }))
 }
 
@@ -578,7 +596,7 @@ fn address_check(fields: &mut Fields<'_>, name: &str) -> Result<Option<Arc<str>>
     Ok(Some(text.into()))
 }
 
-fn grpc_check(fields: &mut Fields<'_>) -> Result<Option<CheckKind>, InvalidField> {
+fn grpc_check(fields: &mut Fields<'_>, tls: &Tls) -> Result<Option<CheckKind>, InvalidField> {
     let target = fields.text(&["GRPC"])?;
     let use_tls = fields.flag(&["GRPCUseTLS"])?;
     let Some((path, text)) = target else { return Ok(None) };
@@ -588,8 +606,8 @@ fn grpc_check(fields: &mut Fields<'_>) -> Result<Option<CheckKind>, InvalidField
         address: address.into(),
         service: service.into(),
         use_tls,
-        tls_skip_verify: fields.flag(&["TLSSkipVerify"])?,
-        tls_server_name: fields.text(&["TLSServerName"])?.map(|(_, name)| name.into()),
+        tls_skip_verify: tls.skip_verify,
+        tls_server_name: tls.server_name.clone(),
     }))
 }
 
@@ -637,53 +655,11 @@ fn sidecar(
     protocol: &mut Option<Protocol>,
 ) -> Result<Sidecar, InvalidField> {
     let port = fields.port(&["Port"])?;
-    let mut upstreams = Vec::new();
-    let mut local_ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let mut local_port = instance.port;
-    if let Some(mut proxy) = fields.object(&["Proxy"])? {
-        for (name, expected) in [
-            ("DestinationServiceName", instance.service.as_str()),
-            ("DestinationServiceID", instance.id.as_str()),
-        ] {
-            if let Some((path, text)) = proxy.text(&[name])?
-                && text != expected
-            {
-                let why = format_args!("is {expected:?} for this sidecar: leave it out");
-                return Err(InvalidField::new(path, why));
-            }
-        }
-        local_ip = proxy.parsed(&["LocalServiceAddress"])?.unwrap_or(local_ip);
-        local_port = proxy.port(&["LocalServicePort"])?.unwrap_or(local_port);
-        proxy.refuse(
-            &["LocalServiceSocketPath"],
-            "sockets in files are not supported: use a port",
-        )?;
-        for Field { path, value } in proxy.list(&["Upstreams"])? {
-            upstreams.push(upstream(Fields::open(value, &path)?, &upstreams)?);
-        }
-        if upstreams.len() > UPSTREAMS_MAX {
-            let why = format_args!("{UPSTREAMS_MAX} upstreams are the most");
-            return Err(InvalidField::new(proxy.path_of("Upstreams"), why));
-        }
-        if let Some(Field { path, value }) = proxy.take(&["Config"])?
-            && let Some(word) = value.get("protocol").or_else(|| value.get("Protocol"))
-        {
-            *protocol = protocol.or(Some(protocol_word(&format!("{path}.protocol"), word)?));
-        }
-        proxy.refuse(
-            &["TransparentProxy", "Expose", "EnvoyExtensions", "AccessLogs"],
-            "not supported: leave it out",
-        )?;
-        check_gateway_mode(&mut proxy)?;
-        if let Some((path, mode)) = proxy.text(&["Mode"])?
-            && mode != "direct"
-        {
-            let why =
-                format_args!("{mode:?} is not supported: declare Upstreams, or use \"direct\"");
-            return Err(InvalidField::new(path, why));
-        }
-        proxy.finish()?;
-    }
+    let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), instance.port);
+    let (local, upstreams) = match fields.object(&["Proxy"])? {
+        None => (local, Vec::new()),
+        Some(fields) => proxy(fields, instance, protocol)?,
+    };
     fields.refuse(
         &["Check", "Checks"],
         "the host's proxy is watched by its agent: declare checks on the service itself",
@@ -693,8 +669,56 @@ fn sidecar(
     fields.ignore(&["EnableTagOverride", "Token", "Locality"]);
     fields.default_tenancy()?;
     fields.finish()?;
-    let local_address = (local_port > 0).then(|| SocketAddr::new(local_ip, local_port));
+    let local_address = Some(local).filter(|local| local.port() > 0);
     Ok(Sidecar { port, local_address, upstreams })
+}
+
+/// Where the proxy reaches the application, and whom the application calls.
+fn proxy(
+    mut fields: Fields<'_>,
+    instance: &Instance,
+    protocol: &mut Option<Protocol>,
+) -> Result<(SocketAddr, Vec<Upstream>), InvalidField> {
+    for (name, expected) in [
+        ("DestinationServiceName", instance.service.as_str()),
+        ("DestinationServiceID", instance.id.as_str()),
+    ] {
+        if let Some((path, text)) = fields.text(&[name])?
+            && text != expected
+        {
+            let why = format_args!("is {expected:?} for this sidecar: leave it out");
+            return Err(InvalidField::new(path, why));
+        }
+    }
+    let ip = fields.parsed(&["LocalServiceAddress"])?.unwrap_or(Ipv4Addr::LOCALHOST.into());
+    let port = fields.port(&["LocalServicePort"])?.unwrap_or(instance.port);
+    fields.refuse(&["LocalServiceSocketPath"], "sockets in files are not supported: use a port")?;
+    let mut upstreams = Vec::new();
+    for Field { path, value } in fields.list(&["Upstreams"])? {
+        upstreams.push(upstream(Fields::open(value, &path)?, &upstreams)?);
+    }
+    if upstreams.len() > UPSTREAMS_MAX {
+        let why = format_args!("{UPSTREAMS_MAX} upstreams are the most");
+        return Err(InvalidField::new(fields.path_of("Upstreams"), why));
+    }
+    if let Some(Field { path, value }) = fields.take(&["Config"])?
+        && let Some(word) = value.get("protocol").or_else(|| value.get("Protocol"))
+    {
+        *protocol = protocol.or(Some(protocol_word(&format!("{path}.protocol"), word)?));
+    }
+    fields.refuse(
+        &["TransparentProxy", "Expose", "EnvoyExtensions", "AccessLogs"],
+        "not supported: leave it out",
+    )?;
+    check_gateway_mode(&mut fields)?;
+    if let Some((path, mode)) = fields.text(&["Mode"])?
+        && mode != "direct"
+    {
+        let why = format_args!("{mode:?} is not supported: declare Upstreams, or use \"direct\"");
+        return Err(InvalidField::new(path, why));
+    }
+    fields.finish()?;
+    Ok((SocketAddr::new(ip, port), upstreams))
 }
 
 fn upstream(mut fields: Fields<'_>, others: &[Upstream]) -> Result<Upstream, InvalidField> {
@@ -970,6 +994,11 @@ mod tests {
                 check(json!({ "TCP": "nohost", "Interval": "1s" })),
                 "Checks[1].TCP",
                 "host and a port",
+            ),
+            (
+                check(json!({ "TCP": "a:1", "Interval": "1s", "TLSSkipVerify": 1 })),
+                "Checks[1].TLSSkipVerify",
+                "true or false",
             ),
             (check(json!({ "TTL": "5s", "Status": "ok" })), "Checks[1].Status", "passing, warning"),
             (check(json!({ "TTL": "5s", "ServiceID": "x" })), "Checks[1].ServiceID", "about web"),

@@ -473,7 +473,7 @@ pub struct ServerHealth {
     pub healthy: bool,
     /// Whether it votes.
     pub voter: bool,
-    /// RFC 3339.
+    /// RFC 3339; year 1 where it is not recorded.
     pub stable_since: String,
 }
 

@@ -91,7 +91,10 @@ impl Ask {
     /// Writes `value` as the client wants it.
     pub(crate) fn write<T: Serialize + ?Sized>(&self, value: &T) -> Result<Bytes, ApiError> {
         let written = if self.options.pretty {
-            serde_json::to_vec_pretty(value)
+            serde_json::to_vec_pretty(value).map(|mut text| {
+                text.push(b'\n');
+                text
+            })
         } else {
             serde_json::to_vec(value)
         };

@@ -79,12 +79,13 @@ fn cluster_health(status: &Status, own: u64, contact: Duration) -> json::Cluster
                 serf_status: if is_well { "alive" } else { "failed" }.to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 leader: status.leader == Some(member.id),
-                last_contact: silence.map(duration::format).unwrap_or_default(),
+                // Go's clients read it as a duration, so it must be one even where nobody knows.
+                last_contact: duration::format(silence.unwrap_or_default()),
                 last_term: status.term,
                 last_index: last_index(status, member.id, own),
                 healthy: is_well,
                 voter: status.voters.contains(&member.id),
-                stable_since: String::new(),
+                stable_since: UNKNOWN_TIME.to_owned(),
             }
         })
         .collect();
@@ -140,6 +141,8 @@ pub(crate) async fn edges(handle: Handle, ask: Ask) -> Said {
     Ok((StatusCode::OK, ask.write(&reply)?))
 }
 
+/// Go's zero time: since when a server is well is not recorded.
+const UNKNOWN_TIME: &str = "0001-01-01T00:00:00Z";
 /// A server that was not heard for longer is not well.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
