@@ -114,6 +114,11 @@ impl Balancer {
         self.peers.iter().map(|peer| peer.id)
     }
 
+    /// Whether an instance that is not in `tried` is in: only then is it worth giving up a slow one.
+    pub fn has_other(&self, tried: &[PeerId]) -> bool {
+        self.peers.iter().any(|peer| peer.standing == Standing::In && !tried.contains(&peer.id))
+    }
+
     /// How many instances are out.
     pub fn ejected(&self) -> usize {
         self.peers.iter().filter(|peer| peer.standing != Standing::In).count()
@@ -468,6 +473,7 @@ mod tests {
         let third =
             balancer.pick(at(0.0), &[first.peer, second.peer], true, &mut draw).expect("one left");
         let tried = [first.peer, second.peer, third.peer];
+        assert!(balancer.has_other(&tried[..2]) && !balancer.has_other(&tried));
         assert_eq!(balancer.pick(at(0.0), &tried, true, &mut draw), None);
     }
 

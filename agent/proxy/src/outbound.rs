@@ -644,7 +644,13 @@ impl Exchange<'_> {
         let mut last = Failure { reason: Reason::NoEndpoint, is_unseen: true, answer: None };
         loop {
             let may_probe = self.body.is_repeatable() && self.is_idempotent;
-            let Ok(picked) = port.pick(&self.tried, may_probe) else { break };
+            let mut picked = port.pick(&self.tried, may_probe);
+            if picked.is_err() && last.reason == Reason::UpstreamReset {
+                // A connection that broke says little about the next one to the same instance.
+                self.tried.clear();
+                picked = port.pick(&self.tried, may_probe);
+            }
+            let Ok(picked) = picked else { break };
             if self.attempts > 0 {
                 // Where not even a connection was made, another try costs the callee nothing.
                 let is_free = matches!(last.reason, Reason::ConnectFailed | Reason::ConnectTimeout);
@@ -661,7 +667,8 @@ impl Exchange<'_> {
             let may_retry = self.attempts <= limits.retries
                 && self.is_idempotent
                 && self.body.is_repeatable()
-                && !self.was_retried;
+                && !self.was_retried
+                && port.balancer.borrow().has_other(&self.tried);
             let per_try = may_retry.then_some(limits.per_try);
             match self.attempt(picked, per_try).await {
                 Ok(answer) => return Ok(answer),

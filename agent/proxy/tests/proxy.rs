@@ -380,6 +380,18 @@ async fn an_answer_that_does_not_come_in_time_is_a_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_answer_is_waited_for_where_nobody_else_can_give_it() {
+    let mut world = World::new(Protocol::Http);
+    world.limits.per_try = Duration::from_millis(50);
+    world.http_slow(Duration::from_millis(300)).await;
+    world.http_slow(Duration::from_millis(300)).await;
+    world.start().await;
+    for _ in 0..4 {
+        assert_eq!(get(world.outbound, "/").await.status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_that_runs_out_ends_what_it_opened() {
     let mut world = World::new(Protocol::Tcp);
     world.leaf_lifetime = Duration::from_secs(4);
