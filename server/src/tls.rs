@@ -16,6 +16,7 @@ use hawser_core::name::Datacenter;
 use hawser_core::spiffe::{InvalidSpiffeId, Role, SpiffeId, TrustDomain};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use prometheus::IntCounterVec;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{
@@ -95,6 +96,28 @@ pub enum Refusal {
     /// The chain does not end at a root of its role, or does not hold now.
     #[error("the chain does not hold")]
     Chain(#[from] webpki::Error),
+}
+
+impl Refusal {
+    /// The word for it in metrics: one of a closed set.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::ChainTooLong => "chain_too_long",
+            Self::Malformed => "malformed",
+            Self::NotOneUri => "not_one_uri",
+            Self::Uri(_) => "no_identity",
+            Self::TrustDomain => "trust_domain",
+            Self::Datacenter => "datacenter",
+            Self::Role => "role",
+            Self::Usage => "usage",
+            Self::Key => "key",
+            Self::Lifetime => "lifetime",
+            Self::Chain(webpki::Error::UnknownIssuer) => "unknown_issuer",
+            Self::Chain(webpki::Error::CertExpired { .. }) => "expired",
+            Self::Chain(webpki::Error::CertNotValidYet { .. }) => "not_valid_yet",
+            Self::Chain(_) => "chain",
+        }
+    }
 }
 
 /// Whom to trust for what: each role has a root set of its own, never a union.
@@ -252,6 +275,7 @@ fn check_lifetime(certificate: &X509Certificate<'_>) -> Result<Validity, Refusal
 impl From<Refusal> for rustls::Error {
     fn from(refusal: Refusal) -> Self {
         let certificate = match refusal {
+            // The peer is told what it can act on; the rest is for our own log and metric.
             Refusal::Malformed => CertificateError::BadEncoding,
             Refusal::Chain(webpki::Error::UnknownIssuer) => CertificateError::UnknownIssuer,
             Refusal::Chain(webpki::Error::CertExpired { .. }) => CertificateError::Expired,
@@ -479,6 +503,7 @@ pub async fn serve(
     identity: Arc<Identity>,
     mut roots: watch::Receiver<Roots>,
     routes: Routes,
+    refused: IntCounterVec,
     drain: CancellationToken,
 ) -> Result<(), rustls::Error> {
     let connections = TaskTracker::new();
@@ -493,12 +518,16 @@ pub async fn serve(
             () = drain.cancelled() => break,
             changed = roots.changed(), if roots_may_change => {
                 roots_may_change = changed.is_ok();
-                config = accept_config(&identity, &roots.borrow_and_update().clone())?;
+                match accept_config(&identity, &roots.borrow_and_update().clone()) {
+                    Ok(next) => config = next,
+                    Err(error) => tracing::error!(%error, "new roots cannot be used"),
+                }
             }
             accepted = listener.accept() => match accepted {
                 Ok((socket, from)) => {
                     let Some(place) = Crowd::enter(&crowd, from.ip()) else {
                         tracing::debug!(%from, "too many handshakes or connections at once");
+                        refused.with_label_values(&["too_many"]).inc();
                         continue;
                     };
                     let connection = Connection {
@@ -509,13 +538,15 @@ pub async fn serve(
                         from,
                     };
                     let acceptor = TlsAcceptor::from(config.clone());
-                    let cut = cut.clone();
+                    let (cut, refused) = (cut.clone(), refused.clone());
                     connections.spawn(async move {
                         tokio::select! {
                             () = cut.cancelled() => {}
                             served = connection.serve(acceptor, socket, place) => {
                                 if let Err(error) = served {
-                                    tracing::info!(%from, %error, "connection ended");
+                                    let reason = error.reason();
+                                    tracing::info!(%from, reason, %error, "connection ended");
+                                    refused.with_label_values(&[reason]).inc();
                                 }
                             }
                         }
@@ -552,6 +583,39 @@ enum ConnectionError {
     RanOut,
     #[error("HTTP/2 failed: {0}")]
     Http(#[from] hyper::Error),
+}
+
+impl ConnectionError {
+    /// The word for it in metrics: one of a closed set.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::Handshake(error) => handshake_reason(error),
+            Self::Protocol => "protocol",
+            Self::Peer(refusal) => refusal.reason(),
+            Self::RanOut => "ran_out",
+            Self::Http(_) => "http",
+        }
+    }
+}
+
+fn handshake_reason(error: &io::Error) -> &'static str {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(why)) => match why {
+            CertificateError::Other(OtherError(other)) => {
+                other.downcast_ref::<Refusal>().map_or("certificate", Refusal::reason)
+            }
+            CertificateError::BadEncoding => "malformed",
+            CertificateError::UnknownIssuer => "unknown_issuer",
+            CertificateError::Expired => "expired",
+            CertificateError::NotValidYet => "not_valid_yet",
+            CertificateError::BadSignature => "bad_signature",
+            _ => "certificate",
+        },
+        Some(_) => "tls",
+        None => "io",
+    }
 }
 
 /// An error with all that it came from. A refusal hides two levels down in TLS's own errors.
@@ -838,6 +902,7 @@ pub(crate) mod tests {
         state: State,
         address: String,
         roots: watch::Sender<Roots>,
+        refused: IntCounterVec,
         drain: CancellationToken,
         served: tokio::task::JoinHandle<Result<(), rustls::Error>>,
     }
@@ -865,9 +930,18 @@ pub(crate) mod tests {
             let (roots, seen) = watch::channel(roots);
             let drain = CancellationToken::new();
             let routes = Routes::new(WhoCalls);
-            let served =
-                tokio::spawn(serve(listener, identity.clone(), seen, routes, drain.clone()));
-            Self { identity, ca, state, address, roots, drain, served }
+            let refused =
+                IntCounterVec::new(prometheus::Opts::new("refused", "refused"), &["reason"]);
+            let refused = refused.expect("good names");
+            let served = tokio::spawn(serve(
+                listener,
+                identity.clone(),
+                seen,
+                routes,
+                refused.clone(),
+                drain.clone(),
+            ));
+            Self { identity, ca, state, address, roots, refused, drain, served }
         }
 
         fn id(&self, path: &str) -> String {
@@ -962,13 +1036,22 @@ pub(crate) mod tests {
         let mut no_protocol = fixture.config(Some(fixture.agent()));
         no_protocol.alpn_protocols = vec![b"http/1.1".to_vec()];
         let cases = [
-            ("T2: a server of another cluster", foreign_server),
-            ("T2: an agent of another cluster", foreign_agent),
-            ("T8: a service", fixture.config(Some(fixture.service()))),
-            ("T19: another protocol", no_protocol),
+            ("T2: a server of another cluster, which goes", foreign_server, "tls"),
+            ("T2: an agent of another cluster", foreign_agent, "trust_domain"),
+            ("T8: a service", fixture.config(Some(fixture.service())), "role"),
+            ("T19: another protocol", no_protocol, "tls"),
         ];
-        for (why, config) in cases {
+        for (why, config, reason) in cases {
+            let count = fixture.refused.with_label_values(&[reason]);
+            let before = count.get();
             assert!(fixture.call(config).await.is_err(), "{why}");
+            let counted = async {
+                while count.get() == before {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let counted = timeout(Duration::from_secs(30), counted).await;
+            assert!(counted.is_ok(), "{why} is counted under {reason}");
             let good = fixture.config(Some(fixture.agent()));
             assert!(fixture.call(good).await.is_ok(), "after {why}");
         }
@@ -1020,6 +1103,23 @@ pub(crate) mod tests {
         drop(ended.expect("the open connection is cut"));
         assert!(fixture.call(config.as_ref().clone()).await.is_err(), "and no new one is let in");
         assert!(who(&mut server).await.is_ok(), "servers have a root of their own");
+    }
+
+    #[tokio::test]
+    async fn no_session_is_resumed() {
+        let fixture = Fixture::new().await;
+        let mut config = fixture.config(Some(fixture.agent()));
+        config.resumption = Resumption::in_memory_sessions(8);
+        let config = Arc::new(config);
+        for _ in 0..2 {
+            let mut stream = dial(config.clone(), &fixture.address).await.expect("let in");
+            // HTTP/2 settings come after whatever ticket there could be.
+            stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("sent");
+            assert!(stream.read(&mut [0; 64]).await.expect("an answer") > 0);
+            let session = stream.get_ref().1;
+            assert_eq!(session.handshake_kind(), Some(rustls::HandshakeKind::Full), "T16");
+            assert_eq!(session.tls13_tickets_received(), 0, "T16");
+        }
     }
 
     #[tokio::test]

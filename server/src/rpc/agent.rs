@@ -129,7 +129,12 @@ impl Agent for AgentRpc {
         match &joined {
             Ok(_) => self.joins.give_back(&source),
             // Not the caller's fault.
-            Err(failed) if matches!(failed.code(), Code::Unavailable | Code::Internal) => {
+            Err(failed)
+                if matches!(
+                    failed.code(),
+                    Code::Unavailable | Code::Internal | Code::Unknown | Code::ResourceExhausted
+                ) =>
+            {
                 self.joins.give_back(&source);
             }
             Err(refused) => {
