@@ -13,7 +13,7 @@ use hawser_core::intention::Action;
 use hawser_core::name::{Datacenter, NodeName};
 use hawser_server as server;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What files may say. Every key is optional here; defaults stand in [`Settings::resolve`] only.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -130,11 +130,23 @@ pub(crate) fn read(paths: &[PathBuf]) -> Result<Raw> {
         let text = std::fs::read_to_string(&file)
             .with_context(|| format!("reading {}", file.display()))?;
         let value = parse(&file, &text)?;
-        serde_json::from_value::<Raw>(value.clone())
-            .with_context(|| format!("{}", file.display()))?;
+        serde_json::from_value::<Raw>(value.clone()).with_context(|| match culprit(&value) {
+            Some(key) => format!("{}: {key}", file.display()),
+            None => format!("{}", file.display()),
+        })?;
         merge(&mut merged, value);
     }
     serde_json::from_value(merged).context("the configuration files together")
+}
+
+/// The key that does not parse, such as `ports.http`: each is tried by itself.
+fn culprit(value: &Value) -> Option<String> {
+    let fails = |alone: Value| serde_json::from_value::<Raw>(alone).is_err();
+    let keys = value.as_object()?;
+    let (key, inner) = keys.iter().find(|(key, inner)| fails(json!({ *key: inner })))?;
+    let deeper = inner.as_object().into_iter().flatten();
+    let mut deeper = deeper.filter(|(below, inner)| fails(json!({ key: { *below: inner } })));
+    Some(deeper.next().map_or_else(|| key.clone(), |(below, _)| format!("{key}.{below}")))
 }
 
 /// The configuration files that `paths` name: a folder stands for its *.hcl and *.json, by name.
@@ -590,3 +602,22 @@ const LEAF_LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 const DRAIN: Duration = Duration::from_secs(30);
 const DNS_TTL: Duration = Duration::from_secs(5);
 const DNS_STALE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_does_not_parse_is_told_by_its_key() {
+        let cases = [
+            // file, key
+            (json!({"node_name": "n", "ports": {"http": "many"}}), Some("ports.http")),
+            (json!({"bind_addr": "here"}), Some("bind_addr")),
+            (json!({"raft": {"heartbeat": 1}}), Some("raft.heartbeat")),
+            (json!({"node_name": "n"}), None),
+        ];
+        for (file, key) in cases {
+            assert_eq!(culprit(&file).as_deref(), key, "{file}");
+        }
+    }
+}

@@ -43,14 +43,15 @@ fn files(cluster: &Cluster) -> Result<()> {
         ("cut.json", "{\"node_name\": \"x\",", &["cut.json"]),
         ("unknown.hcl", "node_nam = \"x\"\n", &["unknown.hcl", "node_nam"]),
         ("type.json", "{\"ports\": {\"http\": \"many\"}}", &["type.json", "http"]),
-        ("port.json", "{\"ports\": {\"http\": 99999}}", &["port.json"]),
-        ("name.hcl", "node_name = \"no spaces, please\"\n", &["node"]),
-        ("service.json", "{\"service\": {\"port\": 1}}", &["name"]),
+        // What follows is well formed, so it is found when all files are put together.
+        ("port.json", "{\"data_dir\": \"x\", \"ports\": {\"http\": 99999}}", &["http"]),
+        ("name.hcl", "data_dir = \"x\"\nnode_name = \"no spaces, please\"\n", &["node"]),
+        ("service.json", "{\"data_dir\": \"x\", \"service\": {\"port\": 1}}", &["Name"]),
         (
             "upstream.json",
-            "{\"service\": {\"name\": \"x\", \"port\": 1, \"connect\": {\"sidecar_service\": \
-             {\"proxy\": {\"upstreams\": [{\"destination_nam\": \"y\"}]}}}}}",
-            &["destination_nam"],
+            "{\"data_dir\": \"x\", \"service\": {\"name\": \"x\", \"port\": 1, \"connect\": {\"sidecar_service\": \
+             {\"proxy\": {\"upstreams\": [{\"destination_name\": \"y\", \"local_bind_port\": 1, \"local_bind_prt\": 1}]}}}}}",
+            &["local_bind_prt"],
         ),
     ];
     let folder = cluster.folder("malformed");
@@ -59,7 +60,12 @@ fn files(cluster: &Cluster) -> Result<()> {
         let file = folder.join(name);
         fs::write(&file, text)?;
         let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_hawser")));
-        command.env_remove("RUST_BACKTRACE").arg("agent").arg("--config-file").arg(&file);
+        command
+            .env_remove("RUST_BACKTRACE")
+            .current_dir(&folder)
+            .arg("agent")
+            .arg("--config-file")
+            .arg(&file);
         let output = finish(command, b"", Duration::from_secs(10)).context(name)?;
         let told = String::from_utf8_lossy(&output.stderr);
         ensure!(!output.status.success(), "{name} was taken");
