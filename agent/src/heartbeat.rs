@@ -61,7 +61,8 @@ pub(crate) async fn run(
         };
         tokio::select! {
             () = drain.cancelled() => return,
-            () = link.closed() => {}
+            // Not `link.closed()`, which is so for ever and would make this a tight loop.
+            changed = links.changed() => if changed.is_err() { return },
             () = sleep(clock::jittered(wait)) => {}
         }
     }

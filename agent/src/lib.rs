@@ -916,6 +916,8 @@ mod tests {
         server.kill().await;
         until("the loss is noticed", || agent.handle.host.servers.link().is_none()).await;
         assert_eq!(endpoints(), 1, "the last view stands");
+        let unanswered = agent.handle.host.metrics.heartbeat_errors.get();
+        assert!(unanswered <= 2, "{unanswered} heartbeats into a closed connection");
         agent.kill().await;
     }
 

@@ -77,5 +77,4 @@ fn policy(reply: &mut Reply) {
     let headers = reply.headers_mut();
     headers.insert("x-consul-default-acl-policy", HeaderValue::from_static("allow"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
 }
