@@ -33,8 +33,8 @@ impl Dialer {
         Self { config, channels: Arc::default(), moved: Arc::default() }
     }
 
-    /// Notes where server `id` says that it is now. Servers that all moved at once find each
-    /// other by this: without a leader they cannot write it into their membership.
+    /// Notes where server `id` is now, by its own word or by a newer membership. Servers that all
+    /// moved at once find each other by this: without a leader no membership can say so.
     pub(crate) fn note(&self, id: u64, address: &str) {
         let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
         if moved.len() < CHANNELS_MAX || moved.contains_key(&id) {
@@ -42,12 +42,7 @@ impl Dialer {
         }
     }
 
-    /// Forgets what server `id` said: the membership knows better now.
-    pub(crate) fn forget(&self, id: u64) {
-        self.moved.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-    }
-
-    /// Where a member is: as it said last, or else as the membership has it.
+    /// Where a member is, by the last word on it.
     pub(crate) fn address(&self, member: &Member) -> String {
         let moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
         moved.get(&member.id).unwrap_or(&member.address).clone()

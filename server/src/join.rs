@@ -131,10 +131,10 @@ impl Join {
                         tracing::debug!(error = %failure, "the own address is not stored yet");
                     }
                 }
-                Some(leader) => self.admit(&self.dialer.address(&leader)).await,
+                Some(leader) if self.admit(&self.dialer.address(&leader)).await => {}
                 // All may have moved at once: each tells the others where it is now.
-                None => match self.ask_all().await.cluster {
-                    Some(server) if !is_listed => self.admit(&server).await,
+                _ => match self.ask_all().await.cluster {
+                    Some(server) if !is_listed => drop(self.admit(&server).await),
                     _ => {}
                 },
             }
@@ -149,7 +149,7 @@ impl Join {
             let round = self.ask_all().await;
             let decision = decide(&self.own, self.bootstrap_expect, round);
             match &decision {
-                Decision::Admit(server) => self.admit(server).await,
+                Decision::Admit(server) => drop(self.admit(server).await),
                 // What is founded must have looked the same twice: none may be on its way in.
                 Decision::Found(members) if members.len() == 1 || decision == before => {
                     let names: Vec<String> =
@@ -231,10 +231,14 @@ impl Join {
         }
     }
 
-    async fn admit(&self, address: &str) {
-        let Ok(mut client) = self.dialer.client(address, Lane::Request) else { return };
+    /// Asks the server at `address` to be let in; whether it was.
+    async fn admit(&self, address: &str) -> bool {
+        let Ok(mut client) = self.dialer.client(address, Lane::Request) else { return false };
         match timeout(ADMIT_MAX, client.admit(v1::Member::from(&self.own))).await {
-            Ok(Ok(_)) => tracing::info!(%address, "this server is admitted"),
+            Ok(Ok(_)) => {
+                tracing::info!(%address, "this server is admitted");
+                return true;
+            }
             Ok(Err(refused)) if refused.code() == Code::AlreadyExists => {
                 tracing::error!(error = refused.message(), "this server is not admitted");
             }
@@ -243,6 +247,7 @@ impl Join {
             }
             Err(_) => tracing::debug!(%address, "not admitted in time"),
         }
+        false
     }
 }
 

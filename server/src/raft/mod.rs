@@ -178,7 +178,7 @@ impl Raft {
                 metrics.record(&now);
                 for member in &now.members {
                     if tell.borrow().member(member.id).is_some_and(|held| held != member) {
-                        dialer.forget(member.id);
+                        dialer.note(member.id, &member.address);
                     }
                 }
                 tell.send_if_modified(|held| {
