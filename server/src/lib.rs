@@ -16,6 +16,7 @@ pub mod propose;
 pub mod read;
 mod roster;
 mod handle;
+pub mod traffic;
 mod leader;
 mod join;
 pub mod http;

@@ -538,19 +538,8 @@ pub async fn serve(
                         from,
                     };
                     let acceptor = TlsAcceptor::from(config.clone());
-                    let (cut, refused) = (cut.clone(), refused.clone());
-                    connections.spawn(async move {
-                        tokio::select! {
-                            () = cut.cancelled() => {}
-                            served = connection.serve(acceptor, socket, place) => {
-                                if let Err(error) = served {
-                                    let reason = error.reason();
-                                    tracing::info!(%from, reason, %error, "connection ended");
-                                    refused.with_label_values(&[reason]).inc();
-                                }
-                            }
-                        }
-                    });
+                    let served = connection.run(acceptor, socket, place, refused.clone());
+                    connections.spawn(cut.clone().run_until_cancelled_owned(served));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -644,6 +633,22 @@ struct Connection {
 }
 
 impl Connection {
+    /// Serves the connection, and says why it ended unless its peer wished it so.
+    async fn run(
+        self,
+        acceptor: TlsAcceptor,
+        socket: TcpStream,
+        place: Place,
+        refused: IntCounterVec,
+    ) {
+        let from = self.from;
+        if let Err(error) = self.serve(acceptor, socket, place).await {
+            let reason = error.reason();
+            tracing::info!(%from, reason, %error, "connection ended");
+            refused.with_label_values(&[reason]).inc();
+        }
+    }
+
     /// Carries the connection from its first octet to its last.
     async fn serve(
         mut self,

@@ -14,7 +14,7 @@ use http::StatusCode;
 use super::ask::Ask;
 use super::encode;
 use crate::identity::now;
-use crate::{Handle, Status, history};
+use crate::{Handle, Status, traffic};
 
 /// A reply that is not a state's: with its status.
 pub(crate) type Said = Result<(StatusCode, Bytes), ApiError>;
@@ -130,7 +130,7 @@ pub(crate) async fn edges(handle: Handle, ask: Ask) -> Said {
     if !(1..=MINUTES_MAX).contains(&minutes) {
         return Err(ApiError::bad_request(format_args!("minutes is from 1 to {MINUTES_MAX}")));
     }
-    let merged = history::merged(&handle, minutes).await;
+    let merged = traffic::merged(&handle, minutes).await;
     // The present minute is not over: what it counted came in the seconds that have passed.
     let seconds = now().since(UnixTime::from_secs(merged.from_minute * 60)).as_secs_f64();
     let reply = json::Edges {

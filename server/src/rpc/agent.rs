@@ -572,7 +572,7 @@ mod tests {
     use super::*;
     use crate::identity::OperatorKey;
     use crate::tls::tests::{config_of, csr};
-    use crate::{Config, RaftTiming, Server, config, history, tls};
+    use crate::{Config, RaftTiming, Server, config, history, tls, traffic};
 
     type Client = AgentClient<Channel>;
 
@@ -883,7 +883,7 @@ mod tests {
         };
         let edges = vec![edge("web", "db"), edge("app", "web"), edge("app", "db")];
         client.report(v1::ReportRequest { edges }).await.expect("recorded");
-        let merged = history::merged(&fixture.handle, 5).await;
+        let merged = traffic::merged(&fixture.handle, 5).await;
         assert_eq!(merged.silent, []);
         let counted: Vec<_> = merged
             .edges
