@@ -149,6 +149,25 @@ fn culprit(value: &Value) -> Option<String> {
     Some(deeper.next().map_or_else(|| key.clone(), |(below, _)| format!("{key}.{below}")))
 }
 
+/// The configuration files of a folder, by name; of one that is not there, none.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub(crate) fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    if folder.is_dir() { files(&[folder.to_owned()]) } else { Ok(Vec::new()) }
+}
+
+/// The first of `keys` that `file` says anything about.
+///
+/// # Errors
+/// A file that cannot be read or parsed.
+pub(crate) fn first_key<'k>(file: &Path, keys: &[&'k str]) -> Result<Option<&'k str>> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    let said = parse(file, &text)?;
+    Ok(keys.iter().copied().find(|key| said.get(key).is_some()))
+}
+
 /// The configuration files that `paths` name: a folder stands for its *.hcl and *.json, by name.
 fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();

@@ -15,6 +15,7 @@ mod dev;
 mod entries;
 mod input;
 mod intention;
+mod join;
 mod keygen;
 mod map;
 mod members;
@@ -43,6 +44,8 @@ enum Command {
     Server(serve::Arguments),
     /// Run the agent of a host.
     Agent(serve::Arguments),
+    /// Make this host, under systemd, a member of a cluster: configure, start and wait.
+    Join(join::Arguments),
     /// Print a new operator key, which makes hosts servers of one cluster.
     Keygen,
     /// Check configuration files without starting anything.
@@ -60,6 +63,7 @@ pub(crate) fn main() -> ExitCode {
             serve::run(arguments, Part::Server).map(|()| ExitCode::SUCCESS)
         }
         Command::Agent(arguments) => serve::run(arguments, Part::Agent).map(|()| ExitCode::SUCCESS),
+        Command::Join(arguments) => join::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Keygen => keygen::run().map(|()| ExitCode::SUCCESS),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Ask(ask) => ask::run(ask),
