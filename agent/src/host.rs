@@ -75,12 +75,14 @@ impl Host {
             missing.push("no server has told yet whom to trust".to_owned());
         }
         let leaves = self.leaves.borrow().clone();
-        let now = clock::now();
+        let (view, now) = (self.views.borrow().clone(), clock::now());
         for held in self.local.services() {
-            if held.definition.service().sidecar.is_none() {
-                continue;
-            }
+            let Some(sidecar) = &held.definition.service().sidecar else { continue };
             let service = &held.instance.service;
+            let used = sidecar.upstreams.iter().map(|upstream| &upstream.destination);
+            for unknown in used.filter(|name| !view.services.contains_key(*name)) {
+                missing.push(format!("no server has told yet where service {unknown} is"));
+            }
             match leaves.get(service) {
                 None => missing.push(format!("service {service} has no certificate yet")),
                 Some(leaf) if !leaf.validity.holds_at(now) => {

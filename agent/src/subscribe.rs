@@ -224,7 +224,8 @@ pub(crate) fn kept(path: &Path) -> Option<View> {
     codec::view::decode(&bytes).inspect_err(|why| disk::set_aside(path, &why.to_string())).ok()
 }
 
-/// Keeps the view on disk, at most once per [`KEEP_EVERY`], until `drain`, and once more then.
+/// Keeps the view on disk until `drain`, and once more then: the first change at once, those
+/// that follow together, [`KEEP_EVERY`] after the last write.
 pub(crate) async fn keep(
     mut views: watch::Receiver<Arc<View>>,
     path: PathBuf,
@@ -236,13 +237,13 @@ pub(crate) async fn keep(
             () = drain.cancelled() => break,
             changed = views.changed() => if changed.is_err() { break },
         }
-        tokio::select! {
-            () = drain.cancelled() => {}
-            () = sleep(KEEP_EVERY) => {}
-        }
         let view = views.borrow_and_update().clone();
         write(&path, view.clone()).await;
         written = view;
+        tokio::select! {
+            () = drain.cancelled() => break,
+            () = sleep(KEEP_EVERY) => {}
+        }
     }
     let last = views.borrow().clone();
     if !Arc::ptr_eq(&last, &written) {

@@ -229,9 +229,14 @@ impl Leaves {
                 self.all.send_replace(Arc::new(all));
             }
             Err(why) => {
-                next.has_failed = true;
                 next.at = now.plus(next.backoff.next());
-                tracing::warn!(service = name.as_str(), %why, "no new leaf");
+                if next.has_failed {
+                    tracing::warn!(service = name.as_str(), %why, "no new leaf");
+                } else {
+                    // A new service is asked for before the catalog has it: that is no trouble.
+                    tracing::debug!(service = name.as_str(), %why, "no new leaf yet");
+                }
+                next.has_failed = true;
             }
         }
     }
