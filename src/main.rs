@@ -1,9 +1,9 @@
 //! Hawser: a service mesh for VMs and AWS ECS, in one binary.
 
-mod cli;
+mod telemetry;
 mod config;
 mod signal;
-mod telemetry;
+mod cli;
 
 fn main() -> std::process::ExitCode {
     cli::main()

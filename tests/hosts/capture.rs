@@ -10,20 +10,20 @@ use hawser_rig::{Net, Process, wait_for};
 use rustix::process::Signal;
 
 /// A running `tcpdump`.
-pub struct Capture {
+pub(crate) struct Capture {
     process: Process,
     file: PathBuf,
 }
 
 /// One direction of one TCP connection: addresses and ports as they stand in the packets.
-pub type Flow = ([u8; 4], u16, [u8; 4], u16);
+pub(crate) type Flow = ([u8; 4], u16, [u8; 4], u16);
 
 impl Capture {
     /// Captures all that passes on `interface` beside the bridge, into `folder`.
     ///
     /// # Errors
     /// `tcpdump` is not listening within 10 s.
-    pub fn start(net: &Net, interface: &str, folder: &Path) -> Result<Self> {
+    pub(crate) fn start(net: &Net, interface: &str, folder: &Path) -> Result<Self> {
         let file = folder.join(format!("{interface}.pcap"));
         let mut command = net.command("tcpdump");
         // As root: it would drop to a user who cannot write here.
@@ -41,20 +41,20 @@ impl Capture {
     ///
     /// # Errors
     /// It does not end, or its file is no capture.
-    pub fn finish(mut self) -> Result<Packets> {
+    pub(crate) fn finish(mut self) -> Result<Packets> {
         self.process.signal(Signal::INT)?;
         self.process.ended(Duration::from_secs(10))?;
         Packets::parse(&fs::read(&self.file)?)
     }
 
     /// What has been written so far.
-    pub fn so_far(&self) -> Vec<u8> {
+    pub(crate) fn so_far(&self) -> Vec<u8> {
         fs::read(&self.file).unwrap_or_default()
     }
 }
 
 /// Ethernet frames in the order they passed.
-pub struct Packets(Vec<Vec<u8>>);
+pub(crate) struct Packets(Vec<Vec<u8>>);
 
 impl Packets {
     /// Parses a capture file of this machine's byte order.
@@ -74,12 +74,12 @@ impl Packets {
     }
 
     /// Whether `text` stands in any packet.
-    pub fn contain(&self, text: &str) -> bool {
+    pub(crate) fn contain(&self, text: &str) -> bool {
         self.0.iter().any(|packet| contains(packet, text.as_bytes()))
     }
 
     /// For each TCP direction whose beginning was captured: the first octets it carried.
-    pub fn beginnings(&self) -> BTreeMap<Flow, Vec<u8>> {
+    pub(crate) fn beginnings(&self) -> BTreeMap<Flow, Vec<u8>> {
         let mut next = BTreeMap::new();
         let mut beginnings = BTreeMap::new();
         for segment in self.0.iter().filter_map(|packet| Segment::parse(packet)) {
@@ -95,7 +95,7 @@ impl Packets {
     }
 
     /// What is neither TCP over IPv4, ARP nor IPv6's own neighbour talk, as hex, bounded.
-    pub fn strangers(&self) -> Vec<String> {
+    pub(crate) fn strangers(&self) -> Vec<String> {
         let strange = self.0.iter().filter(|packet| match packet.get(12..14) {
             Some([0x08, 0x06] | [0x86, 0xdd]) => false,
             Some([0x08, 0x00]) => packet.get(23) != Some(&6),
@@ -134,11 +134,11 @@ impl<'a> Segment<'a> {
 }
 
 /// Whether `needle` stands in `hay`.
-pub fn contains(hay: &[u8], needle: &[u8]) -> bool {
+pub(crate) fn contains(hay: &[u8], needle: &[u8]) -> bool {
     hay.windows(needle.len()).any(|window| window == needle)
 }
 
 /// Whether a stream begins with a TLS handshake record.
-pub fn is_tls(beginning: &[u8]) -> bool {
+pub(crate) fn is_tls(beginning: &[u8]) -> bool {
     matches!(beginning, [0x16, 0x03, 0x01..=0x03, ..])
 }

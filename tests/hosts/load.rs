@@ -19,17 +19,17 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// One request and what came of it.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// When it was sent, from the start of the load.
-    pub at: Duration,
+    pub(crate) at: Duration,
     /// How long until the last byte of the answer, or until it failed.
-    pub took: Duration,
+    pub(crate) took: Duration,
     /// The first word of a 200's body, which is the instance's name; anything else failed.
-    pub outcome: Result<String, String>,
+    pub(crate) outcome: Result<String, String>,
 }
 
 /// A running load.
-pub struct Load {
+pub(crate) struct Load {
     began: Instant,
     stop: Arc<AtomicBool>,
     worker: JoinHandle<Result<Vec<Answer>>>,
@@ -37,7 +37,7 @@ pub struct Load {
 
 impl Load {
     /// Starts `rate` GETs a second from `host` to `target`; ends by itself after `at_most`.
-    pub fn start(host: Host, target: SocketAddr, rate: u32, at_most: Duration) -> Self {
+    pub(crate) fn start(host: Host, target: SocketAddr, rate: u32, at_most: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let began = Instant::now();
         let worker = thread::spawn({
@@ -53,7 +53,7 @@ impl Load {
     }
 
     /// How long it has run.
-    pub fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
@@ -62,7 +62,7 @@ impl Load {
     /// # Errors
     /// The generator itself failed, or sent less than half of what it should have: then nothing
     /// was shown.
-    pub fn finish(self, rate: u32) -> Result<Vec<Answer>> {
+    pub(crate) fn finish(self, rate: u32) -> Result<Vec<Answer>> {
         let span = self.began.elapsed();
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.worker.join().ok().context("the load generator panicked")?;
@@ -76,7 +76,7 @@ impl Load {
 }
 
 /// The answers that are not a 200, as text for an assertion; bounded.
-pub fn failures(answers: &[Answer]) -> Vec<String> {
+pub(crate) fn failures(answers: &[Answer]) -> Vec<String> {
     let failed = answers.iter().filter_map(|answer| {
         let why = answer.outcome.as_ref().err()?;
         Some(format!("at {:?} after {:?}: {why}", answer.at, answer.took))
@@ -85,7 +85,7 @@ pub fn failures(answers: &[Answer]) -> Vec<String> {
 }
 
 /// The slowest of the answers sent in `from..`, in the given permille.
-pub fn quantile(answers: &[Answer], from: Duration, permille: usize) -> Duration {
+pub(crate) fn quantile(answers: &[Answer], from: Duration, permille: usize) -> Duration {
     let mut took: Vec<Duration> =
         answers.iter().filter(|answer| answer.at >= from).map(|answer| answer.took).collect();
     took.sort();

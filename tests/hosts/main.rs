@@ -2,6 +2,7 @@
 //!
 //! Each test sets up the whole scene of `tests/rig` anew: three servers and three agents of the
 //! real binary in network namespaces. Needs root; run by `cargo xtask hosts test`, one at a time.
+#![allow(clippy::print_stdout, reason = "figures are shown beside the verdicts")]
 
 mod scene;
 mod load;

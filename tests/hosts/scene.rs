@@ -8,7 +8,7 @@ use hawser_rig::{Cluster, Options};
 
 /// Runs `test` on a fresh scene. The scene's folder is removed when the test passes; when it fails,
 /// the ends of all logs are printed and the folder stays.
-pub fn on_hosts(name: &str, postgres: bool, test: impl FnOnce(&mut Cluster) -> Result<()>) {
+pub(crate) fn on_hosts(name: &str, postgres: bool, test: impl FnOnce(&mut Cluster) -> Result<()>) {
     let binary = PathBuf::from(env!("CARGO_BIN_EXE_hawser"));
     let folder = std::env::temp_dir().join(format!("hawser-hosts-{name}"));
     let options = Options { binary, folder: folder.clone(), postgres };

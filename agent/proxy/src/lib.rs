@@ -18,17 +18,17 @@ use tokio_util::sync::CancellationToken;
 
 mod budget;
 mod clock;
-mod http;
-mod inbound;
 mod limits;
-mod outbound;
-mod pool;
-mod relay;
-mod report;
 mod socket;
 pub mod tls;
+mod report;
 mod watch;
+mod http;
+mod relay;
+mod pool;
 mod worker;
+mod inbound;
+mod outbound;
 
 pub use crate::limits::Limits;
 pub use crate::report::{AccessLog, ReportError};

@@ -1,3 +1,5 @@
+//! What the verifiers refuse, certificate by certificate.
+
 use super::*;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
