@@ -4,7 +4,6 @@
 
 pub(crate) mod probe;
 mod script;
-pub(crate) mod target;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -20,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::local::Local;
+use crate::target;
 use probe::{Found, HttpRequest};
 use tls::Trust;
 

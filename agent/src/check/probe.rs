@@ -15,8 +15,8 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::target::{self, Target, TargetError};
 use super::tls::Trust;
+use crate::target::{self, Target, TargetError};
 
 /// What one run found, and what it has to say.
 #[derive(Clone, Debug, Eq, PartialEq)]

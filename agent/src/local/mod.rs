@@ -606,7 +606,7 @@ impl Local {
             return Err(RegisterError::ScriptsOff { check: spec.id.clone() });
         }
         let own = [Some(self.rules.address), Some(self.rules.bind), address];
-        if origin == Origin::Api && !crate::check::target::is_local(&spec.kind, &own) {
+        if origin == Origin::Api && !crate::target::is_local(&spec.kind, &own) {
             return Err(RegisterError::ForeignTarget { check: spec.id.clone() });
         }
         Ok(())
