@@ -28,6 +28,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::context::Context;
 use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing};
 use crate::pool::{Idle, Line, Lines};
 use crate::relay::{Moved, relay};
@@ -35,7 +36,6 @@ use crate::report::{Pair, Record, Reporter};
 use crate::socket::{self, Wide};
 use crate::tls::{self, Identity, Wire};
 use crate::watch::{OnList, Watched};
-use crate::worker::Context;
 
 /// One service's inbound port, in one worker.
 pub(crate) struct Port {

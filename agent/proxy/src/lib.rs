@@ -26,9 +26,10 @@ mod watch;
 mod http;
 mod relay;
 mod pool;
-mod worker;
+mod context;
 mod inbound;
 mod outbound;
+mod worker;
 
 pub use crate::limits::Limits;
 pub use crate::report::{AccessLog, ReportError};

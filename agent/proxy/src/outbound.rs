@@ -33,6 +33,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::budget::Budget;
+use crate::context::Context;
 use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing, Sending};
 use crate::inbound::{hygiene_uri, is_unprocessed, relay_upgraded};
 use crate::pool::{Line, Lines};
@@ -41,7 +42,6 @@ use crate::report::{Pair, Record, Reporter};
 use crate::socket::{self, Wide};
 use crate::tls::{self, ALPN_H2, ALPN_HTTP1, ALPN_TCP, Identity, LeafError};
 use crate::watch::OnList;
-use crate::worker::Context;
 
 /// One upstream of one local service, in one worker.
 pub(crate) struct Port {
@@ -400,8 +400,8 @@ impl Port {
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.streams)
             .max_header_list_size(limits.header_bytes)
-            .initial_stream_window_size(crate::worker::STREAM_WINDOW)
-            .initial_connection_window_size(crate::worker::CONNECTION_WINDOW);
+            .initial_stream_window_size(crate::context::STREAM_WINDOW)
+            .initial_connection_window_size(crate::context::CONNECTION_WINDOW);
         let io = TokioIo::new(socket);
         let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(io, service));
         tokio::select! {

@@ -1,0 +1,100 @@
+//! What everything in one worker shares: its limits, its view, its report, its counts.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hawser_core::catalog::Locality;
+use hawser_core::view::View;
+use hyper_util::rt::TokioTimer;
+use rand::rngs::SmallRng;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Monotonic;
+use crate::http::LocalExecutor;
+use crate::limits::Limits;
+use crate::report::Local;
+use crate::socket::Buffers;
+use crate::watch::Watchlist;
+
+/// What everything in one worker needs.
+pub(crate) struct Context {
+    pub(crate) limits: Limits,
+    pub(crate) locality: Locality,
+    pub(crate) clock: Monotonic,
+    pub(crate) view: RefCell<Arc<View>>,
+    pub(crate) report: Local,
+    pub(crate) buffers: Arc<Buffers>,
+    pub(crate) watched: Rc<Watchlist>,
+    pub(crate) handshakes: Semaphore,
+    pub(crate) random: RefCell<SmallRng>,
+    /// Cancelled: accept nothing more, finish what is open.
+    pub(crate) drain: CancellationToken,
+    /// The connections.
+    pub(crate) tracker: TaskTracker,
+    pub(crate) connections: Cell<usize>,
+    pub(crate) connections_max: usize,
+    pub(crate) requests: Rc<Cell<usize>>,
+    pub(crate) requests_max: usize,
+}
+
+/// One request's place under the limit.
+pub(crate) struct Slot(Rc<Cell<usize>>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+impl Context {
+    /// A place for one more request; none when the limit is reached.
+    pub(crate) fn request_slot(&self) -> Option<Slot> {
+        let count = self.requests.get();
+        (count < self.requests_max).then(|| {
+            self.requests.set(count + 1);
+            Slot(self.requests.clone())
+        })
+    }
+
+    /// Sets what every HTTP/2 server between proxies has.
+    pub(crate) fn tune_http2(
+        &self,
+        builder: &mut hyper::server::conn::http2::Builder<LocalExecutor>,
+    ) {
+        let limits = &self.limits;
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(limits.header_bytes)
+            .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .keep_alive_interval(limits.ping_interval)
+            .keep_alive_timeout(limits.ping_timeout);
+    }
+
+    /// Sets what every HTTP/2 client has.
+    pub(crate) fn tune_http2_client(
+        &self,
+        builder: &mut hyper::client::conn::http2::Builder<LocalExecutor>,
+    ) {
+        let limits = &self.limits;
+        builder
+            .timer(TokioTimer::new())
+            .max_header_list_size(limits.header_bytes)
+            .initial_max_send_streams(limits.streams as usize)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .keep_alive_interval(limits.ping_interval)
+            .keep_alive_timeout(limits.ping_timeout)
+            .keep_alive_while_idle(true);
+    }
+}
+
+/// Flow-control windows: enough for a full stream over a region, bounded for a slow reader.
+pub(crate) const STREAM_WINDOW: u32 = 1024 * 1024;
+pub(crate) const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+const PENDING_RESETS_MAX: usize = 20;
