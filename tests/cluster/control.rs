@@ -47,9 +47,8 @@ fn a_write_through_any_server_outlives_the_leader() {
     servers[usize::from(first) - 1].kill();
     let other = if first == 1 { 2 } else { 1 };
     eventually("a write after the leader died", || allow(net.http(other), "after", "db"));
-    let second = eventually("another leader", || {
-        leader(&net, other).filter(|leader| *leader != first)
-    });
+    let second =
+        eventually("another leader", || leader(&net, other).filter(|leader| *leader != first));
     assert_ne!(first, second);
     for source in ["via-1", "via-2", "via-3", "after"] {
         knows(net.http(other), source).expect("no acknowledged write is lost");

@@ -47,8 +47,8 @@ fn upstream(net: &Net) -> SocketAddr {
 
 fn set_intention(net: &Net, action: &str) {
     let path = "/v1/connect/intentions/exact?source=web&destination=api";
-    let reply = request(net.http(1), "PUT", path, Some(&json!({ "Action": action })))
-        .expect("an answer");
+    let reply =
+        request(net.http(1), "PUT", path, Some(&json!({ "Action": action }))).expect("an answer");
     assert_eq!(reply.status, 200, "{reply:?}");
 }
 

@@ -30,12 +30,12 @@ fn dev_has_something_to_curl() {
         .spawn()
         .expect("the binary runs");
     let _dev = Dev(child);
-    let at = |port: &str| -> SocketAddr { format!("127.0.0.1:{port}").parse().expect("an address") };
+    let at =
+        |port: &str| -> SocketAddr { format!("127.0.0.1:{port}").parse().expect("an address") };
     let (http, upstream) = (at(ports[0]), at(ports[3]));
     eventually("the mesh to be ready", || get_json(http, "/v1/hawser/ready"));
-    let reply = eventually("web to reach hello", || {
-        get(upstream, "/").filter(|reply| reply.status == 200)
-    });
+    let reply =
+        eventually("web to reach hello", || get(upstream, "/").filter(|reply| reply.status == 200));
     assert!(reply.body.starts_with("hello from instance "), "{reply:?}");
     let mut seen = std::collections::BTreeSet::new();
     eventually("all three instances to take part", || {
@@ -46,14 +46,10 @@ fn dev_has_something_to_curl() {
     let address = http.to_string();
     let denied = hawser(&["intention", "create", "-deny", "-http-addr", &address, "web", "hello"]);
     assert!(denied.status.success(), "{denied:?}");
-    eventually("the call to be denied", || {
-        get(upstream, "/").filter(|reply| reply.status == 403)
-    });
+    eventually("the call to be denied", || get(upstream, "/").filter(|reply| reply.status == 403));
     let path = "/v1/connect/intentions/exact?source=web&destination=hello";
     assert_eq!(request(http, "DELETE", path, Some(&json!({}))).expect("an answer").status, 200);
-    eventually("the call to be allowed", || {
-        get(upstream, "/").filter(|reply| reply.status == 200)
-    });
+    eventually("the call to be allowed", || get(upstream, "/").filter(|reply| reply.status == 200));
     let map = eventually("the map to show the call", || {
         let map = hawser(&["map", "-http-addr", &address]);
         let text = String::from_utf8_lossy(&map.stdout).into_owned();
