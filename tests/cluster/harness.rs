@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// A loopback network of its own for one test: `127.<test>.<process>.N`.
-pub struct Net {
+pub(crate) struct Net {
     prefix: String,
     folder: TempDir,
 }
 
 /// One running process; killed when it goes out of scope.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     config: PathBuf,
     part: &'static str,
@@ -27,15 +27,15 @@ pub struct Process {
 
 /// What a server answered.
 #[derive(Clone, Debug)]
-pub struct Reply {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Net {
     /// A network that no other test of this process uses.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU8 = AtomicU8::new(1);
         let own = NEXT.fetch_add(1, Ordering::Relaxed);
         // The process id keeps two runs of the tests on one machine apart.
@@ -45,20 +45,20 @@ impl Net {
     }
 
     /// The `n`th host's address.
-    pub fn address(&self, n: u8) -> String {
+    pub(crate) fn address(&self, n: u8) -> String {
         format!("{}.{n}", self.prefix)
     }
 
-    pub fn http(&self, n: u8) -> SocketAddr {
+    pub(crate) fn http(&self, n: u8) -> SocketAddr {
         format!("{}:8500", self.address(n)).parse().expect("an address")
     }
 
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
     /// Makes the operator key that this network's servers share.
-    pub fn operator_key(&self) -> PathBuf {
+    pub(crate) fn operator_key(&self) -> PathBuf {
         let path = self.folder().join("operator.key");
         if !path.exists() {
             let made = hawser(&["keygen"]);
@@ -70,7 +70,7 @@ impl Net {
     }
 
     /// Starts host `n` as one of `expect` servers.
-    pub fn server(&self, n: u8, expect: u8, extra: Value) -> Process {
+    pub(crate) fn server(&self, n: u8, expect: u8, extra: Value) -> Process {
         let join: Vec<String> = (1..=expect.max(1)).map(|n| self.address(n)).collect();
         let own = json!({
             "operator_key_file": self.operator_key(),
@@ -82,7 +82,7 @@ impl Net {
     }
 
     /// Starts host `n` as an agent that joins through host 1 of `servers`.
-    pub fn agent(&self, n: u8, servers: u8, extra: Value) -> Process {
+    pub(crate) fn agent(&self, n: u8, servers: u8, extra: Value) -> Process {
         let token = self.folder().join(format!("token-{n}"));
         if !token.exists() {
             std::fs::write(&token, self.join_token(1, n)).expect("written");
@@ -93,7 +93,7 @@ impl Net {
     }
 
     /// A token with which host `n` may join, made by server `server`.
-    pub fn join_token(&self, server: u8, n: u8) -> String {
+    pub(crate) fn join_token(&self, server: u8, n: u8) -> String {
         let http = self.http(server);
         let body = json!({ "Node": format!("n{n}"), "TTL": "60s" });
         let reply = eventually("a join token", || {
@@ -133,18 +133,18 @@ impl Process {
     }
 
     /// Ends the process as a power cut of the process would.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().expect("killed");
         self.child.wait().expect("waited for");
     }
 
     /// Starts it again with the same configuration and data.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.child = spawn(self.part, &self.config, &self.log);
     }
 
     /// Asks it to stop and waits for it.
-    pub fn stop(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn stop(&mut self) -> std::process::ExitStatus {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
         assert!(sent.success());
@@ -152,12 +152,12 @@ impl Process {
     }
 
     /// Waits for it to end by itself.
-    pub fn ended(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn ended(&mut self) -> std::process::ExitStatus {
         eventually("the process to end", || self.child.try_wait().expect("waited for"))
     }
 
     /// What it logged so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
@@ -168,7 +168,9 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("--- {} ---\n{}", self.log.display(), self.log());
+            let told = format!("--- {} ---\n{}\n", self.log.display(), self.log());
+            // A test that fails anyway has nobody else to tell.
+            let _ = std::io::stderr().write_all(told.as_bytes());
         }
     }
 }
@@ -187,12 +189,17 @@ fn spawn(part: &str, config: &Path, log: &Path) -> Child {
 }
 
 /// Runs the binary to its end.
-pub fn hawser(arguments: &[&str]) -> Output {
+pub(crate) fn hawser(arguments: &[&str]) -> Output {
     Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().expect("the binary runs")
 }
 
 /// One HTTP request; none when nobody answered whole.
-pub fn request(to: SocketAddr, method: &str, target: &str, body: Option<&Value>) -> Option<Reply> {
+pub(crate) fn request(
+    to: SocketAddr,
+    method: &str,
+    target: &str,
+    body: Option<&Value>,
+) -> Option<Reply> {
     let text = body.map(Value::to_string).unwrap_or_default();
     let mut socket = TcpStream::connect_timeout(&to, Duration::from_secs(2)).ok()?;
     socket.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
@@ -211,12 +218,12 @@ pub fn request(to: SocketAddr, method: &str, target: &str, body: Option<&Value>)
     Some(Reply { status, head: head.to_ascii_lowercase(), body: body.to_owned() })
 }
 
-pub fn get(to: SocketAddr, target: &str) -> Option<Reply> {
+pub(crate) fn get(to: SocketAddr, target: &str) -> Option<Reply> {
     request(to, "GET", target, None)
 }
 
 /// A JSON document; none while it is not answered with 200.
-pub fn get_json(to: SocketAddr, target: &str) -> Option<Value> {
+pub(crate) fn get_json(to: SocketAddr, target: &str) -> Option<Value> {
     let reply = get(to, target)?;
     (reply.status == 200).then(|| serde_json::from_str(&reply.body).ok()).flatten()
 }
@@ -225,7 +232,7 @@ pub fn get_json(to: SocketAddr, target: &str) -> Option<Value> {
 ///
 /// # Panics
 /// When it finds nothing in time.
-pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = probe() {
