@@ -12,6 +12,7 @@ mod tidy;
 mod fix;
 mod hosts;
 mod powercut;
+mod terraform;
 mod ci;
 
 #[derive(Parser)]
@@ -50,6 +51,12 @@ enum Chore {
         #[arg(long, default_value_t = 20)]
         cuts: u32,
     },
+    /// Check the Terraform modules, and boot what they render (needs root, python3-venv and npm).
+    Terraform {
+        /// Leave this step out; may be given several times.
+        #[arg(long = "without", value_name = "STEP")]
+        without: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -60,6 +67,7 @@ fn main() -> Result<()> {
         Chore::Gen { check } => r#gen::run(&root, check),
         Chore::Tidy => tidy::run(&root),
         Chore::Hosts { action } => hosts::run(&root, &action),
+        Chore::Terraform { without } => terraform::run(&root, &without),
         Chore::Powercut { cuts } => powercut::run(&root, cuts),
     }
 }

@@ -1,0 +1,8 @@
+vpc_id     = "vpc-0123456789abcdef0"
+subnet_ids = ["subnet-0000000000000000a", "subnet-0000000000000000b", "subnet-0000000000000000c"]
+ami_id     = "ami-0123456789abcdef0"
+
+install = {
+  url    = "s3://example-artifacts/hawser"
+  sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+}

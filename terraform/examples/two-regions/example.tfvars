@@ -1,0 +1,18 @@
+east = {
+  region     = "eu-central-1"
+  vpc_id     = "vpc-0123456789abcdef0"
+  subnet_ids = ["subnet-0000000000000000a", "subnet-0000000000000000b", "subnet-0000000000000000c"]
+  ami_id     = "ami-0123456789abcdef0"
+}
+
+west = {
+  region     = "eu-west-1"
+  vpc_id     = "vpc-0123456789abcdef1"
+  subnet_ids = ["subnet-0000000000000001a", "subnet-0000000000000001b", "subnet-0000000000000001c"]
+  ami_id     = "ami-0123456789abcdef1"
+}
+
+install = {
+  url    = "https://downloads.example/hawser.deb"
+  sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+}

@@ -1,0 +1,4 @@
+output "json" {
+  description = "The agent's configuration, as JSON."
+  value       = jsonencode(local.config)
+}

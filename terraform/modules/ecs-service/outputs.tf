@@ -1,0 +1,29 @@
+output "service_name" {
+  description = "The ECS service's name."
+  value       = aws_ecs_service.task.name
+}
+
+output "task_definition_arn" {
+  description = "The task definition's ARN, with its revision."
+  value       = aws_ecs_task_definition.task.arn
+}
+
+output "container_definitions" {
+  description = "The containers of the task as rendered, as JSON. It holds no secret."
+  value       = aws_ecs_task_definition.task.container_definitions
+}
+
+output "security_group_id" {
+  description = "The task's own security group, for rules of your own."
+  value       = aws_security_group.task.id
+}
+
+output "task_role_name" {
+  description = "The IAM role of the task's containers."
+  value       = aws_iam_role.task.name
+}
+
+output "join_parameter" {
+  description = "The SSM parameter that the first task takes its join token from; on a server, hawser-publish-token NAME puts one there."
+  value       = local.join_parameter
+}

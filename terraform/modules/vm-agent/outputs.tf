@@ -1,0 +1,29 @@
+output "launch_template_id" {
+  description = "The launch template of the VM."
+  value       = aws_launch_template.agent.id
+}
+
+output "launch_template_version" {
+  description = "The newest version of the launch template."
+  value       = aws_launch_template.agent.latest_version
+}
+
+output "security_group_id" {
+  description = "The VM's own security group, for rules of your own."
+  value       = aws_security_group.agent.id
+}
+
+output "role_name" {
+  description = "The VM's IAM role, for policies of your own."
+  value       = aws_iam_role.agent.name
+}
+
+output "join_parameter" {
+  description = "The SSM parameter that the VM fetches its join token from; on a server, hawser-publish-token NODE puts one there."
+  value       = local.join_parameter
+}
+
+output "user_data" {
+  description = "The first-boot script. It holds no secret."
+  value       = module.user_data.text
+}
