@@ -50,11 +50,12 @@ fn step(root: &Path, name: &str) -> Result<()> {
 /// Licences, bans and sources. The advisories need a database from the network, so they are no step.
 fn deny(root: &Path) -> Result<()> {
     let mut probe = Command::new("cargo-deny");
-    let installed = probe.arg("--version").stdout(Stdio::null()).status().is_ok();
-    if !installed {
-        println!("cargo-deny is not installed: `cargo install cargo-deny` to run this step");
-        return Ok(());
-    }
+    let is_installed = probe.arg("--version").stdout(Stdio::null()).status().is_ok();
+    ensure!(
+        is_installed,
+        "cargo-deny is missing: `cargo install --locked cargo-deny`, or leave \
+        the step out by `--without deny`"
+    );
     shown(&mut cargo(root, &["deny", "--offline", "check", "licenses", "bans", "sources"]))
 }
 
