@@ -95,7 +95,7 @@ fn manifest(package: &Package, packages: &[Package]) -> String {
 }
 
 /// Each crate and those it may name. No other arrows; none back.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("hawser", &["hawser-server", "hawser-agent", "hawser-api", "hawser-core"]),
     ("hawser-server", &["hawser-proto", "hawser-api", "hawser-core"]),
     ("hawser-agent", &["hawser-proto", "hawser-api", "hawser-core", "hawser-dns", "hawser-proxy"]),
@@ -103,6 +103,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("hawser-proxy", &["hawser-core"]),
     ("hawser-proto", &["hawser-core"]),
     ("hawser-api", &["hawser-core"]),
+    ("hawser-aws", &[]),
     ("hawser-core", &[]),
     (RIG, &[]),
     ("xtask", &[RIG]),
