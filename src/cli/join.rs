@@ -307,7 +307,8 @@ fn last_words(since: u64) -> String {
     let said = String::from_utf8_lossy(&said.stdout);
     let tells = |line: &&str| ["hawser: ", "ERROR", "WARN"].iter().any(|mark| line.contains(mark));
     let line = said.lines().rfind(tells);
-    line.map_or_else(String::new, |line| format!(": {}", line.trim_start_matches("hawser: ")))
+    let why = line.map(|line| line.split_once("why=").map_or(line, |(_, why)| why));
+    why.map_or_else(String::new, |why| format!(": {}", why.trim_start_matches("hawser: ")))
 }
 
 /// Asks the service manager.

@@ -11,6 +11,8 @@ mod r#gen;
 mod tidy;
 mod fix;
 mod hosts;
+mod dist;
+mod systemd;
 mod powercut;
 mod terraform;
 mod ci;
@@ -57,6 +59,18 @@ enum Chore {
         #[arg(long = "without", value_name = "STEP")]
         without: Vec<String>,
     },
+    /// Build the static binary and pack it: target/dist/hawser_VERSION_ARCH.deb and a tarball.
+    Dist {
+        /// Pack the binary of `cargo build` instead, for tests.
+        #[arg(long)]
+        debug_binary: bool,
+    },
+    /// Install the package on hosts that systemd boots, and walk docs/vm.md on them (needs root).
+    Systemd {
+        /// The package to test, instead of one with the binary of `cargo build`.
+        #[arg(long, value_name = "DEB")]
+        package: Option<PathBuf>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -67,6 +81,8 @@ fn main() -> Result<()> {
         Chore::Gen { check } => r#gen::run(&root, check),
         Chore::Tidy => tidy::run(&root),
         Chore::Hosts { action } => hosts::run(&root, &action),
+        Chore::Dist { debug_binary } => dist::run(&root, debug_binary).map(drop),
+        Chore::Systemd { package } => systemd::run(&root, package),
         Chore::Terraform { without } => terraform::run(&root, &without),
         Chore::Powercut { cuts } => powercut::run(&root, cuts),
     }
