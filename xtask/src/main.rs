@@ -58,6 +58,9 @@ enum Chore {
         /// Leave this step out; may be given several times.
         #[arg(long = "without", value_name = "STEP")]
         without: Vec<String>,
+        /// Boot this binary, instead of the one of `cargo build`.
+        #[arg(long, value_name = "FILE")]
+        binary: Option<PathBuf>,
     },
     /// Build the static binary and pack it: target/dist/hawser_VERSION_ARCH.deb and a tarball.
     Dist {
@@ -83,7 +86,7 @@ fn main() -> Result<()> {
         Chore::Hosts { action } => hosts::run(&root, &action),
         Chore::Dist { debug_binary } => dist::run(&root, debug_binary).map(drop),
         Chore::Systemd { package } => systemd::run(&root, package),
-        Chore::Terraform { without } => terraform::run(&root, &without),
+        Chore::Terraform { without, binary } => terraform::run(&root, &without, binary),
         Chore::Powercut { cuts } => powercut::run(&root, cuts),
     }
 }

@@ -8,15 +8,16 @@ use anyhow::{Context, Result, ensure};
 
 use crate::step::{cargo, run as shown, timed};
 
-/// Runs every step but those in `without`, and stops at the first that fails.
+/// Runs every step but those in `without`, and stops at the first that fails. What boots is
+/// `binary`, or what cargo builds.
 ///
 /// # Errors
 /// A step fails, or `without` names none.
-pub(crate) fn run(root: &Path, without: &[String]) -> Result<()> {
+pub(crate) fn run(root: &Path, without: &[String], binary: Option<PathBuf>) -> Result<()> {
     for name in without {
         ensure!(STEPS.contains(&name.as_str()), "no step {name:?}: there are {STEPS:?}");
     }
-    let shop = Workshop::open(root)?;
+    let shop = Workshop::open(root, binary)?;
     timed("tools", || shop.install())?;
     timed("schema", || shop.schema())?;
     let mut steps: Vec<&str> = STEPS.into_iter().collect();
@@ -42,6 +43,7 @@ struct Workshop {
     sources: PathBuf,
     checks: PathBuf,
     shop: PathBuf,
+    binary: Option<PathBuf>,
 }
 
 /// The provider that stands in for AWS; it ends with its standard input.
@@ -57,11 +59,12 @@ impl Drop for Provider {
 }
 
 impl Workshop {
-    fn open(root: &Path) -> Result<Self> {
+    fn open(root: &Path, binary: Option<PathBuf>) -> Result<Self> {
         let sources = root.join("terraform");
         let shop = root.join("target/terraform");
         std::fs::create_dir_all(&shop)?;
-        Ok(Self { root: root.to_owned(), checks: sources.join("check"), sources, shop })
+        let checks = sources.join("check");
+        Ok(Self { root: root.to_owned(), checks, sources, shop, binary })
     }
 
     fn has_terraform(&self) -> bool {
@@ -173,14 +176,20 @@ impl Workshop {
             rustix::process::geteuid().is_root(),
             "booting needs root, for network namespaces: `--without boot` leaves it out"
         );
-        shown(&mut cargo(&self.root, &["build", "--quiet", "--package", "hawser"]))?;
+        let built = match &self.binary {
+            Some(binary) => binary.clone(),
+            None => {
+                shown(&mut cargo(&self.root, &["build", "--quiet", "--package", "hawser"]))?;
+                self.root.join("target/debug/hawser")
+            }
+        };
         let rig = self.shop.join("rig");
         if rig.exists() {
             std::fs::remove_dir_all(&rig)?;
         }
         std::fs::create_dir_all(&rig)?;
         let binary = rig.join("hawser");
-        std::fs::copy(self.root.join("target/debug/hawser"), &binary)?;
+        std::fs::copy(&built, &binary).with_context(|| built.display().to_string())?;
         let install = format!(
             "-var=install={{url=\"s3://example-artifacts/hawser\",sha256=\"{}\"}}",
             sha256(&binary)?

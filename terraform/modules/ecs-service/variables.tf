@@ -73,6 +73,11 @@ variable "services" {
       local_bind_address = optional(string)
     })), [])
   }))
+
+  validation {
+    condition     = length(var.services) > 0
+    error_message = "services must hold at least one service: a task without one has no identity to call others with."
+  }
 }
 
 variable "sidecar_image" {

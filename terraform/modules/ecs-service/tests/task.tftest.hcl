@@ -126,3 +126,13 @@ run "what_is_no_list_of_containers_is_refused" {
 
   expect_failures = [var.containers]
 }
+
+run "a_task_is_a_service" {
+  command = plan
+
+  variables {
+    services = []
+  }
+
+  expect_failures = [var.services]
+}
