@@ -1,6 +1,6 @@
 //! Configuration: HCL or JSON files with Consul's keys → one raw form → what server and agent run on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use hawser_agent as agent;
 use hawser_api::definition::{CheckDefinition, Definitions, ServiceDefinition};
-use hawser_core::catalog::{Locality, Meta};
+use hawser_core::catalog::{Instance, Locality, Meta, Weights};
 use hawser_core::intention::Action;
 use hawser_core::name::{Datacenter, NodeName};
 use hawser_server as server;
@@ -34,6 +34,7 @@ pub(crate) struct Raw {
     leaf_cert_ttl: Option<String>,
     raft: Option<RawRaft>,
     join_token_file: Option<PathBuf>,
+    enable_script_checks: Option<bool>,
     enable_local_script_checks: Option<bool>,
     locality: Option<RawLocality>,
     node_meta: Option<BTreeMap<String, String>>,
@@ -125,14 +126,33 @@ pub(crate) enum Part {
 /// # Errors
 /// A file that cannot be read or parsed, or a key that does not exist; each names its file.
 pub(crate) fn read(paths: &[PathBuf]) -> Result<Raw> {
-    let mut merged = Value::Object(serde_json::Map::new());
+    combine(Value::Object(serde_json::Map::new()), documents(paths)?)
+}
+
+/// What the given files and folders say, in order, each with the file that says it.
+///
+/// # Errors
+/// A file that cannot be read or parsed.
+pub(crate) fn documents(paths: &[PathBuf]) -> Result<Vec<(String, Value)>> {
+    let mut documents = Vec::new();
     for file in files(paths)? {
         let text = std::fs::read_to_string(&file)
             .with_context(|| format!("reading {}", file.display()))?;
-        let value = parse(&file, &text)?;
+        documents.push((file.display().to_string(), parse(&file, &text)?));
+    }
+    Ok(documents)
+}
+
+/// What `documents` say over `base`: later values win, lists grow.
+///
+/// # Errors
+/// A key that does not exist or a value that cannot be; each names its document.
+pub(crate) fn combine(base: Value, documents: Vec<(String, Value)>) -> Result<Raw> {
+    let mut merged = base;
+    for (name, value) in documents {
         serde_json::from_value::<Raw>(value.clone()).with_context(|| match culprit(&value) {
-            Some(key) => format!("{}: {key}", file.display()),
-            None => format!("{}", file.display()),
+            Some(key) => format!("{name}: {key}"),
+            None => name,
         })?;
         merge(&mut merged, value);
     }
@@ -189,8 +209,11 @@ fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn parse(file: &Path, text: &str) -> Result<Value> {
-    let value: Value = if file.extension().is_some_and(|end| end == "json") {
+/// Parses what `file` says: JSON where the name or the first character says so, else HCL.
+pub(crate) fn parse(file: &Path, text: &str) -> Result<Value> {
+    let is_json = file.extension().is_some_and(|end| end == "json")
+        || (file.extension().is_none() && text.trim_start().starts_with('{'));
+    let value: Value = if is_json {
         serde_json::from_str(text).with_context(|| format!("{}", file.display()))?
     } else {
         hcl::from_str(text).with_context(|| format!("{}", file.display()))?
@@ -238,8 +261,39 @@ fn into_list(value: Value) -> Vec<Value> {
 impl Raw {
     /// Sets what command-line flags say over what files say.
     pub(crate) fn override_with(&mut self, flags: Flags) {
-        let Flags { node_name, data_dir, bind_addr, advertise_addr, retry_join, bootstrap_expect } =
-            flags;
+        let Flags {
+            node_name,
+            datacenter,
+            data_dir,
+            bind_addr,
+            advertise_addr,
+            client_addr,
+            retry_join,
+            bootstrap_expect,
+            http_port,
+            dns_port,
+            server_port,
+            domain,
+            enable_script_checks,
+            enable_local_script_checks,
+            log_level,
+        } = flags;
+        self.datacenter = datacenter.or(self.datacenter.take());
+        self.client_addr = client_addr.or(self.client_addr);
+        self.domain = domain.or(self.domain.take());
+        self.log_level = log_level.or(self.log_level.take());
+        if http_port.is_some() || dns_port.is_some() || server_port.is_some() {
+            let ports = self.ports.get_or_insert_default();
+            ports.http = http_port.or(ports.http);
+            ports.dns = dns_port.or(ports.dns);
+            ports.server = server_port.or(ports.server);
+        }
+        if enable_script_checks {
+            self.enable_script_checks = Some(true);
+        }
+        if enable_local_script_checks {
+            self.enable_local_script_checks = Some(true);
+        }
         self.node_name = node_name.or(self.node_name.take());
         self.data_dir = data_dir.or(self.data_dir.take());
         self.bind_addr = bind_addr.or(self.bind_addr);
@@ -312,9 +366,27 @@ impl Raw {
             bind,
             advertise,
             servers,
+            server_port,
             is_server: part == Part::Server,
         })?;
         Ok(Settings { log: self.log()?, agent, server })
+    }
+
+    /// Checks what can be without looking at other files, the network or the host.
+    ///
+    /// # Errors
+    /// As [`Raw::resolve`], but for what a host has to have: folders, keys and addresses.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.expected_servers()?;
+        self.timing()?;
+        self.leaf_lifetime()?;
+        span("reap_after", self.reap_after.as_deref(), server::config::REAP_AFTER)?;
+        let mut complete = self.clone();
+        complete.data_dir.get_or_insert_default();
+        complete.advertise_addr.get_or_insert(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        complete.retry_join.get_or_insert_with(|| vec!["localhost".to_owned()]);
+        complete.join_token_file = None;
+        complete.resolve(Part::Agent).map(drop)
     }
 
     fn node_name(&self) -> Result<NodeName> {
@@ -360,12 +432,40 @@ impl Raw {
             .context("operator_key_file: servers need one; `hawser keygen` makes it")?;
         let operator_key =
             server::identity::OperatorKey::read(&key_file).context("operator_key_file")?;
+        let config = server::Config {
+            node: node.clone(),
+            datacenter: datacenter.clone(),
+            data_dir: data_dir.join("server"),
+            advertise: SocketAddr::new(advertise, port),
+            bootstrap_expect: self.expected_servers()?,
+            retry_join: self.retry_join.clone().unwrap_or_default(),
+            operator_key,
+            default_action: self.default_intention_policy.unwrap_or(Action::Deny),
+            reap_after: span("reap_after", self.reap_after.as_deref(), server::config::REAP_AFTER)?,
+            leaf_lifetime: self.leaf_lifetime()?,
+            timing: self.timing()?,
+            lease: server::config::LEASE,
+            history: server::history::Limits::default(),
+            snapshot_every: self
+                .raft
+                .as_ref()
+                .and_then(|raft| raft.snapshot_every)
+                .unwrap_or(server::config::SNAPSHOT_EVERY),
+        };
+        Ok(ServerSettings { config, listen: SocketAddr::new(bind, port) })
+    }
+
+    fn expected_servers(&self) -> Result<u8> {
         let bootstrap_expect = self.bootstrap_expect.unwrap_or(0);
         ensure!(
             matches!(bootstrap_expect, 0 | 1 | 3 | 5),
             "bootstrap_expect: {bootstrap_expect} servers cannot agree well; use 1, 3 or 5, or \
              leave it out to join a cluster that exists"
         );
+        Ok(bootstrap_expect)
+    }
+
+    fn timing(&self) -> Result<server::RaftTiming> {
         let raft = self.raft.clone().unwrap_or_default();
         let defaults = server::RaftTiming::default();
         let millis =
@@ -380,32 +480,29 @@ impl Raw {
             "raft: heartbeat_ms must be less than half of election_min_ms, and that less than \
              election_max_ms"
         );
-        let config = server::Config {
-            node: node.clone(),
-            datacenter: datacenter.clone(),
-            data_dir: data_dir.join("server"),
-            advertise: SocketAddr::new(advertise, port),
-            bootstrap_expect,
-            retry_join: self.retry_join.clone().unwrap_or_default(),
-            operator_key,
-            default_action: self.default_intention_policy.unwrap_or(Action::Deny),
-            reap_after: span("reap_after", self.reap_after.as_deref(), server::config::REAP_AFTER)?,
-            leaf_lifetime: span("leaf_cert_ttl", self.leaf_cert_ttl.as_deref(), LEAF_LIFETIME)?,
-            timing,
-            lease: server::config::LEASE,
-            history: server::history::Limits::default(),
-            snapshot_every: raft.snapshot_every.unwrap_or(server::config::SNAPSHOT_EVERY),
-        };
+        Ok(timing)
+    }
+
+    fn leaf_lifetime(&self) -> Result<Duration> {
+        let lifetime = span("leaf_cert_ttl", self.leaf_cert_ttl.as_deref(), LEAF_LIFETIME)?;
         ensure!(
-            (LEAF_LIFETIME_MIN..=LEAF_LIFETIME_MAX).contains(&config.leaf_lifetime),
+            (LEAF_LIFETIME_MIN..=LEAF_LIFETIME_MAX).contains(&lifetime),
             "leaf_cert_ttl: it must be from 1h to 168h"
         );
-        Ok(ServerSettings { config, listen: SocketAddr::new(bind, port) })
+        Ok(lifetime)
     }
 
     fn agent(&self, basics: AgentBasics) -> Result<agent::Config> {
-        let AgentBasics { node, datacenter, data_dir, bind, advertise, servers, is_server } =
-            basics;
+        let AgentBasics {
+            node,
+            datacenter,
+            data_dir,
+            bind,
+            advertise,
+            servers,
+            server_port,
+            is_server,
+        } = basics;
         let client = self.client_addr.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let ports = self.ports.clone().unwrap_or_default();
         let http = listener("ports.http", ports.http, HTTP_PORT, client)?;
@@ -453,8 +550,9 @@ impl Raw {
             servers,
             join,
             services,
+            own_service: is_server.then(|| server_service(server_port)).transpose()?,
             checks,
-            enable_script_checks: self.enable_local_script_checks.unwrap_or(false),
+            script_checks: self.script_checks(),
             locality: locality.clone(),
             meta: self.meta(),
             proxy: hawser_agent::proxy::Config {
@@ -515,6 +613,16 @@ impl Raw {
         Locality { region: raw.region.map(Into::into), zone: raw.zone.map(Into::into) }
     }
 
+    fn script_checks(&self) -> agent::ScriptChecks {
+        if self.enable_script_checks.unwrap_or(false) {
+            agent::ScriptChecks::FilesAndApi
+        } else if self.enable_local_script_checks.unwrap_or(false) {
+            agent::ScriptChecks::Files
+        } else {
+            agent::ScriptChecks::Off
+        }
+    }
+
     fn meta(&self) -> Meta {
         let pairs = self.node_meta.iter().flatten();
         pairs.map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect()
@@ -542,6 +650,33 @@ pub(crate) struct Flags {
     /// How many servers found a new cluster together.
     #[arg(long, value_name = "N")]
     bootstrap_expect: Option<u8>,
+    /// The cluster's name.
+    #[arg(long, value_name = "NAME")]
+    datacenter: Option<String>,
+    /// The address at which the HTTP API and DNS listen.
+    #[arg(long = "client", value_name = "ADDRESS")]
+    client_addr: Option<IpAddr>,
+    /// Port of the HTTP API; -1 for none.
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
+    http_port: Option<i32>,
+    /// Port of DNS; -1 for none.
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
+    dns_port: Option<i32>,
+    /// Port of the server.
+    #[arg(long, value_name = "PORT")]
+    server_port: Option<u16>,
+    /// The DNS domain to answer.
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Option<String>,
+    /// Let files and the API declare script checks.
+    #[arg(long)]
+    enable_script_checks: bool,
+    /// Let files, and never the API, declare script checks.
+    #[arg(long)]
+    enable_local_script_checks: bool,
+    /// How much to log: trace, debug, info, warn or error.
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
 }
 
 struct AgentBasics {
@@ -551,7 +686,24 @@ struct AgentBasics {
     bind: IpAddr,
     advertise: IpAddr,
     servers: Vec<String>,
+    server_port: u16,
     is_server: bool,
+}
+
+/// A server in the catalog, as Consul's users look for it: `consul.service.consul`.
+fn server_service(port: u16) -> Result<Instance> {
+    Ok(Instance {
+        id: "consul".parse()?,
+        service: "consul".parse()?,
+        address: None,
+        port,
+        tags: BTreeSet::new(),
+        meta: Meta::default(),
+        weights: Weights::default(),
+        protocol: None,
+        mesh_port: None,
+        enable_tag_override: false,
+    })
 }
 
 /// Where a client listener stands: `port`, or its default; none for Consul's −1.
@@ -625,6 +777,32 @@ const DNS_STALE_MAX: Duration = Duration::from_secs(24 * 3600);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_host_could_run_on_is_told_without_starting_it() {
+        let cases = [
+            // file, key
+            (json!({"ports": {"http": 70_000}}), "ports.http"),
+            (json!({"ports": {"dns": -2}}), "ports.dns"),
+            (json!({"ports": {"sidecar_min_port": 9, "sidecar_max_port": 8}}), "sidecar_min_port"),
+            (json!({"advertise_addr": "0.0.0.0"}), "advertise_addr"),
+            (json!({"bootstrap_expect": 2}), "bootstrap_expect"),
+            (json!({"raft": {"heartbeat_ms": 900}}), "heartbeat_ms"),
+            (json!({"leaf_cert_ttl": "1m"}), "leaf_cert_ttl"),
+            (json!({"recursors": ["dns"]}), "recursors"),
+            (json!({"dns_config": {"ttl": "5"}}), "dns_config.ttl"),
+            (json!({"proxy": {"workers": 0}}), "proxy.workers"),
+            (json!({"datacenter": "DC_1"}), "datacenter"),
+            (json!({"log_level": "loud"}), "log_level"),
+            (json!({"retry_join": []}), "retry_join"),
+        ];
+        for (file, key) in cases {
+            let raw: Raw = serde_json::from_value(file.clone()).expect("known keys");
+            let refused = format!("{:#}", raw.check().expect_err(key));
+            assert!(refused.contains(key), "{file}: {refused}");
+        }
+        assert!(Raw { node_name: Some("n1".to_owned()), ..Raw::default() }.check().is_ok());
+    }
 
     #[test]
     fn a_file_that_does_not_parse_is_told_by_its_key() {

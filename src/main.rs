@@ -2,6 +2,7 @@
 
 mod telemetry;
 mod config;
+mod consul;
 mod signal;
 mod cli;
 

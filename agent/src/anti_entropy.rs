@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hawser_core::anti_entropy::{Rows, reconcile};
-use hawser_core::catalog::Node;
+use hawser_core::catalog::{Instance, Node};
 use hawser_core::clock::Index;
 use hawser_core::state::NodeChanges;
 use hawser_proto::v1;
@@ -25,6 +25,8 @@ pub(crate) struct AntiEntropy {
     pub(crate) node: Node,
     /// What runs here.
     pub(crate) local: Arc<Local>,
+    /// What the process itself is, beside what is declared.
+    pub(crate) own: Option<Instance>,
     /// Whom to tell.
     pub(crate) servers: Arc<Servers>,
     /// Wakes after each success.
@@ -158,7 +160,9 @@ impl AntiEntropy {
             Some(held) => held,
             None => self.catalog(link, *least).await?,
         };
-        let (declared, mut due) = self.local.rows();
+        let (mut declared, mut due) = self.local.rows();
+        let own = self.own.clone();
+        declared.instances.extend(own.map(|own| (own.id.clone(), own)));
         let Some(changes) = reconcile(&self.node, &declared, &held.rows) else {
             *belief = Some(held);
             self.refused.replace(BTreeMap::new());

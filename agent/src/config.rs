@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use hawser_api::definition::{CheckDefinition, ServiceDefinition};
-use hawser_core::catalog::{Locality, Meta};
+use hawser_core::catalog::{Instance, Locality, Meta};
 use hawser_core::name::{Datacenter, NodeName};
 
 /// One agent.
@@ -33,10 +33,13 @@ pub struct Config {
     pub join: Join,
     /// Services that files declare.
     pub services: Vec<ServiceDefinition>,
+    /// What the process itself is in the catalog, such as a server's `consul`: nobody declares
+    /// or removes it.
+    pub own_service: Option<Instance>,
     /// Checks that files declare.
     pub checks: Vec<CheckDefinition>,
-    /// Whether script checks may be declared.
-    pub enable_script_checks: bool,
+    /// Who may declare script checks.
+    pub script_checks: ScriptChecks,
     /// Where the host stands.
     pub locality: Locality,
     /// Free pairs about the host.
@@ -51,6 +54,18 @@ pub struct Config {
     pub is_server: bool,
     /// The release.
     pub version: &'static str,
+}
+
+/// Who may declare checks that run programs, with the agent's rights.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum ScriptChecks {
+    /// Nobody.
+    #[default]
+    Off,
+    /// Configuration files, never the API.
+    Files,
+    /// Whoever reaches the API, too.
+    FilesAndApi,
 }
 
 /// Makes a join token: how the agent inside a server joins.

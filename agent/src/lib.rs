@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hawser_api::definition::{CheckDefinition, ServiceDefinition};
-use hawser_core::catalog::Node;
+use hawser_core::catalog::{Instance, Node};
 use hawser_core::clock::UnixTime;
 use hawser_core::name::NodeName;
 use hawser_proto::v1;
@@ -43,7 +43,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::config::{Config, Join, Mint};
+pub use crate::config::{Config, Join, Mint, ScriptChecks};
 pub use crate::disk::UnsafeFolder;
 pub use crate::identity::join::{InvalidToken, JoinError};
 pub use crate::local::RegisterError;
@@ -183,6 +183,7 @@ pub struct Agent {
     plans: watch::Sender<Arc<Plan>>,
     plan_leaves: plan::Leaves,
     asked: Asked,
+    own_service: Option<Instance>,
     http: Option<std::net::TcpListener>,
     dns: Option<(hawser_dns::Config, hawser_dns::Sockets)>,
     ready: watch::Sender<bool>,
@@ -219,7 +220,7 @@ impl Agent {
         }
 
         let rules = Rules {
-            scripts: config.enable_script_checks,
+            scripts: config.script_checks,
             address: config.advertise,
             bind: config.bind,
             ports: config.mesh_ports,
@@ -290,6 +291,7 @@ impl Agent {
             plans,
             plan_leaves,
             asked,
+            own_service: config.own_service,
             http,
             dns,
             ready,
@@ -345,6 +347,7 @@ impl Agent {
         let reconciling = AntiEntropy {
             node: host.node.clone(),
             local: host.local.clone(),
+            own: self.own_service,
             servers: host.servers.clone(),
             synced: synced.clone(),
             compare: compare.subscribe(),
@@ -464,6 +467,7 @@ async fn session(
     drain: CancellationToken,
 ) -> Result<&'static str, RunError> {
     let mut backoff = Backoff::new(JOIN_BACKOFF_BASE, JOIN_BACKOFF_MAX);
+    let mut attempts = 0_u32;
     loop {
         let held = host.membership.borrow().clone();
         if let Some(reason) = needs_join(held.as_deref(), &join) {
@@ -478,7 +482,14 @@ async fn session(
                     enter(&host, membership, &folder);
                 }
                 Err(why) if why.is_passing() || reason == Reason::RanOut => {
-                    tracing::warn!(%why, "not joined yet");
+                    // The server beside this agent may still found its cluster.
+                    attempts = attempts.saturating_add(1);
+                    match (attempts, &join) {
+                        (..=QUIET_JOINS, Join::Mint(_)) => {
+                            tracing::debug!(%why, "not joined yet");
+                        }
+                        _ => tracing::warn!(%why, "not joined yet"),
+                    }
                     tokio::select! {
                         () = drain.cancelled() => return Ok("session"),
                         () = sleep(backoff.next()) => continue,
@@ -668,6 +679,8 @@ const LEAVES: &str = "leaves";
 const NODE_ID: &str = "node-id";
 const WANTS_QUEUED: usize = 256;
 const DNS_WORKERS_MAX: usize = 4;
+/// A server founds its cluster in the time of so many attempts, or waits for others to.
+const QUIET_JOINS: u32 = 3;
 const JOIN_BACKOFF_BASE: Duration = Duration::from_millis(500);
 const JOIN_BACKOFF_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -761,7 +774,8 @@ mod tests {
             join,
             services: services.iter().map(service).collect(),
             checks: vec![],
-            enable_script_checks: false,
+            script_checks: ScriptChecks::Off,
+            own_service: None,
             locality: Default::default(),
             meta: Default::default(),
             proxy: hawser_proxy::Config { workers: 1, ..Default::default() },
@@ -1026,6 +1040,12 @@ mod tests {
             ("PUT", "/v1/agent/service/maintenance/beat?enable=false", "", 200, ""),
             ("PUT", "/v1/agent/service/maintenance/beat", "", 400, "enable"),
             ("GET", "/v1/agent/services", "", 200, "web-sidecar-proxy"),
+            ("GET", "/v1/agent/services?filter=Service==beat", "", 200, "{\"beat\":{"),
+            ("GET", "/v1/agent/services?filter=Service==nobody", "", 200, "{}"),
+            ("GET", "/v1/agent/checks?filter=Status==passing", "", 200, "{}"),
+            ("GET", "/v1/agent/checks?filter=Nonsense==1", "", 400, "Nonsense"),
+            ("GET", "/v1/agent/services?filter=Service==", "", 400, "filter"),
+            ("GET", "/v1/agent/members?filter=Name==n1", "", 400, "not supported"),
             ("GET", "/v1/agent/service/web-sidecar-proxy", "", 200, "ContentHash"),
             ("GET", "/v1/agent/service/nobody", "", 404, "unknown service ID: nobody"),
             ("GET", "/v1/agent/self", "", 200, "\"NodeName\":\"n1\""),

@@ -89,7 +89,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
 }
 
 /// The operator key of the folder's cluster, made if there is none.
-fn operator_key(folder: &std::path::Path) -> Result<PathBuf> {
+pub(super) fn operator_key(folder: &std::path::Path) -> Result<PathBuf> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let path = folder.join("operator.key");
     if !path.exists() {

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::Part;
 
+mod agent;
 mod agent_calls;
 mod ask;
 mod catalog;
@@ -43,7 +44,7 @@ enum Command {
     /// Run a server, with an agent inside.
     Server(serve::Arguments),
     /// Run the agent of a host.
-    Agent(serve::Arguments),
+    Agent(agent::Arguments),
     /// Make this host, under systemd, a member of a cluster: configure, start and wait.
     Join(join::Arguments),
     /// Print a new operator key, which makes hosts servers of one cluster.
@@ -62,7 +63,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Server(arguments) => {
             serve::run(arguments, Part::Server).map(|()| ExitCode::SUCCESS)
         }
-        Command::Agent(arguments) => serve::run(arguments, Part::Agent).map(|()| ExitCode::SUCCESS),
+        Command::Agent(arguments) => agent::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Join(arguments) => join::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Keygen => keygen::run().map(|()| ExitCode::SUCCESS),
         Command::Validate(arguments) => validate::run(&arguments),
@@ -73,4 +74,30 @@ pub(crate) fn main() -> ExitCode {
         drop(writeln!(std::io::stderr().lock(), "hawser: {error:#}"));
         ExitCode::FAILURE
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tree_of_commands_is_sound() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn agents_start_as_consuls_users_start_them() {
+        for line in [
+            "hawser agent -dev -client=0.0.0.0 -log-level trace",
+            "hawser agent -dev -config-file=/tmp/x.json -http-port=-1 -dns-port -1",
+            "hawser agent -server -bootstrap-expect=3 -data-dir=/tmp/x -node=s1 -ui",
+            "hawser agent -config-dir /etc/hawser -retry-join 10.0.0.1 -datacenter dc2",
+        ] {
+            let words = line.split_whitespace().map(Into::into);
+            if let Err(error) = Arguments::try_parse_from(spelling::with_two_dashes(words)) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
 }

@@ -27,14 +27,17 @@ pub(crate) struct Arguments {
     #[arg(long = "config-dir", value_name = "FOLDER")]
     config_folders: Vec<PathBuf>,
     #[command(flatten)]
-    flags: Flags,
+    pub(super) flags: Flags,
 }
 
 impl Arguments {
+    /// The files and folders to read, in order.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.config_files.iter().chain(&self.config_folders).cloned().collect()
+    }
+
     fn read(&self) -> Result<config::Raw> {
-        let paths: Vec<PathBuf> =
-            self.config_files.iter().chain(&self.config_folders).cloned().collect();
-        let mut raw = config::read(&paths)?;
+        let mut raw = config::read(&self.paths())?;
         raw.override_with(self.flags.clone());
         Ok(raw)
     }
@@ -110,6 +113,13 @@ impl Mesh {
                 Some(RunningServer { task, drain })
             }
         };
+        if let Some(address) = agent.http.filter(|address| !address.ip().is_loopback()) {
+            tracing::warn!(
+                %address,
+                "client_addr: whoever reaches this address can change the catalog: there is no \
+                 access control yet"
+            );
+        }
         let agent = Agent::start(agent, registry).await?;
         Ok(Self { agent, server, drain })
     }

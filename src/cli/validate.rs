@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
 /// The first thing that is wrong, by file and key.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let raw = config::read(&arguments.files)?;
-    raw.definitions()?;
+    raw.check()?;
     if !arguments.quiet {
         output::print("Configuration is valid!\n")?;
     }

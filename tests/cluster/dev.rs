@@ -57,3 +57,61 @@ fn dev_has_something_to_curl() {
     });
     assert!(map.contains("web"), "{map}");
 }
+
+/// As the test suites of Consul's Python and Go clients start a server for themselves.
+#[test]
+fn a_clients_own_tests_can_start_a_server() {
+    let net = Net::new();
+    let http = net.http(1);
+    let local = json!({
+        "ports": { "http": 8500, "https": -1, "dns": 8600, "grpc_tls": -1, "server": 8300 },
+        "bind_addr": net.address(1),
+        "performance": { "raft_multiplier": 1 },
+        "enable_script_checks": true,
+        "acl": { "enabled": true, "tokens": { "initial_management": "secret" } },
+    });
+    let child = Command::new(env!("CARGO_BIN_EXE_hawser"))
+        .args(["agent", "-dev", "-log-level", "warn", "-node=test"])
+        .arg(format!("-client={}", net.address(1)))
+        .env("CONSUL_LOCAL_CONFIG", local.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let _dev = Dev(child);
+    eventually("a leader", || {
+        let leader = get_json(http, "/v1/status/leader")?;
+        leader.as_str().filter(|leader| !leader.is_empty()).map(str::to_owned)
+    });
+    eventually("the servers' own service", || {
+        (get_json(http, "/v1/catalog/services")? == json!({ "consul": [] })).then_some(())
+    });
+    let script = json!({ "name": "s1", "tags": ["a"],
+                         "check": { "args": ["/bin/true"], "interval": "1s" } });
+    let register = "/v1/agent/service/register";
+    let reply = request(http, "PUT", register, Some(&script)).expect("an answer");
+    assert_eq!(reply.status, 200, "{reply:?}");
+    eventually("the script to pass", || {
+        let passing = get_json(http, "/v1/health/service/s1?passing")?;
+        passing.as_array().filter(|list| list.len() == 1).map(|_| ())
+    });
+    let services = get_json(http, "/v1/catalog/services").expect("services");
+    assert_eq!(services, json!({ "consul": [], "s1": ["a"] }));
+    let own = get_json(http, "/v1/agent/services").expect("services");
+    assert!(own.get("consul").is_none() && own.get("s1").is_some(), "{own}");
+    let nodes = get_json(http, "/v1/catalog/nodes").expect("nodes");
+    assert_eq!(nodes.as_array().map(Vec::len), Some(1), "{nodes}");
+}
+
+#[test]
+fn a_key_that_nobody_has_is_told_with_its_file() {
+    let net = Net::new();
+    let file = net.folder().join("odd.json");
+    std::fs::write(&file, r#"{"prts": {"http": 1}}"#).expect("written");
+    let path = file.to_str().expect("a path");
+    for arguments in [vec!["agent", "-dev", "-config-file", path], vec!["validate", path]] {
+        let refused = hawser(&arguments);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains("odd.json: prts"), "{said}");
+    }
+}

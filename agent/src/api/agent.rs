@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hawser_api::definition::{CheckDefinition, CheckKind, ServiceDefinition};
 use hawser_api::error::ApiError;
 use hawser_api::fields::{self, Fields};
+use hawser_api::filter::Filter;
 use hawser_api::json::{AgentService, HealthCheck, Member, Pairs, ServiceProxy, Weights};
 use hawser_api::query::QueryOptions;
 use hawser_core::catalog::{Check, Meta};
@@ -13,6 +14,7 @@ use hawser_core::duration;
 use hawser_core::health::Status;
 use hawser_core::name::{CheckId, InstanceId};
 use http::{HeaderValue, Method, StatusCode};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 
@@ -62,18 +64,21 @@ pub(super) async fn answer(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply,
 
 async fn read(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply, ApiError> {
     let host = &api.host;
-    QueryOptions::from_query(&ask.query)?;
+    let options = match path {
+        ["services" | "checks"] => QueryOptions::with_filter(&ask.query)?,
+        _ => QueryOptions::from_query(&ask.query)?,
+    };
     match path {
         ["self"] => Ok(reply::json(ask, &about(api).await)),
         ["services"] => {
             let all: BTreeMap<String, AgentService> =
                 services(host).map(|service| (service.id.clone(), service)).collect();
-            Ok(reply::json(ask, &all))
+            Ok(reply::json(ask, &filtered(&all, options.filter.as_ref())?))
         }
         ["checks"] => {
             let all: BTreeMap<String, HealthCheck> =
                 checks(host).map(|check| (check.check_id.clone(), check)).collect();
-            Ok(reply::json(ask, &all))
+            Ok(reply::json(ask, &filtered(&all, options.filter.as_ref())?))
         }
         ["members"] => Ok(reply::json(ask, &members(api).await)),
         ["metrics"] => telemetry::answer(host, ask),
@@ -150,6 +155,25 @@ async fn declared(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply, ApiError
         _ => return Err(ApiError::UnknownPath),
     }
     Ok(reply::done())
+}
+
+/// Those of `all` that `filter` wants, by their keys.
+fn filtered<T: Serialize>(
+    all: &BTreeMap<String, T>,
+    filter: Option<&Filter>,
+) -> Result<Map<String, Value>, ApiError> {
+    let mut shown = Map::new();
+    for (key, item) in all {
+        let item = serde_json::to_value(item).map_err(|why| ApiError::Refused(why.to_string()))?;
+        shown.insert(key.clone(), item);
+    }
+    if let Some(filter) = filter {
+        // A selector that no element has is an error, so all are looked at together first.
+        let mut wanted: Vec<Value> = shown.values().cloned().collect();
+        filter.retain(&mut wanted).map_err(ApiError::bad_request)?;
+        shown.retain(|_, item| filter.matches(item));
+    }
+    Ok(shown)
 }
 
 /// One service, or the sidecar of one; with `hash`, once it is no longer that.

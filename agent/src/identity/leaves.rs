@@ -75,8 +75,8 @@ pub(crate) struct Leaves {
 struct Next {
     at: UnixTime,
     backoff: Backoff,
-    /// Whether the last attempt failed.
-    has_failed: bool,
+    /// Since when attempts fail; none after one that did not.
+    failing_since: Option<UnixTime>,
     /// The roots that it was last signed under.
     roots: Vec<Arc<[u8]>>,
 }
@@ -170,7 +170,7 @@ impl Leaves {
                     Some(held) => held.validity.renew_at(now, clock::permille()).unwrap_or(now),
                 },
                 backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
-                has_failed: false,
+                failing_since: None,
                 roots: credential.map(|held| held.roots.clone()).unwrap_or_default(),
             });
             if let (Some(roots), Some(held)) = (&roots, credential)
@@ -198,7 +198,7 @@ impl Leaves {
         for (name, next) in plan {
             if !held.contains_key(name) {
                 next.at = next.at.min(now);
-            } else if next.has_failed {
+            } else if next.failing_since.is_some() {
                 next.at = next.at.min(now.plus(clock::up_to(HURRY_WITHIN)));
             }
         }
@@ -209,7 +209,7 @@ impl Leaves {
         match result {
             Ok(credential) => {
                 next.backoff.reset();
-                next.has_failed = false;
+                next.failing_since = None;
                 next.at = credential.validity.renew_at(now, clock::permille()).unwrap_or(now);
                 // Never in a tight loop, whatever a server signs.
                 next.at = next.at.max(now.plus(RENEW_GAP_MIN));
@@ -230,13 +230,13 @@ impl Leaves {
             }
             Err(why) => {
                 next.at = now.plus(next.backoff.next());
-                if next.has_failed {
+                let since = *next.failing_since.get_or_insert(now);
+                if now.since(since) >= TROUBLE_AFTER {
                     tracing::warn!(service = name.as_str(), %why, "no new leaf");
                 } else {
                     // A new service is asked for before the catalog has it: that is no trouble.
                     tracing::debug!(service = name.as_str(), %why, "no new leaf yet");
                 }
-                next.has_failed = true;
             }
         }
     }
@@ -262,6 +262,8 @@ fn path(folder: &Path, name: &ServiceName) -> PathBuf {
     folder.join(format!("{name}.json"))
 }
 
+/// What fails for no longer is how things start.
+const TROUBLE_AFTER: Duration = Duration::from_secs(5);
 const CALL: Duration = Duration::from_secs(10);
 const SIGNING_AT_ONCE: usize = 4;
 const BACKOFF_BASE: Duration = Duration::from_millis(500);

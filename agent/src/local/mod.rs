@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::clock;
+use crate::config::ScriptChecks;
 use ports::Ports;
 use store::{Remembered, Store};
 
@@ -63,7 +64,10 @@ pub(crate) struct Standing {
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
     /// Scripts are off.
-    #[error("check {check}: script checks are off on this agent: set enable_script_checks")]
+    #[error(
+        "check {check}: script checks are off on this agent: set enable_local_script_checks, and \
+             declare it in a file"
+    )]
     ScriptsOff {
         /// Which check.
         check: CheckId,
@@ -134,8 +138,8 @@ pub(crate) enum Unknown {
 /// What does not change while the agent runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
-    /// Whether script checks may be declared.
-    pub(crate) scripts: bool,
+    /// Who may declare script checks.
+    pub(crate) scripts: ScriptChecks,
     /// The host's own address.
     pub(crate) address: IpAddr,
     /// Where proxies listen for the mesh.
@@ -602,7 +606,12 @@ impl Local {
             }
             _ => {}
         }
-        if matches!(spec.kind, CheckKind::Script { .. }) && !self.rules.scripts {
+        let may_script = match self.rules.scripts {
+            ScriptChecks::Off => false,
+            ScriptChecks::Files => origin == Origin::File,
+            ScriptChecks::FilesAndApi => true,
+        };
+        if matches!(spec.kind, CheckKind::Script { .. }) && !may_script {
             return Err(RegisterError::ScriptsOff { check: spec.id.clone() });
         }
         let own = [Some(self.rules.address), Some(self.rules.bind), address];
@@ -764,7 +773,12 @@ mod tests {
 
     fn rules() -> Rules {
         let loopback = IpAddr::from([127, 0, 0, 1]);
-        Rules { scripts: false, address: loopback, bind: loopback, ports: 21_000..=21_255 }
+        Rules {
+            scripts: ScriptChecks::Off,
+            address: loopback,
+            bind: loopback,
+            ports: 21_000..=21_255,
+        }
     }
 
     fn open(folder: &Path, services: &[Value]) -> Local {
@@ -868,6 +882,28 @@ mod tests {
         let refused = local.register_check(orphan.try_into().expect("good")).expect_err("orphan");
         assert_eq!(refused.to_string(), "ServiceID \"nobody\" does not exist");
         assert_eq!(ids(&local), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn scripts_are_declared_by_files_or_by_the_api_as_the_rules_say() {
+        let script = || {
+            service(json!({ "Name": "x", "Check": { "Args": ["/bin/true"],
+                                        "Interval": "1s" } }))
+        };
+        for (scripts, by_file, by_api) in [
+            (ScriptChecks::Off, false, false),
+            (ScriptChecks::Files, true, false),
+            (ScriptChecks::FilesAndApi, true, true),
+        ] {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let rules = Rules { scripts, ..rules() };
+            let (local, refused) =
+                Local::open(rules, folder.path().to_owned(), vec![script()], vec![])
+                    .expect("opened");
+            assert_eq!(refused.is_empty(), by_file, "{scripts:?}: {refused:?}");
+            assert!(local.reload(vec![], vec![]).is_empty());
+            assert_eq!(local.register_service(script(), false).is_ok(), by_api, "{scripts:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

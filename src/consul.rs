@@ -1,0 +1,272 @@
+//! Consul's agent configuration, as its users' test harnesses write it, in Hawser's keys.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value};
+
+/// What a Consul configuration says in Hawser's keys, and which of its keys say nothing here.
+pub(crate) struct Translated {
+    /// Hawser's keys.
+    pub(crate) value: Value,
+    /// Keys that Consul has and that change nothing here.
+    pub(crate) ignored: Vec<String>,
+}
+
+/// Translates `value`, an object with Consul's keys.
+///
+/// # Errors
+/// A key that Consul has not, or a value of the wrong kind; the error names it.
+pub(crate) fn translate(value: Value) -> Result<Translated> {
+    let Value::Object(given) = value else { bail!("it must hold keys and values") };
+    let mut kept = Map::new();
+    let mut ignored = Vec::new();
+    for (key, value) in given {
+        match key.as_str() {
+            "ports" => {
+                let value = ports(value, &mut ignored)?;
+                kept.insert(key, value);
+            }
+            "addresses" => {
+                if let Some(address) = addresses(&value)? {
+                    kept.insert("client_addr".to_owned(), address);
+                }
+            }
+            "client_addr" => {
+                let text = value.as_str().context("client_addr: it must be text")?;
+                // Consul takes several; the first is the one that clients are told.
+                let first = text.split_whitespace().next().context("client_addr: it is empty")?;
+                kept.insert(key, first.into());
+            }
+            "dns_config" => {
+                let value = dns(value, &mut ignored)?;
+                kept.insert(key, value);
+            }
+            // A host cannot be asked for fewer servers than one, and `-dev` is one.
+            "bootstrap_expect" | "retry_join" | "start_join" => ignored.push(key),
+            _ if SAME.contains(&key.as_str()) => {
+                kept.insert(key, value);
+            }
+            _ if WITHOUT_EFFECT.contains(&key.as_str()) => ignored.push(key),
+            _ => bail!("{key}: neither Consul nor Hawser has this key"),
+        }
+    }
+    Ok(Translated { value: Value::Object(kept), ignored })
+}
+
+/// Whether `value` asks for access control, which would not be there.
+pub(crate) fn asks_for_acls(value: &Value) -> bool {
+    value["acl"]["enabled"].as_bool().unwrap_or(false)
+}
+
+fn ports(value: Value, ignored: &mut Vec<String>) -> Result<Value> {
+    let Value::Object(given) = value else { bail!("ports: it must hold names and numbers") };
+    let mut kept = Map::new();
+    for (name, port) in given {
+        match name.as_str() {
+            "http" | "dns" | "server" | "sidecar_min_port" | "sidecar_max_port" => {
+                kept.insert(name, port);
+            }
+            _ if OTHER_PORTS.contains(&name.as_str()) => {
+                let number = port.as_i64().with_context(|| format!("ports.{name}: no number"))?;
+                ensure!(
+                    (-1..=i64::from(u16::MAX)).contains(&number),
+                    "ports.{name}: {number} is no port; use -1 to 65535"
+                );
+                ignored.push(format!("ports.{name}"));
+            }
+            _ => bail!("ports.{name}: neither Consul nor Hawser has this port"),
+        }
+    }
+    Ok(Value::Object(kept))
+}
+
+/// The one address at which HTTP and DNS listen here.
+fn addresses(value: &Value) -> Result<Option<Value>> {
+    let given = value.as_object().context("addresses: it must hold names and addresses")?;
+    let http = given.get("http").or_else(|| given.get("dns"));
+    match http.map(|address| address.as_str().context("addresses.http: it must be text")) {
+        None | Some(Ok("")) => Ok(None),
+        Some(Ok(address)) => Ok(Some(address.into())),
+        Some(Err(error)) => Err(error),
+    }
+}
+
+fn dns(value: Value, ignored: &mut Vec<String>) -> Result<Value> {
+    let Value::Object(given) = value else { bail!("dns_config: it must hold keys and values") };
+    let mut kept = Map::new();
+    for (key, value) in given {
+        match key.as_str() {
+            "only_passing" => {
+                kept.insert(key, value);
+            }
+            _ => ignored.push(format!("dns_config.{key}")),
+        }
+    }
+    Ok(Value::Object(kept))
+}
+
+/// Keys that mean here what they mean there.
+const SAME: [&str; 20] = [
+    "advertise_addr",
+    "alt_domain",
+    "bind_addr",
+    "check",
+    "checks",
+    "data_dir",
+    "datacenter",
+    "default_intention_policy",
+    "domain",
+    "enable_local_script_checks",
+    "enable_script_checks",
+    "locality",
+    "log_json",
+    "log_level",
+    "node_meta",
+    "node_name",
+    "proxy",
+    "recursors",
+    "service",
+    "services",
+];
+
+/// Keys of Consul that change nothing about a server for tests.
+const WITHOUT_EFFECT: [&str; 63] = [
+    "acl",
+    "auto_config",
+    "auto_encrypt",
+    "auto_reload_config",
+    "autopilot",
+    "bootstrap",
+    "ca_file",
+    "ca_path",
+    "cache",
+    "cert_file",
+    "check_output_max_size",
+    "check_update_interval",
+    "cloud",
+    "config_entries",
+    "connect",
+    "default_query_time",
+    "disable_anonymous_signature",
+    "disable_coordinates",
+    "disable_host_node_id",
+    "disable_http_unprintable_char_filter",
+    "disable_keyring_file",
+    "disable_remote_exec",
+    "disable_update_check",
+    "discard_check_output",
+    "discovery_max_stale",
+    "enable_agent_tls_for_checks",
+    "enable_central_service_config",
+    "enable_debug",
+    "enable_syslog",
+    "encrypt",
+    "encrypt_verify_incoming",
+    "encrypt_verify_outgoing",
+    "experiments",
+    "gossip_lan",
+    "gossip_wan",
+    "http_config",
+    "key_file",
+    "leave_on_terminate",
+    "license_path",
+    "limits",
+    "log_file",
+    "max_query_time",
+    "node_id",
+    "peering",
+    "performance",
+    "pid_file",
+    "primary_datacenter",
+    "raft_logstore",
+    "raft_protocol",
+    "reconnect_timeout",
+    "reporting",
+    "rpc",
+    "segments",
+    "server",
+    "session_ttl_min",
+    "skip_leave_on_interrupt",
+    "telemetry",
+    "tls",
+    "translate_wan_addrs",
+    "ui",
+    "ui_config",
+    "use_streaming_backend",
+    "watches",
+];
+
+/// Listeners that Consul has and Hawser has not.
+const OTHER_PORTS: [&str; 8] = [
+    "expose_max_port",
+    "expose_min_port",
+    "grpc",
+    "grpc_tls",
+    "https",
+    "proxy_max_port",
+    "serf_lan",
+    "serf_wan",
+];
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_test_harnesses_write_is_understood() {
+        let cases = [
+            // given, kept, ignored
+            (
+                json!({"ports": {"https": -1, "dns": -1, "grpc_tls": -1, "http": 8501},
+                       "performance": {"raft_multiplier": 1}, "enable_script_checks": true}),
+                json!({"ports": {"dns": -1, "http": 8501}, "enable_script_checks": true}),
+                vec!["performance", "ports.grpc_tls", "ports.https"],
+            ),
+            (
+                json!({"acl": {"enabled": true, "tokens": {"initial_management": "x"}}}),
+                json!({}),
+                vec!["acl"],
+            ),
+            (
+                json!({"node_name": "n", "addresses": {"http": "127.0.0.2"}, "bootstrap": true}),
+                json!({"node_name": "n", "client_addr": "127.0.0.2"}),
+                vec!["bootstrap"],
+            ),
+            (
+                json!({"client_addr": "127.0.0.1 ::1", "dns_config": {"only_passing": true,
+                       "allow_stale": true}}),
+                json!({"client_addr": "127.0.0.1", "dns_config": {"only_passing": true}}),
+                vec!["dns_config.allow_stale"],
+            ),
+        ];
+        for (given, kept, ignored) in cases {
+            let Translated { value, ignored: mut found } =
+                translate(given.clone()).expect("understood");
+            found.sort();
+            assert_eq!((value, found), (kept, ignored.iter().map(ToString::to_string).collect()));
+        }
+    }
+
+    #[test]
+    fn what_consul_would_refuse_is_refused_by_its_name() {
+        for (given, named) in [
+            (json!({"node_nam": "n"}), "node_nam"),
+            (json!({"ports": {"htp": 1}}), "ports.htp"),
+            (json!({"ports": {"https": 70_000}}), "ports.https"),
+            (json!({"ports": 1}), "ports"),
+            (json!({"client_addr": 1}), "client_addr"),
+            (json!([]), "keys and values"),
+        ] {
+            let refused = translate(given.clone()).err().expect("refused").to_string();
+            assert!(refused.contains(named), "{given}: {refused}");
+        }
+    }
+
+    #[test]
+    fn access_control_is_noticed_where_it_is_asked_for() {
+        assert!(asks_for_acls(&json!({"acl": {"enabled": true}})));
+        assert!(!asks_for_acls(&json!({"acl": {"enabled": false}})));
+        assert!(!asks_for_acls(&json!({})));
+    }
+}
