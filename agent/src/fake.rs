@@ -220,7 +220,7 @@ impl Fake {
                         .get_ref()
                         .1
                         .peer_certificates()
-                        .and_then(|chain| crate::tls::identity_of(chain.first()?).ok());
+                        .and_then(|chain| hawser_identity::id_of(chain.first()?).ok());
                     let service = tower::service_fn(move |mut request: http::Request<_>| {
                         if let Some(node) = &node {
                             request.extensions_mut().insert(node.clone());
@@ -282,6 +282,7 @@ fn leaf(
         rcgen::ExtendedKeyUsagePurpose::ClientAuth,
         rcgen::ExtendedKeyUsagePurpose::ServerAuth,
     ];
+    params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
     let now = time::OffsetDateTime::now_utc();
     params.not_before = now - Duration::from_secs(60);
     params.not_after = now + lifetime;

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hawser_core::name::ServiceName;
-use hawser_proxy::{Inbound, Leaf, LocalService, Outbound, Plan};
+use hawser_identity::Leaf;
+use hawser_proxy::{Inbound, LocalService, Outbound, Plan};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -24,12 +25,7 @@ impl Leaves {
         match self.0.get(name) {
             Some((held, leaf)) if Arc::ptr_eq(held, credential) => leaf.clone(),
             _ => {
-                let leaf = Arc::new(Leaf {
-                    id: credential.id.clone(),
-                    chain: credential.chain.clone(),
-                    key: credential.key(),
-                    validity: credential.validity,
-                });
+                let leaf = Arc::new(credential.leaf());
                 self.0.insert(name.clone(), (credential.clone(), leaf.clone()));
                 leaf
             }

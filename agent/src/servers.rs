@@ -14,7 +14,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rand::seq::SliceRandom;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -31,10 +31,16 @@ pub(crate) type Client = AgentClient<Wire>;
 pub(crate) struct Link {
     client: Client,
     address: SocketAddr,
+    shown: Arc<[CertificateDer<'static>]>,
     closed: CancellationToken,
 }
 
 impl Link {
+    /// The certificates that the server proved itself by, its own first.
+    pub(crate) fn shown(&self) -> &[CertificateDer<'static>] {
+        &self.shown
+    }
+
     /// A client that calls over this connection.
     pub(crate) fn client(&self) -> Client {
         self.client.clone()
@@ -326,6 +332,7 @@ async fn dial(
             .await
             .map_err(|_| late(HANDSHAKE))?
             .map_err(failed)?;
+    let shown = secured.get_ref().1.peer_certificates().unwrap_or_default().into();
     let shake = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
@@ -354,7 +361,7 @@ async fn dial(
     let origin = http::Uri::from_static(ORIGIN);
     let client =
         AgentClient::with_origin(Wire(send), origin).max_decoding_message_size(MESSAGE_MAX_BYTES);
-    Ok(Link { client, address, closed })
+    Ok(Link { client, address, shown, closed })
 }
 
 /// An HTTP/2 connection as tonic wants to see it.

@@ -98,6 +98,8 @@ reasons! {
     IdleTimeout = 27 "idle_timeout",
     /// The upstream's answer breaks HTTP, or is of a version that was not agreed on.
     UpstreamProtocol = 28 "upstream_protocol",
+    /// The peer's identity is of another datacenter.
+    WrongDatacenter = 29 "wrong_datacenter",
 }
 
 impl Reason {
@@ -148,6 +150,7 @@ impl Reason {
                 | Self::CertificateExpired
                 | Self::UnexpectedPeer
                 | Self::WrongTrustDomain
+                | Self::WrongDatacenter
                 | Self::MalformedIdentity
                 | Self::WrongRole
                 | Self::UnfitCertificate

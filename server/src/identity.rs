@@ -18,13 +18,13 @@ use hawser_core::ca::Validity;
 use hawser_core::clock::UnixTime;
 use hawser_core::name::{Datacenter, NodeName};
 use hawser_core::spiffe::{Role, SpiffeId, TrustDomain};
+use hawser_identity::pin_of;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
-use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
@@ -394,7 +394,7 @@ fn server_root(
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let certificate = params.self_signed(&key)?.der().clone();
-    let pin = Sha256::digest(key.subject_public_key_info()).into();
+    let pin = pin_of(&certificate).expect("what was just made can be read");
     Ok((certificate, pin, Issuer::new(params, key)))
 }
 
@@ -477,6 +477,8 @@ const BACKDATED: Duration = Duration::from_secs(300);
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
+
+    use sha2::{Digest, Sha256};
 
     use super::*;
 

@@ -10,26 +10,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hawser_core::ca::Validity;
-use hawser_core::clock::UnixTime;
-use hawser_core::name::Datacenter;
-use hawser_core::spiffe::{InvalidSpiffeId, Role, SpiffeId, TrustDomain};
+use hawser_core::spiffe::SpiffeId;
+use hawser_identity::{Anchors, Callee, Callers, Proven, Refusal};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus::IntCounterVec;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::crypto::{
-    CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature,
-};
-use rustls::pki_types::{self, CertificateDer, ServerName, TrustAnchor};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::client::ResolvesClientCert;
+use rustls::pki_types::{self, CertificateDer, ServerName};
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError,
-    ServerConfig, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, ServerConfig, SignatureScheme};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -38,10 +28,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint};
-use x509_parser::extensions::GeneralName;
-use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_SIG_ED25519};
-use x509_parser::prelude::X509Certificate;
-use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 
 use crate::identity::{self, Identity};
 
@@ -60,328 +46,19 @@ pub struct Peer {
 #[derive(Clone, Copy, Debug)]
 pub struct Source(pub SocketAddr);
 
-/// Why a certificate is no identity of this mesh.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Refusal {
-    /// More certificates, or more octets of them, than an identity of ours comes with.
-    #[error("the chain is longer than 3 certificates or 16 KiB")]
-    ChainTooLong,
-    /// It is no X.509 certificate, or one of an extension stands twice.
-    #[error("the certificate is malformed")]
-    Malformed,
-    /// It does not hold exactly one name, a URI.
-    #[error("the certificate does not name exactly one URI and nothing else")]
-    NotOneUri,
-    /// Its name is no identity.
-    #[error("the certificate's URI is no identity")]
-    Uri(#[from] InvalidSpiffeId),
-    /// An identity of another trust domain.
-    #[error("the certificate is of another trust domain")]
-    TrustDomain,
-    /// An identity of another datacenter.
-    #[error("the certificate is of another datacenter")]
-    Datacenter,
-    /// An identity that has no business on this port.
-    #[error("the certificate's role may not speak here")]
-    Role,
-    /// Its usages are not exactly client and server authentication, by digital signature.
-    #[error("the certificate is not for client and server authentication alone")]
-    Usage,
-    /// Its key is neither P-256 nor Ed25519.
-    #[error("the certificate's key is neither P-256 nor Ed25519")]
-    Key,
-    /// It holds for longer than an identity may.
-    #[error("the certificate's lifetime is longer than {} days", LIFETIME_MAX.as_secs() / 86_400)]
-    Lifetime,
-    /// The chain does not end at a root of its role, or does not hold now.
-    #[error("the chain does not hold")]
-    Chain(#[from] webpki::Error),
+/// What servers believe each other by: the servers' root alone.
+fn servers_of(identity: &Identity) -> Anchors {
+    let (trust_domain, datacenter) = (identity.trust_domain(), identity.datacenter());
+    Anchors::new(trust_domain.clone(), datacenter.clone()).servers([identity.server_root_der()])
 }
 
-impl Refusal {
-    /// The word for it in metrics: one of a closed set.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::ChainTooLong => "chain_too_long",
-            Self::Malformed => "malformed",
-            Self::NotOneUri => "not_one_uri",
-            Self::Uri(_) => "no_identity",
-            Self::TrustDomain => "trust_domain",
-            Self::Datacenter => "datacenter",
-            Self::Role => "role",
-            Self::Usage => "usage",
-            Self::Key => "key",
-            Self::Lifetime => "lifetime",
-            Self::Chain(webpki::Error::UnknownIssuer) => "unknown_issuer",
-            Self::Chain(webpki::Error::CertExpired { .. }) => "expired",
-            Self::Chain(webpki::Error::CertNotValidYet { .. }) => "not_valid_yet",
-            Self::Chain(_) => "chain",
-        }
+/// What is believed on the servers' port: servers by the servers' root, and agents by the mesh's.
+pub(crate) fn believed(identity: &Identity, mesh_roots: &[Arc<[u8]>]) -> Anchors {
+    let anchors = servers_of(identity).agents(mesh_roots.iter().map(|root| &root[..]));
+    if anchors.malformed() > 0 {
+        tracing::error!(count = anchors.malformed(), "roots are malformed, and vouch for nobody");
     }
-}
-
-/// Whom to trust for what: each role has a root set of its own, never a union.
-#[derive(Clone)]
-pub struct Trust {
-    trust_domain: TrustDomain,
-    datacenter: Datacenter,
-    servers: Vec<TrustAnchor<'static>>,
-    /// None: agents may not speak here.
-    agents: Option<Vec<TrustAnchor<'static>>>,
-}
-
-impl Trust {
-    /// Servers only.
-    pub fn in_servers(identity: &Identity) -> Self {
-        Self {
-            trust_domain: identity.trust_domain().clone(),
-            datacenter: identity.datacenter().clone(),
-            servers: anchors([identity.server_root_der()]),
-            agents: None,
-        }
-    }
-
-    /// Servers by the servers' root, and agents by the mesh's roots.
-    pub fn in_servers_and_agents(identity: &Identity, mesh_roots: &[Arc<[u8]>]) -> Self {
-        let agents = anchors(mesh_roots.iter().map(|root| &root[..]));
-        Self { agents: Some(agents), ..Self::in_servers(identity) }
-    }
-
-    /// Who `leaf` says it is, if all of it holds at `now`.
-    ///
-    /// # Errors
-    /// [`Refusal`]: anything but one identity of this cluster, in a role that may speak here,
-    /// vouched for by that role's roots.
-    pub fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(SpiffeId, Validity), Refusal> {
-        let octets = intermediates.iter().fold(leaf.len(), |sum, next| sum + next.len());
-        if intermediates.len() + 1 > CHAIN_MAX || octets > CHAIN_OCTETS_MAX {
-            return Err(Refusal::ChainTooLong);
-        }
-        let (rest, parsed) =
-            x509_parser::parse_x509_certificate(leaf).map_err(|_| Refusal::Malformed)?;
-        if !rest.is_empty() {
-            return Err(Refusal::Malformed);
-        }
-        let id = only_uri(&parsed)?.parse::<SpiffeId>()?;
-        if id.trust_domain != self.trust_domain {
-            return Err(Refusal::TrustDomain);
-        }
-        if id.datacenter != self.datacenter {
-            return Err(Refusal::Datacenter);
-        }
-        let roots = match (&id.role, &self.agents) {
-            (Role::Server(_), _) => &self.servers,
-            (Role::Agent(_), Some(roots)) => roots,
-            (Role::Agent(_) | Role::Service(_) | Role::MeshGateway, _) => {
-                return Err(Refusal::Role);
-            }
-        };
-        check_usage(&parsed)?;
-        check_key(&parsed)?;
-        let validity = check_lifetime(&parsed)?;
-        let leaf = webpki::EndEntityCert::try_from(leaf)?;
-        let at = pki_types::UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()));
-        // Both usages were found above, so either serves to have the chain's checked too.
-        let usage = webpki::KeyUsage::client_auth();
-        leaf.verify_for_usage(ALGORITHMS.all, roots, intermediates, at, usage, None, None)?;
-        Ok((id, validity))
-    }
-}
-
-/// Roots as the chain's verifier takes them. One that does not parse vouches for nobody.
-fn anchors<'a>(roots: impl IntoIterator<Item = &'a [u8]>) -> Vec<TrustAnchor<'static>> {
-    let anchor = |root: &[u8]| {
-        let der = CertificateDer::from(root);
-        webpki::anchor_from_trusted_cert(&der).map(|anchor| anchor.to_owned())
-    };
-    roots
-        .into_iter()
-        .filter_map(|root| {
-            anchor(root).inspect_err(|error| tracing::error!(%error, "a root is malformed")).ok()
-        })
-        .collect()
-}
-
-/// The one name that the certificate holds, a URI. The subject is never read.
-fn only_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, Refusal> {
-    let names = certificate.subject_alternative_name().map_err(|_| Refusal::Malformed)?;
-    match names.map(|extension| &extension.value.general_names[..]) {
-        Some([GeneralName::URI(uri)]) => Ok(uri),
-        _ => Err(Refusal::NotOneUri),
-    }
-}
-
-fn check_usage(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
-    let key_usage = certificate.key_usage().map_err(|_| Refusal::Malformed)?;
-    let extended = certificate.extended_key_usage().map_err(|_| Refusal::Malformed)?;
-    let constraints = certificate.basic_constraints().map_err(|_| Refusal::Malformed)?;
-    let signs_only = key_usage.is_some_and(|extension| {
-        let usage = extension.value;
-        usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign()
-    });
-    let authenticates_only = extended.is_some_and(|extension| {
-        let usage = extension.value;
-        let others = usage.any
-            || usage.code_signing
-            || usage.email_protection
-            || usage.time_stamping
-            || usage.ocsp_signing
-            || !usage.other.is_empty();
-        usage.client_auth && usage.server_auth && !others
-    });
-    let is_ca = constraints.is_some_and(|extension| extension.value.ca);
-    if signs_only && authenticates_only && !is_ca { Ok(()) } else { Err(Refusal::Usage) }
-}
-
-fn check_key(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
-    key_kind(certificate.public_key()).map(drop).ok_or(Refusal::Key)
-}
-
-/// The kinds of keys that identities have.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum KeyKind {
-    P256,
-    Ed25519,
-}
-
-/// The kind of a public key; none when it is one that no identity has.
-pub(crate) fn key_kind(key: &SubjectPublicKeyInfo<'_>) -> Option<KeyKind> {
-    let AlgorithmIdentifier { algorithm, parameters } = &key.algorithm;
-    if *algorithm == OID_SIG_ED25519 {
-        return Some(KeyKind::Ed25519);
-    }
-    let curve = parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
-    let is_p256 =
-        *algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve.is_some_and(|curve| curve == OID_EC_P256);
-    is_p256.then_some(KeyKind::P256)
-}
-
-fn check_lifetime(certificate: &X509Certificate<'_>) -> Result<Validity, Refusal> {
-    let validity = certificate.validity();
-    let (from, until) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-    let moment = |secs: i64| u64::try_from(secs).map_err(|_| Refusal::Lifetime);
-    let (from, until) = (moment(from)?, moment(until)?);
-    if until.saturating_sub(from) > LIFETIME_MAX.as_secs() {
-        return Err(Refusal::Lifetime);
-    }
-    Ok(Validity { not_before: UnixTime::from_secs(from), not_after: UnixTime::from_secs(until) })
-}
-
-impl From<Refusal> for rustls::Error {
-    fn from(refusal: Refusal) -> Self {
-        let certificate = match refusal {
-            // The peer is told what it can act on; the rest is for our own log and metric.
-            Refusal::Malformed => CertificateError::BadEncoding,
-            Refusal::Chain(webpki::Error::UnknownIssuer) => CertificateError::UnknownIssuer,
-            Refusal::Chain(webpki::Error::CertExpired { .. }) => CertificateError::Expired,
-            Refusal::Chain(webpki::Error::CertNotValidYet { .. }) => CertificateError::NotValidYet,
-            other => CertificateError::Other(OtherError(Arc::new(other))),
-        };
-        Self::InvalidCertificate(certificate)
-    }
-}
-
-/// What the peer is verified by, at either end.
-struct Verifier {
-    trust: Trust,
-}
-
-impl fmt::Debug for Verifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verifier").finish_non_exhaustive()
-    }
-}
-
-fn wall_clock(now: pki_types::UnixTime) -> UnixTime {
-    UnixTime::from_secs(now.as_secs())
-}
-
-fn no_tls12() -> rustls::Error {
-    rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered)
-}
-
-impl ClientCertVerifier for Verifier {
-    fn client_auth_mandatory(&self) -> bool {
-        // A host that joins has no certificate yet; every call but that one asks for a `Peer`.
-        false
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: pki_types::UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        self.trust.verify(leaf, intermediates, wall_clock(now))?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, leaf, signed, &ALGORITHMS)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        ALGORITHMS.supported_schemes()
-    }
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: pki_types::UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.trust.verify(leaf, intermediates, wall_clock(now))?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, leaf, signed, &ALGORITHMS)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        ALGORITHMS.supported_schemes()
-    }
+    anchors
 }
 
 /// Shows the identity's certificate of the moment.
@@ -420,15 +97,8 @@ pub fn accept_config(
     identity: &Arc<Identity>,
     mesh_roots: &[Arc<[u8]>],
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let trust = Trust::in_servers_and_agents(identity, mesh_roots);
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(Verifier { trust }))
-        .with_cert_resolver(Arc::new(Shows(identity.clone())));
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.max_early_data_size = 0;
+    let callers = Callers::or_strangers(Arc::new(believed(identity, mesh_roots)));
+    let config = hawser_identity::accept(callers, Arc::new(Shows(identity.clone())), &[ALPN])?;
     Ok(Arc::new(config))
 }
 
@@ -437,16 +107,10 @@ pub fn accept_config(
 /// # Errors
 /// When the cryptographic provider does not support TLS 1.3, which this one does.
 pub fn dial_config(identity: &Arc<Identity>) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let trust = Trust::in_servers(identity);
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Verifier { trust }))
-        .with_client_cert_resolver(Arc::new(Shows(identity.clone())));
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    config.resumption = Resumption::disabled();
+    let callee = Callee::any(Arc::new(servers_of(identity)));
+    let mut config =
+        hawser_identity::dial(callee, Some(Arc::new(Shows(identity.clone()))), &[ALPN])?;
     config.enable_sni = false;
-    config.enable_early_data = false;
     Ok(Arc::new(config))
 }
 
@@ -581,7 +245,7 @@ impl ConnectionError {
             Self::HandshakeTimeout => "handshake_timeout",
             Self::Handshake(error) => handshake_reason(error),
             Self::Protocol => "protocol",
-            Self::Peer(refusal) => refusal.reason(),
+            Self::Peer(refusal) => refusal_reason(refusal),
             Self::RanOut => "ran_out",
             Self::Http(_) => "http",
         }
@@ -589,38 +253,49 @@ impl ConnectionError {
 }
 
 fn handshake_reason(error: &io::Error) -> &'static str {
-    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls {
-        Some(rustls::Error::InvalidCertificate(why)) => match why {
-            CertificateError::Other(OtherError(other)) => {
-                other.downcast_ref::<Refusal>().map_or("certificate", Refusal::reason)
-            }
-            CertificateError::BadEncoding => "malformed",
-            CertificateError::UnknownIssuer => "unknown_issuer",
-            CertificateError::Expired => "expired",
-            CertificateError::NotValidYet => "not_valid_yet",
-            CertificateError::BadSignature => "bad_signature",
-            _ => "certificate",
-        },
-        Some(_) => "tls",
-        None => "io",
+    let Some(tls) = tls_error(error) else { return "io" };
+    match (Refusal::behind(tls), tls) {
+        (Some(refusal), _) => refusal_reason(&refusal),
+        (None, rustls::Error::InvalidCertificate(CertificateError::BadSignature)) => {
+            "bad_signature"
+        }
+        (None, rustls::Error::InvalidCertificate(_)) => "certificate",
+        (None, _) => "tls",
     }
 }
 
-/// An error with all that it came from. A refusal hides two levels down in TLS's own errors.
+/// The word for a refusal in metrics: one of a closed set.
+fn refusal_reason(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::Absent => "no_certificate",
+        Refusal::ChainTooLong => "chain_too_long",
+        Refusal::Malformed => "malformed",
+        Refusal::NotOneUri => "not_one_uri",
+        Refusal::Uri(_) => "no_identity",
+        Refusal::TrustDomain => "trust_domain",
+        Refusal::Datacenter => "datacenter",
+        Refusal::Role => "role",
+        Refusal::Usage => "usage",
+        Refusal::Key => "key",
+        Refusal::Lifetime => "lifetime",
+        Refusal::UnknownIssuer => "unknown_issuer",
+        Refusal::Expired => "expired",
+        Refusal::NotYetValid => "not_valid_yet",
+        Refusal::Chain(_) => "chain",
+        Refusal::Unexpected => "unexpected",
+    }
+}
+
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// What an error says, or the refusal that hides two levels down in TLS's own errors.
 fn causes(error: &io::Error) -> String {
-    let mut text = error.to_string();
-    let mut refusal = None;
-    if let Some(inner) = error.get_ref()
-        && let Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) =
-            inner.downcast_ref::<rustls::Error>()
-    {
-        refusal = Some(other.0.clone());
+    match tls_error(error).and_then(Refusal::behind) {
+        Some(refusal) => refusal.to_string(),
+        None => error.to_string(),
     }
-    if let Some(refusal) = refusal {
-        text = refusal.to_string();
-    }
-    text
 }
 
 /// One connection and what it needs.
@@ -669,10 +344,10 @@ impl Connection {
         // Verified again, by the roots of now: they may have changed since the handshake began.
         let peer = self.verify(&chain)?;
         let runs_out = match &peer {
-            Some((_, validity)) => Instant::now() + validity.not_after.since(identity::now()),
+            Some(peer) => Instant::now() + peer.validity.not_after.since(identity::now()),
             None => Instant::now() + STRANGER_MAX,
         };
-        let extensions = (peer.map(|(id, _)| Peer { id }), Source(self.from));
+        let extensions = (peer.map(|Proven { id, .. }| Peer { id }), Source(self.from));
         let routes = self.routes.clone();
         let service =
             tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
@@ -711,11 +386,12 @@ impl Connection {
     fn verify(
         &mut self,
         chain: &[CertificateDer<'static>],
-    ) -> Result<Option<(SpiffeId, Validity)>, ConnectionError> {
-        let Some((leaf, intermediates)) = chain.split_first() else { return Ok(None) };
+    ) -> Result<Option<Proven>, ConnectionError> {
+        if chain.is_empty() {
+            return Ok(None);
+        }
         let roots = self.roots.borrow_and_update().clone();
-        let trust = Trust::in_servers_and_agents(&self.identity, &roots);
-        Ok(Some(trust.verify(leaf, intermediates, identity::now())?))
+        Ok(Some(believed(&self.identity, &roots).verify(chain, identity::now())?))
     }
 }
 
@@ -812,35 +488,7 @@ impl Drop for Place {
     }
 }
 
-/// The one cryptographic provider: AES-128-GCM and X25519 first, and no more than is needed.
-pub fn provider() -> Arc<CryptoProvider> {
-    Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-            aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
-            aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ],
-        kx_groups: vec![aws_lc_rs::kx_group::X25519, aws_lc_rs::kx_group::SECP256R1],
-        signature_verification_algorithms: ALGORITHMS,
-        ..aws_lc_rs::default_provider()
-    })
-}
-
-/// The signatures that identities are made with: no RSA, no SHA-1, no other curves.
-static ALGORITHMS: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
-    all: &[webpki::aws_lc_rs::ECDSA_P256_SHA256, webpki::aws_lc_rs::ED25519],
-    mapping: &[
-        (SignatureScheme::ECDSA_NISTP256_SHA256, &[webpki::aws_lc_rs::ECDSA_P256_SHA256]),
-        (SignatureScheme::ED25519, &[webpki::aws_lc_rs::ED25519]),
-    ],
-};
-
 const ALPN: &[u8] = b"h2";
-/// Leaf, intermediate and a root or cross-signed root.
-const CHAIN_MAX: usize = 3;
-const CHAIN_OCTETS_MAX: usize = 16 * 1024;
-/// What a stolen certificate is good for at most.
-pub(crate) const LIFETIME_MAX: Duration = Duration::from_secs(7 * 86_400);
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const HANDSHAKES_MAX: usize = 1024;
 /// Generous, because the hosts of a whole site may stand behind one address.
@@ -867,7 +515,8 @@ pub(crate) mod tests {
     use hawser_proto::v1;
     use hawser_proto::v1::agent_client::AgentClient;
     use rcgen::{CertificateParams, KeyPair};
-    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    use rustls::client::Resumption;
+    use rustls::pki_types::PrivatePkcs8KeyDer;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tonic::{Code, Status};
 
@@ -984,21 +633,15 @@ pub(crate) mod tests {
         servers: &Identity,
         shows: Option<(Vec<CertificateDer<'static>>, KeyPair)>,
     ) -> ClientConfig {
-        let verifier = Arc::new(Verifier { trust: Trust::in_servers(servers) });
-        let builder = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("supported")
-            .dangerous()
-            .with_custom_certificate_verifier(verifier);
-        let mut config = match shows {
-            None => builder.with_no_client_auth(),
-            Some((chain, key)) => {
-                let key = PrivatePkcs8KeyDer::from(key.serialized_der().to_vec());
-                builder.with_client_auth_cert(chain, PrivateKeyDer::Pkcs8(key)).expect("a pair")
-            }
-        };
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        config
+        let shows = shows.map(|(chain, key)| {
+            let key = PrivatePkcs8KeyDer::from(key.serialized_der().to_vec());
+            let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key.into());
+            let shown = CertifiedKey::new(chain, key.expect("a key"));
+            let shown = rustls::sign::SingleCertAndKey::from(shown);
+            Arc::new(shown) as Arc<dyn ResolvesClientCert>
+        });
+        let callee = Callee::any(Arc::new(servers_of(servers)));
+        hawser_identity::dial(callee, shows, &[ALPN]).expect("supported")
     }
 
     pub(crate) fn csr() -> (Vec<u8>, KeyPair) {

@@ -20,10 +20,13 @@ use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intentions};
 use hawser_core::name::ServiceName;
 use hawser_core::view::{Endpoint, ServiceView, Trust, View};
-use hawser_proxy::{AccessLog, Config, Inbound, Leaf, LocalService, Outbound, Plan, Proxy};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use hawser_identity::Leaf;
+use hawser_proxy::{AccessLog, Config, Inbound, LocalService, Outbound, Plan, Proxy};
+use rcgen::{
+    CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -149,6 +152,7 @@ fn leaf(ca: &Path, key: &Path, service: &ServiceName) -> Result<Leaf, Box<dyn Er
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(id.clone().try_into()?)];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
     let now = time::OffsetDateTime::now_utc();

@@ -13,6 +13,7 @@ use hawser_core::catalog::Locality;
 use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::name::{InstanceId, ServiceName};
 use hawser_core::view::View;
+use hawser_identity::Leaf;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +34,6 @@ mod worker;
 
 pub use crate::limits::Limits;
 pub use crate::report::{AccessLog, ReportError};
-pub use crate::tls::Leaf;
 
 /// How the data plane runs.
 #[derive(Clone, Debug)]
@@ -60,14 +60,14 @@ impl Default for Config {
 }
 
 /// What this host's proxy is to do: the services it stands beside.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Plan {
     /// The local instances, each with its ports.
     pub services: Vec<LocalService>,
 }
 
 /// One local instance.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LocalService {
     /// The service it is a copy of.
     pub service: ServiceName,
@@ -166,14 +166,12 @@ impl Proxy {
             cut: CancellationToken::new(),
             workers: Vec::with_capacity(workers),
         };
-        let provider = tls::provider();
         for number in 0..workers {
             let start = worker::Start {
                 number,
                 workers,
                 limits: config.limits.clone(),
                 locality: config.locality.clone(),
-                provider: provider.clone(),
                 shared: proxy.shared.clone(),
                 board: proxy.board.clone(),
                 plans: plans.clone(),

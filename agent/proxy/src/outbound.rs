@@ -17,6 +17,7 @@ use hawser_core::reason::{DecidedBy, Reason};
 use hawser_core::route::route;
 use hawser_core::spiffe::{self, Role, SpiffeId};
 use hawser_core::view::ServiceView;
+use hawser_identity::LeafError;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -25,7 +26,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::RngCore as _;
 use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
+use rustls::pki_types::ServerName;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -40,7 +41,7 @@ use crate::pool::{Line, Lines};
 use crate::relay::{Moved, relay};
 use crate::report::{Pair, Record, Reporter};
 use crate::socket::{self, Wide};
-use crate::tls::{self, ALPN_H2, ALPN_HTTP1, ALPN_TCP, Identity, LeafError};
+use crate::tls::{self, ALPN_H2, ALPN_HTTP1, ALPN_TCP, Identity};
 use crate::watch::OnList;
 
 /// One upstream of one local service, in one worker.

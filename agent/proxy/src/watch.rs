@@ -9,10 +9,9 @@ use hawser_core::intention::Decision;
 use hawser_core::name::ServiceName;
 use hawser_core::reason::Reason;
 use hawser_core::view::View;
-use rustls_pki_types::CertificateDer;
+use hawser_identity::{Anchors, Proven};
+use rustls::pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
-
-use crate::tls::{Anchors, Proven};
 
 /// One open mTLS connection.
 pub(crate) struct Watched {
@@ -103,12 +102,9 @@ impl Watchlist {
 
     /// Proves every peer anew under changed roots, and cuts those that fail.
     pub(crate) fn prove(&self, anchors: &Anchors) {
-        let now = rustls_pki_types::UnixTime::now();
+        let now = crate::clock::wall();
         for watched in self.open.borrow().values() {
-            let is_proven = watched.chain.split_first().is_some_and(|(leaf, intermediates)| {
-                anchors.verify(leaf, intermediates, now).is_ok()
-            });
-            if !is_proven {
+            if anchors.verify(&watched.chain, now).is_err() {
                 watched.cut();
             }
         }

@@ -14,9 +14,9 @@ use hawser_core::catalog::Locality;
 use hawser_core::name::{InstanceId, ServiceName};
 use hawser_core::reason::Reason;
 use hawser_core::view::View;
+use hawser_identity::{Anchors, Leaf};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
-use rustls::crypto::CryptoProvider;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,7 @@ use crate::context::Context;
 use crate::limits::Limits;
 use crate::report::{Local, Reporter};
 use crate::socket;
-use crate::tls::{Anchors, Identity, Leaf};
+use crate::tls::{self, Identity};
 use crate::{Kind, ListenerStatus, Plan, inbound, outbound};
 
 /// The workers that serve a listener, each with its error if it could not bind.
@@ -80,7 +80,6 @@ pub(crate) struct Start {
     pub(crate) workers: usize,
     pub(crate) limits: Limits,
     pub(crate) locality: Locality,
-    pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) shared: Arc<crate::report::Shared>,
     pub(crate) board: Arc<Board>,
     pub(crate) plans: watch::Receiver<Arc<Plan>>,
@@ -92,7 +91,6 @@ pub(crate) struct Start {
 struct Worker {
     number: usize,
     context: Rc<Context>,
-    provider: Arc<CryptoProvider>,
     board: Arc<Board>,
     plan: Arc<Plan>,
     anchors: Option<Arc<Anchors>>,
@@ -147,7 +145,6 @@ pub(crate) async fn run(start: Start) {
     let mut worker = Worker {
         number: start.number,
         context: context.clone(),
-        provider: start.provider,
         board: start.board,
         plan: Arc::default(),
         anchors: None,
@@ -206,13 +203,15 @@ impl Worker {
         let old = self.context.view.replace(view.clone());
         let is_same_trust = match (&old.trust, &view.trust) {
             (Some(old), Some(new)) => {
-                old.roots == new.roots && old.trust_domain == new.trust_domain
+                old.roots == new.roots
+                    && old.trust_domain == new.trust_domain
+                    && old.datacenter == new.datacenter
             }
             (None, None) => true,
             _ => false,
         };
         if !is_same_trust {
-            self.anchors = view.trust.as_deref().map(|trust| Arc::new(Anchors::new(trust)));
+            self.anchors = view.trust.as_deref().map(|trust| Arc::new(tls::anchors(trust)));
             match &self.anchors {
                 Some(anchors) => self.context.watched.prove(anchors),
                 None => self.context.watched.cut_all(),
@@ -300,7 +299,7 @@ impl Worker {
                 _ if is_same => known.map(|(_, identity)| identity.clone()),
                 (Some(leaf), Some(anchors)) => {
                     self.generation += 1;
-                    match Identity::new(&self.provider, leaf, anchors, self.generation) {
+                    match Identity::new(leaf, anchors, self.generation) {
                         Ok(identity) => Some(Rc::new(identity)),
                         Err(error) => {
                             let service = &local.service;

@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use hawser_core::name::{Datacenter, NodeName};
 use hawser_core::spiffe::{Role, SpiffeId, TrustDomain};
+use hawser_identity::{Anchors, find_pinned, id_of};
 use hawser_proto::v1;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ use zeroize::Zeroizing;
 use super::{Credential, Damaged, InvalidReply, Kept, Request};
 use crate::disk;
 use crate::servers::{self, ConnectError, Servers};
-use crate::tls::{self, Anchor};
+use crate::tls;
 
 /// A right to join once: `hj1.<secret>.<pin>`. Not printable.
 pub(crate) struct Token {
@@ -80,13 +81,9 @@ impl Membership {
 
     /// How servers are dialled as this host.
     pub(crate) fn client(&self) -> Result<rustls::ClientConfig, rustls::Error> {
-        let anchor = Anchor::Root {
-            certificate: self.server_root.clone(),
-            trust_domain: self.trust_domain().clone(),
-        };
-        let identity = (self.credential.chain.clone(), self.credential.key());
-        let datacenter = self.credential.id.datacenter.clone();
-        Ok(tls::client(anchor, datacenter, Some(identity))?.0)
+        let SpiffeId { trust_domain, datacenter, .. } = self.credential.id.clone();
+        let anchors = Anchors::new(trust_domain, datacenter).servers([&self.server_root[..]]);
+        tls::client(anchors, Some(&self.credential.leaf()))
     }
 
     /// Keeps it in `folder`, 0600.
@@ -193,8 +190,8 @@ async fn join_at(
     token: &Token,
 ) -> Result<Membership, JoinError> {
     let unreachable = |why: &dyn std::fmt::Display| JoinError::Unreachable(why.to_string());
-    let (config, verifier) = tls::client(Anchor::Pin(token.pin), datacenter.clone(), None)
-        .map_err(|why| unreachable(&why))?;
+    let anchors = Anchors::pinned(token.pin, datacenter.clone());
+    let config = tls::client(anchors, None).map_err(|why| unreachable(&why))?;
     let link = servers::connect(server, Arc::new(config)).await?;
     let request = Request::make().map_err(|why| unreachable(&why))?;
     let ask = v1::JoinRequest {
@@ -221,16 +218,20 @@ async fn join_at(
         },
         Ok(Ok(reply)) => reply.into_inner(),
     };
-    let met = verifier.met().ok_or(InvalidReply::Missing("server"))?;
+    // The handshake proved that the one leads to the other.
+    let met = link.shown();
+    let server = id_of(met.first().ok_or(InvalidReply::Missing("server"))?)
+        .map_err(InvalidReply::Certificate)?;
+    let root = find_pinned(met, &token.pin).ok_or(InvalidReply::Missing("server root"))?;
     let id = SpiffeId {
-        trust_domain: met.server.trust_domain.clone(),
+        trust_domain: server.trust_domain,
         datacenter: datacenter.clone(),
         role: Role::Agent(node.clone()),
     };
     let certificate = reply.certificate.ok_or(InvalidReply::Missing("certificate"))?;
     Ok(Membership {
         cluster_id: reply.cluster_id,
-        server_root: met.root,
+        server_root: root.clone(),
         credential: request.answered(certificate, &id)?,
     })
 }

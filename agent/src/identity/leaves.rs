@@ -9,8 +9,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use hawser_core::clock::UnixTime;
 use hawser_core::name::ServiceName;
-use hawser_core::spiffe::Role;
+use hawser_core::spiffe::{Role, SpiffeId};
 use hawser_core::view::View;
+use hawser_identity::Anchors;
 use hawser_proto::v1;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -179,7 +180,10 @@ impl Leaves {
             {
                 next.roots.clone_from(roots);
                 // Spread, unless peers already refuse the old one.
-                let wait = match crate::tls::leads_to(&held.chain, roots) {
+                let SpiffeId { trust_domain, datacenter, .. } = held.id.clone();
+                let anchors = Anchors::new(trust_domain, datacenter)
+                    .services(roots.iter().map(|root| &root[..]));
+                let wait = match anchors.verify(&held.chain, now).is_ok() {
                     true => clock::up_to(REISSUE_WITHIN),
                     false => Duration::ZERO,
                 };

@@ -11,13 +11,12 @@ use base64::engine::general_purpose::STANDARD;
 use hawser_core::ca::Validity;
 use hawser_core::clock::UnixTime;
 use hawser_core::spiffe::SpiffeId;
+use hawser_identity::{Leaf, Refusal, id_of, public_key_of};
 use hawser_proto::v1;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
-
-use crate::tls;
 
 /// A private key, its certificate, and what the certificate says. Not printable.
 #[derive(Clone)]
@@ -35,14 +34,14 @@ pub(crate) struct Credential {
 }
 
 /// Why a server's reply is no certificate for us.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum InvalidReply {
     /// A part is missing.
     #[error("the server's reply has no {0}")]
     Missing(&'static str),
     /// The certificate is malformed.
     #[error("the server's certificate is malformed: {0}")]
-    Certificate(#[from] tls::InvalidCertificate),
+    Certificate(#[from] Refusal),
     /// It is for another key.
     #[error("the server's certificate is for another key")]
     OtherKey,
@@ -74,10 +73,10 @@ impl Request {
         expected: &SpiffeId,
     ) -> Result<Credential, InvalidReply> {
         let leaf = reply.chain.first().ok_or(InvalidReply::Missing("certificate"))?;
-        if tls::public_key_of(leaf)? != rcgen::PublicKeyData::subject_public_key_info(&self.key) {
+        if public_key_of(leaf)? != rcgen::PublicKeyData::subject_public_key_info(&self.key) {
             return Err(InvalidReply::OtherKey);
         }
-        if tls::identity_of(leaf)? != *expected {
+        if id_of(leaf)? != *expected {
             return Err(InvalidReply::OtherIdentity);
         }
         let validity = reply.validity.ok_or(InvalidReply::Missing("validity"))?;
@@ -92,9 +91,14 @@ impl Request {
 }
 
 impl Credential {
-    /// The key as rustls takes it.
-    pub(crate) fn key(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.to_vec()))
+    /// It as TLS takes it.
+    pub(crate) fn leaf(&self) -> Leaf {
+        Leaf {
+            id: self.id.clone(),
+            chain: self.chain.clone(),
+            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.to_vec())),
+            validity: self.validity,
+        }
     }
 
     /// The key, PEM: for the API's leaf endpoint only.
@@ -176,8 +180,8 @@ impl TryFrom<Kept> for Credential {
         let pair = KeyPair::try_from(key.as_slice()).map_err(|_| Damaged::Mismatch)?;
         let is_whole = chain.first().is_some_and(|leaf| {
             let key = rcgen::PublicKeyData::subject_public_key_info(&pair);
-            tls::public_key_of(leaf).is_ok_and(|held| held == key)
-                && tls::identity_of(leaf).is_ok_and(|held| held == id)
+            public_key_of(leaf).is_ok_and(|held| held == key)
+                && id_of(leaf).is_ok_and(|held| held == id)
         });
         if !is_whole {
             return Err(Damaged::Mismatch);

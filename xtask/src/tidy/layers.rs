@@ -95,12 +95,16 @@ fn manifest(package: &Package, packages: &[Package]) -> String {
 }
 
 /// Each crate and those it may name. No other arrows; none back.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("hawser", &["hawser-server", "hawser-agent", "hawser-api", "hawser-core"]),
-    ("hawser-server", &["hawser-proto", "hawser-api", "hawser-core"]),
-    ("hawser-agent", &["hawser-proto", "hawser-api", "hawser-core", "hawser-dns", "hawser-proxy"]),
+    ("hawser-server", &["hawser-proto", "hawser-api", IDENTITY, "hawser-core"]),
+    (
+        "hawser-agent",
+        &["hawser-proto", "hawser-api", IDENTITY, "hawser-core", "hawser-dns", "hawser-proxy"],
+    ),
     ("hawser-dns", &["hawser-core"]),
-    ("hawser-proxy", &["hawser-core"]),
+    ("hawser-proxy", &[IDENTITY, "hawser-core"]),
+    (IDENTITY, &["hawser-core"]),
     ("hawser-proto", &["hawser-core"]),
     ("hawser-api", &["hawser-core"]),
     ("hawser-aws", &[]),
@@ -109,5 +113,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("xtask", &[RIG]),
 ];
 
+/// Who is at the other end of a connection: read once, by all who speak TLS in the mesh.
+const IDENTITY: &str = "hawser-identity";
 /// The hosts that tests stand on: any crate's tests may.
 const RIG: &str = "hawser-rig";

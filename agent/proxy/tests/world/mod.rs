@@ -17,10 +17,9 @@ use hawser_core::intention::{Action, Intention, Intentions, Pair, Side};
 use hawser_core::name::ServiceName;
 use hawser_core::spiffe::{Role, SpiffeId};
 use hawser_core::view::{Endpoint, ServiceView, Trust, View};
-use hawser_proxy::tls::{self, Anchors, Identity};
-use hawser_proxy::{
-    Config, Inbound, Leaf, Limits, ListenerStatus, LocalService, Outbound, Plan, Proxy,
-};
+use hawser_identity::Leaf;
+use hawser_proxy::tls::{self, Identity};
+use hawser_proxy::{Config, Inbound, Limits, ListenerStatus, LocalService, Outbound, Plan, Proxy};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
@@ -28,7 +27,8 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prometheus::Registry;
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -213,9 +213,9 @@ impl World {
     /// What a client that is no proxy calls `db` with, as `web`: TLS without ALPN.
     pub(crate) fn native_client(&self) -> rustls::ClientConfig {
         let view = self.views.borrow();
-        let anchors = Arc::new(Anchors::new(view.trust.as_deref().expect("published")));
+        let anchors = Arc::new(tls::anchors(view.trust.as_deref().expect("published")));
         let leaf = self.leaf("web");
-        let identity = Identity::new(&tls::provider(), &leaf, &anchors, 0).expect("a good leaf");
+        let identity = Identity::new(&leaf, &anchors, 0).expect("a good leaf");
         let callee = SpiffeId { role: Role::Service(name("db")), ..leaf.id.clone() };
         let config = identity.dial(callee, tls::ALPN_H2).expect("good");
         let mut config = rustls::ClientConfig::clone(&config);
@@ -283,6 +283,7 @@ impl World {
         params.subject_alt_names = vec![SanType::URI(uri.clone().try_into().expect("ASCII"))];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let now = time::OffsetDateTime::now_utc();
         params.not_before = now - Duration::from_secs(300);
         params.not_after = now + self.leaf_lifetime;
