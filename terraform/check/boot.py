@@ -42,7 +42,8 @@ class Rig:
         self.folder = folder
         self.processes, self.spaces, self.last = {}, [], ""
         self.prefix = f"tf{os.getpid()}"
-        (folder / "parameters").mkdir(exist_ok=True)
+        shutil.rmtree(folder / "parameters", ignore_errors=True)
+        (folder / "parameters").mkdir()
         (folder / "operator.key").write_text(run(str(folder / "hawser"), "keygen"))
 
     def network(self, names):
@@ -186,6 +187,8 @@ def main():
         for name in vms:
             rig.until(f"{name} is ready", lambda name=name: rig.inside(
                 name, "hawser", "health") is not None)
+            left = list((folder / "parameters").glob(f"*_{name}"))
+            assert not left, f"a spent token is still there: {left}"
         (sidecar,) = (one for one in containers if one["name"] == "hawser")
         check = sidecar["healthCheck"]["command"]
         assert check[0] == "CMD", check

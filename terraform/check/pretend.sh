@@ -33,6 +33,7 @@ case "$program ${*: -1} $*" in
     cat "$(after --value "$@" | sed 's#^file://##')" >"$file.new"
     mv "$file.new" "$file"
     ;;
+  "aws "*" ssm delete-parameter "*) rm "$(parameter "$@")" ;;
   "systemctl "*" daemon-reload" | "systemctl "*" enable "*) ;;
   "systemctl "*" start "*)
     part=${*: -1}

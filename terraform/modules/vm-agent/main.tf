@@ -124,9 +124,9 @@ resource "aws_iam_role_policy" "agent" {
     Statement = concat(
       [
         {
-          Sid      = "ReadOwnJoinToken"
+          Sid      = "TakeOwnJoinToken"
           Effect   = "Allow"
-          Action   = "ssm:GetParameter"
+          Action   = ["ssm:GetParameter", "ssm:DeleteParameter"]
           Resource = "arn:${local.partition}:ssm:${data.aws_region.current.region}:${data.aws_caller_identity.current.account_id}:parameter${local.join_parameter}"
         },
         {

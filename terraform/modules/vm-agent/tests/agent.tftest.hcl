@@ -75,10 +75,10 @@ run "the_vm_reads_its_own_token_alone" {
 
   assert {
     condition = {
-      for statement in jsondecode(aws_iam_role_policy.agent.policy).Statement : statement.Action => statement.Resource
+      for statement in jsondecode(aws_iam_role_policy.agent.policy).Statement : join(" ", flatten([statement.Action])) => statement.Resource
       } == {
-      "ssm:GetParameter" = "arn:aws:ssm:eu-central-1:123456789012:parameter/hawser/demo/join/web-1"
-      "kms:Decrypt"      = "arn:aws:kms:eu-central-1:123456789012:key/1"
+      "ssm:GetParameter ssm:DeleteParameter" = "arn:aws:ssm:eu-central-1:123456789012:parameter/hawser/demo/join/web-1"
+      "kms:Decrypt"                          = "arn:aws:kms:eu-central-1:123456789012:key/1"
     }
     error_message = "The VM's role may do more or less than it needs."
   }
