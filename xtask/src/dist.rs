@@ -41,7 +41,10 @@ fn debug(root: &Path) -> Result<PathBuf> {
 }
 
 /// What ships: no library of the host's is needed, so one binary does for every distribution.
-fn release(root: &Path) -> Result<PathBuf> {
+///
+/// # Errors
+/// The build fails, or its result needs a library.
+pub(crate) fn release(root: &Path) -> Result<PathBuf> {
     let triple = format!("{ARCH}-unknown-linux-gnu");
     let mut build =
         cargo(root, &["build", "--bin", "hawser", "--profile", "dist", "--target", &triple]);

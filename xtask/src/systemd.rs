@@ -29,6 +29,12 @@ pub(crate) fn run(root: &Path, package: Option<PathBuf>) -> Result<()> {
         Some(package) => package,
         None => dist::run(root, true)?,
     };
+    for (program, package) in PROGRAMS {
+        let found = std::env::var_os("PATH").is_some_and(|path| {
+            std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+        });
+        ensure!(found, "{program} is not installed: it is in Debian's {package}");
+    }
     let folder = target(root).join("systemd");
     let debian = vm::debian(&folder)?;
     let began = Instant::now();
@@ -303,11 +309,11 @@ impl Walk<'_> {
         })?;
         self.check("docs/dns.md, systemd-resolved", |walk| {
             let web = walk.host("web-1")?;
-            web.run("systemctl start systemd-resolved && resolvectl dns eth0 10.78.0.11")?;
+            web.run("systemctl enable --quiet --now systemd-resolved")?;
             walk.names_of("resolved", "web-1")?;
             ensure!(walk.printed.starts_with("10.78.0.21"), "{}", walk.printed);
             let web = walk.host("web-1")?;
-            web.run("resolvectl dns eth0 10.78.0.11")?;
+            web.until("resolvectl dns eth0 10.78.0.11 && echo set", |told| told == "set")?;
             web.until("getent hosts host.corp.example", |told| told.starts_with("10.78.0.77"))?;
             web.refused("resolvectl query no-such.service.consul")?;
             Ok(())
@@ -331,10 +337,10 @@ impl Walk<'_> {
                 fs::write(api.path("/etc/hawser/agent.d/scripts.hcl"), SCRIPTS)?;
                 api.run("systemctl restart hawser-agent")?;
                 api.until(
-                "curl --silent 127.0.0.1:8500/v1/agent/checks | python3 -c \
+                    "curl --silent 127.0.0.1:8500/v1/agent/checks | python3 -c \
                  'import json, sys; print(json.load(sys.stdin)[\"sandbox\"][\"Status\"])'",
-                |told| told == "passing",
-            )?;
+                    |told| told == "passing",
+                )?;
                 Ok(())
             },
         )?;
@@ -342,7 +348,7 @@ impl Walk<'_> {
             let web = walk.host("web-1")?;
             fs::write(web.path("/etc/hawser/agent.d/zz.hcl"), "service { nmae = \"x\" }\n")?;
             web.run("systemctl reload hawser-agent")?;
-            web.until("journalctl --no-pager --unit hawser-agent", |said| said.contains("nmae"))?;
+            web.until("journalctl --no-pager --unit hawser-agent", |said| said.contains("the configuration was not reloaded"))?;
             web.refused("hawser validate /etc/hawser/agent.d")?;
             web.run("rm /etc/hawser/agent.d/zz.hcl; systemctl reload hawser-agent; systemctl is-active hawser-agent")?;
             web.until(CALL, |told| !told.is_empty())?;
@@ -354,11 +360,9 @@ impl Walk<'_> {
         for (host, unit) in [("web-1", "hawser-agent"), ("s1", "hawser-server")] {
             self.check(&format!("{unit} that hangs is restarted by its watchdog"), |walk| {
                 let vm = walk.host(host)?;
-                let shorter = vm.path(&format!("/run/systemd/system/{unit}.service.d"));
                 vm.run(&format!("mkdir -p /run/systemd/system/{unit}.service.d; \
                     printf '[Service]\\nWatchdogSec=2\\nTimeoutAbortSec=2\\n' > /run/systemd/system/{unit}.service.d/quick.conf; \
                     systemctl daemon-reload; systemctl restart {unit}"))?;
-                drop(shorter);
                 vm.run(&format!("kill -STOP $(systemctl show {unit} --property=MainPID --value)"))?;
                 vm.until(&format!("systemctl show {unit} --property=NRestarts,ActiveState"), |told| {
                     told.contains("NRestarts=1") && told.contains("ActiveState=active")
@@ -371,6 +375,10 @@ impl Walk<'_> {
         }
         self.check("a stopped agent leaves the catalog first, and ends well", |walk| {
             let (s1, api) = (walk.host("s1")?, walk.host("api-1")?);
+            // Its server was away just now, and it can only say goodbye to one that it reaches.
+            api.until("curl --silent 127.0.0.1:8500/metrics", |told| {
+                told.lines().any(|line| line == "hawser_agent_server_connected 1")
+            })?;
             api.run("systemctl stop hawser-agent")?;
             let told =
                 s1.ask("curl --silent '127.0.0.1:8500/v1/health/service/api?passing&stale'")?;
@@ -450,7 +458,7 @@ impl Walk<'_> {
                     "find / -xdev -iname '*hawser*' -not -path '/proc/*' -not -path '/root/*' \
                        -not -path '/etc/systemd/resolved.conf.d/*' -not -path '/etc/dnsmasq.d/*'; \
                      getent passwd hawser || true; getent group hawser || true; \
-                     pgrep -l hawser || true; systemctl list-unit-files --quiet 'hawser*'; \
+                     pgrep -l hawser || true; systemctl list-unit-files --quiet 'hawser*' || true; \
                      ls -A /etc/credstore 2>/dev/null || true",
                 )?;
                 ensure!(left.is_empty(), "{host}: {left}");
@@ -460,6 +468,13 @@ impl Walk<'_> {
     }
 }
 
+/// What boots the hosts, and where Debian has it.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("debootstrap", "debootstrap"),
+    ("systemd-nspawn", "systemd-container"),
+    ("nsenter", "util-linux"),
+    ("ip", "iproute2"),
+];
 const UNITS: [&str; 2] = ["hawser-agent.service", "hawser-server.service"];
 const PATHS: &str = "/usr/lib/systemd/system/";
 const CALL: &str = "curl --fail --silent http://127.0.0.1:9191/copyright";
