@@ -61,6 +61,12 @@ pub fn pin_of(certificate: &[u8]) -> Result<[u8; 32], Refusal> {
     Ok(pin)
 }
 
+/// Consul's id of a root: SHA-1 of its DER in colon-separated hex. A name, not a protection.
+pub fn root_id(der: &[u8]) -> String {
+    let digest = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, der);
+    digest.as_ref().iter().map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":")
+}
+
 /// The certificate of `shown` whose key `pin` is the hash of. That alone proves nothing: who shows
 /// it need not hold that key.
 pub fn find_pinned<'a, 'der>(

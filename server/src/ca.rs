@@ -13,7 +13,7 @@ use hawser_core::clock::{Index, UnixTime};
 use hawser_core::name::{NodeName, ServiceName};
 use hawser_core::spiffe::{Role, SpiffeId};
 use hawser_core::state::{Command, State};
-use hawser_identity::{KeyKind, LIFETIME_MAX};
+use hawser_identity::{KeyKind, LIFETIME_MAX, root_id};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
@@ -332,12 +332,6 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Ok((params, number))
     }
-}
-
-/// Consul's id of a root: SHA-1 of its DER in colon-separated hex. A name, not a protection.
-pub fn root_id(der: &[u8]) -> String {
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, der);
-    digest.as_ref().iter().map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":")
 }
 
 /// The public key of a signing request whose sender has shown to hold its private half.

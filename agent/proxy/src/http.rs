@@ -261,6 +261,24 @@ enum Kind {
     Stream(Incoming),
 }
 
+impl Kind {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Full(bytes) => bytes.is_none(),
+            Self::Stream(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Self::Stream(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
 impl http_body::Body for Sending {
     type Data = Bytes;
     type Error = hyper::Error;
@@ -283,19 +301,11 @@ impl http_body::Body for Sending {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Full(bytes) => bytes.is_none(),
-            Kind::Stream(incoming) => incoming.is_end_stream(),
-        }
+        self.kind.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Full(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            Kind::Stream(incoming) => incoming.size_hint(),
-        }
+        self.kind.size_hint()
     }
 }
 
@@ -407,19 +417,11 @@ impl http_body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Full(bytes) => bytes.is_none(),
-            Kind::Stream(incoming) => incoming.is_end_stream(),
-        }
+        self.kind.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Full(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            Kind::Stream(incoming) => incoming.size_hint(),
-        }
+        self.kind.size_hint()
     }
 }
 

@@ -108,13 +108,11 @@ async fn roots(api: &Api, ask: &Ask) -> Result<Reply, ApiError> {
 
 fn root(der: &[u8]) -> Option<CaRoot> {
     let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(der).ok()?;
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, der);
-    let hex: Vec<String> = digest.as_ref().iter().map(|octet| format!("{octet:02x}")).collect();
     let moment = |secs: i64| {
         timestamp(hawser_core::clock::UnixTime::from_secs(u64::try_from(secs).unwrap_or(0)))
     };
     Some(CaRoot {
-        id: hex.join(":"),
+        id: hawser_identity::root_id(der),
         name: parsed.subject().to_string(),
         not_before: moment(parsed.validity().not_before.timestamp()),
         not_after: moment(parsed.validity().not_after.timestamp()),
