@@ -425,8 +425,10 @@ impl<K: Clone + Eq + Hash> Buckets<K> {
 const CSR_OCTETS_MAX: usize = 16 * 1024;
 const CA_SERIAL_OCTETS: usize = 6;
 const DAY: Duration = Duration::from_secs(86_400);
-const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * DAY.as_secs());
-const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * DAY.as_secs());
+/// How long a root holds.
+pub(crate) const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * DAY.as_secs());
+/// How long the intermediate holds.
+pub(crate) const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * DAY.as_secs());
 const NODE_LIFETIME: Duration = Duration::from_secs(3 * DAY.as_secs());
 /// What back-dating adds to a lifetime.
 const SLACK: Duration = Duration::from_secs(600);

@@ -181,6 +181,8 @@ async fn one_server_answers_as_consul_does() {
     assert_eq!(root["ID"], roots.body["ActiveRootID"], "{}", roots.body);
     assert!(root["RootCert"].as_str().is_some_and(|pem| pem.starts_with("-----BEGIN CERTIFICATE")));
     assert!(!roots.body.to_string().to_lowercase().contains("sealed"), "no key, sealed or not");
+    let made = get(server, "/v1/connect/ca/configuration").await;
+    assert_eq!((made.status, &made.body["Config"]["LeafCertTTL"]), (200, &json!("24h0m0s")));
     let pem = get(server, "/v1/connect/ca/roots?pem=true").await;
     assert_eq!(pem.header("content-type"), "application/pem-certificate-chain");
     for (method, path, body, status) in [

@@ -6,7 +6,9 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 use super::connection::Connection;
-use super::{agent_calls, catalog, entries, intention, map, members, operator, services, token};
+use super::{
+    agent_calls, catalog, connect, entries, intention, map, members, operator, services, token,
+};
 
 /// A command that is a client of the API.
 #[derive(Clone, Subcommand)]
@@ -21,9 +23,12 @@ pub(crate) enum Ask {
     Intention(With<intention::Arguments>),
     /// Read and write config entries.
     Config(With<entries::Arguments>),
+    /// Look at the authority that certifies services.
+    Connect(With<connect::Arguments>),
     /// Look after the servers.
     Operator(With<operator::Arguments>),
     /// Make join tokens for new hosts.
+    #[command(alias = "join-token")]
     Token(With<token::Arguments>),
     /// Print who calls whom, with rates, errors and latencies.
     Map(With<map::Arguments>),
@@ -76,6 +81,7 @@ async fn answer(ask: Ask) -> Result<ExitCode> {
         Ask::Services(with) => with_client!(with, services::run),
         Ask::Intention(with) => with_client!(with, intention::run),
         Ask::Config(with) => with_client!(with, entries::run),
+        Ask::Connect(with) => with_client!(with, connect::run),
         Ask::Operator(with) => with_client!(with, operator::run),
         Ask::Token(with) => with_client!(with, token::run),
         Ask::Map(with) => with_client!(with, map::run),
@@ -133,6 +139,9 @@ mod tests {
             "hawser config write -cas -modify-index=7 web.hcl",
             "hawser operator raft list-peers -stale",
             "hawser token create --node vm-1 -http-addr http://127.0.0.1:8500",
+            "hawser join-token create -node vm-1 -ttl 5m",
+            "hawser connect ca get-config",
+            "hawser connect ca roots -format=json",
             "hawser map -minutes 10 -format json",
             "hawser health -timeout=1s",
             "hawser info -format=json",

@@ -11,6 +11,7 @@ mod agent;
 mod agent_calls;
 mod ask;
 mod catalog;
+mod connect;
 mod connection;
 mod dev;
 mod entries;
@@ -49,6 +50,8 @@ enum Command {
     Join(join::Arguments),
     /// Print a new operator key, which makes hosts servers of one cluster.
     Keygen,
+    /// Print the release.
+    Version,
     /// Check configuration files without starting anything.
     Validate(validate::Arguments),
     #[command(flatten)]
@@ -66,6 +69,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Agent(arguments) => agent::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Join(arguments) => join::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Keygen => keygen::run().map(|()| ExitCode::SUCCESS),
+        Command::Version => output::print(concat!("Hawser v", env!("CARGO_PKG_VERSION"), "\n"))
+            .map(|()| ExitCode::SUCCESS),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Ask(ask) => ask::run(ask),
     };

@@ -157,10 +157,14 @@ fn without_any_server_a_restarted_agent_serves_from_disk() {
     set_intention(&net, "allow");
     let works = || get(upstream(&net), "/").filter(|reply| reply.status == 200);
     eventually("the call to work", works);
-    eventually("both agents to have their view on disk", || {
-        let has = |n: u8| net.folder().join(format!("n{n}/agent/view")).exists().then_some(());
-        has(2).and(has(3))
-    });
+    // A view reaches the disk within a second of its news: here, who calls, and where to.
+    let has = |n: u8, news: &[u8]| {
+        let view = std::fs::read(net.folder().join(format!("n{n}/agent/view"))).ok()?;
+        view.windows(news.len()).any(|part| part == news).then_some(())
+    };
+    let callee_address = net.address(2);
+    eventually("the callee to know on disk who may call", || has(2, b"web"));
+    eventually("the caller to know on disk where to call", || has(3, callee_address.as_bytes()));
     server.kill();
     assert!(works().is_some(), "the data plane needs no server");
     for agent in [&mut caller, &mut callee] {
@@ -168,4 +172,53 @@ fn without_any_server_a_restarted_agent_serves_from_disk() {
         agent.restart();
     }
     eventually("the call to work again", works);
+}
+
+#[test]
+fn a_host_that_stops_leaves_first_and_finishes_what_is_under_way() {
+    let net = Net::new();
+    let (release, held) = std::sync::mpsc::channel();
+    let (_server, mut callee, _caller) = mesh(&net, "http", held_application(held));
+    set_intention(&net, "allow");
+    let asked = upstream(&net);
+    let under_way = eventually("a request to be under way", || {
+        let mut socket = TcpStream::connect(asked).ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+        write!(socket, "GET / HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n").ok()?;
+        let mut first = [0; 12];
+        socket.read_exact(&mut first).ok()?;
+        (&first == b"HTTP/1.1 200").then_some(socket)
+    });
+    let stopping = std::thread::spawn(move || callee.stop());
+    eventually("the catalog to know the instance no more", || {
+        let found = get_json(net.http(1), "/v1/catalog/service/api")?;
+        found.as_array()?.is_empty().then_some(())
+    });
+    assert!(!stopping.is_finished(), "it waits for the request");
+    release.send(()).expect("the application waits");
+    let mut rest = String::new();
+    (&under_way).read_to_string(&mut rest).expect("the whole answer");
+    assert!(rest.ends_with("begun, done"), "{rest}");
+    assert!(stopping.join().expect("no panic").success());
+}
+
+/// Answers one request in two parts: the second once it is told to.
+fn held_application(release: std::sync::mpsc::Receiver<()>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for mut socket in listener.incoming().flatten() {
+            let mut head = [0; 4096];
+            if !matches!(socket.read(&mut head), Ok(read) if read > 0) {
+                continue;
+            }
+            let head = "HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nbegun,";
+            if socket.write_all(head.as_bytes()).is_err() || release.recv().is_err() {
+                return;
+            }
+            // A caller that is gone is what the test would find.
+            let _ = socket.write_all(b" done");
+        }
+    });
+    address
 }

@@ -112,7 +112,7 @@ impl Net {
             "bind_addr": address,
             "client_addr": address,
             "access_log": self.folder().join(format!("n{n}.access")),
-            "proxy": { "workers": 1, "drain": "2s" },
+            "proxy": { "workers": 1, "drain": "10s" },
         });
         let object = config.as_object_mut().expect("an object");
         for layer in layers {

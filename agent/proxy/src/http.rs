@@ -67,6 +67,12 @@ pub(crate) fn authority(
     if !(target.starts_with('/') || (target == "*" && request.method() == Method::OPTIONS)) {
         return bad;
     }
+    // More than one way to say where the body ends is how one proxy is made to see another end.
+    let codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    let mut codings = codings.map(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    if codings.next() == Some(false) || codings.next().is_some() {
+        return bad;
+    }
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (host, None) => host,
@@ -88,7 +94,8 @@ pub(crate) fn authority(
 }
 
 /// Removes what belongs to one hop only, what the sender nominates for removal, and what only a
-/// proxy may say. Returns whether the message asks for an upgrade, and to what.
+/// proxy may say. `x-forwarded-for` and its like stay: they are between applications, as the
+/// identity of the caller is in none of them. Returns whether the message asks for an upgrade, and to what.
 pub(crate) fn strip(headers: &mut HeaderMap) -> Option<HeaderValue> {
     let mut doomed: Vec<HeaderName> = Vec::new();
     for name in headers.keys() {
@@ -102,6 +109,8 @@ pub(crate) fn strip(headers: &mut HeaderMap) -> Option<HeaderValue> {
             || *name == header::PROXY_AUTHORIZATION
             || *name == CALLER_HEADER
             || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
+            || matches!(name.as_str(), "x-original-url" | "x-consul-token")
+            || name.as_str().starts_with("x-envoy-")
             || name.as_str().starts_with("x-hawser-");
         if is_hop {
             doomed.push(name.clone());
@@ -458,6 +467,8 @@ mod tests {
             (&[("connection", "close, x-a"), ("x-a", "1")], &[], None, "nominated fields go too"),
             (&[("connection", "host"), ("host", "a")], &["host"], None, "but never the host"),
             (&[("x-hawser-reason", "ok"), ("x-forwarded-client-cert", "me")], &[], None, "forged"),
+            (&[("x-envoy-original-path", "/a"), ("x-original-url", "/b")], &[], None, "forged"),
+            (&[("x-forwarded-for", "::1")], &["x-forwarded-for"], None, "between applications"),
             (&[("te", "trailers"), ("keep-alive", "5")], &["te"], None, "trailers may be wanted"),
             (&[("te", "gzip")], &[], None, "other codings may not"),
             (

@@ -312,6 +312,21 @@ async fn ambiguous_requests_are_not_passed_on() {
             "400",
             "unknown coding",
         ),
+        (
+            b"GET / HTTP/1.1\r\nhost: db\r\ntransfer-encoding: identity, chunked\r\n\r\n0\r\n\r\n",
+            "400",
+            "two codings",
+        ),
+        (
+            b"GET / HTTP/1.1\r\nhost: db\r\ntransfer-encoding: chunked\r\ntransfer-encoding: \
+              chunked\r\n\r\n0\r\n\r\n",
+            "400",
+            "a coding twice",
+        ),
+        (b"GET / HTTP/1.1\r\nhost: db\r\nx: a\r\n b\r\n\r\n", "400", "a folded field"),
+        (b"GET / HTTP/1.1\r\nhost: db\r\nx : a\r\n\r\n", "400", "a blank before the colon"),
+        (b"GET / HTTP/1.2\r\nhost: db\r\n\r\n", "400", "a version that is none"),
+        (b"GET * HTTP/1.1\r\nhost: db\r\n\r\n", "400", "an asterisk to GET"),
         (long.as_bytes(), "414", "a target of 9 kB"),
         (many.as_bytes(), "431", "101 fields"),
     ];

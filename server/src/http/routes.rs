@@ -119,6 +119,7 @@ pub(crate) const ROUTES: &[Route] = routes![
     GET "health/checks/:" Read(health::checks),
     GET "health/state/:" Read(health::state),
     GET "connect/ca/roots" Read(connect::roots),
+    GET "connect/ca/configuration" Read(connect::configuration),
     GET "connect/intentions" Read(connect::intentions),
     POST "connect/intentions" Write(connect::create),
     GET "connect/intentions/match" Read(connect::matching),
