@@ -166,8 +166,8 @@ fn put(path: &Path, text: &str, folder_mode: u32, mode: u32) -> Result<()> {
 fn refuse_configured(places: &Places) -> Result<()> {
     if let Some(file) = config::files_in(&places.server)?.first() {
         bail!(
-            "this host is configured as a server by {}: a server's agent is inside it, and joins by \
-             itself",
+            "this host is configured as a server by {}: its agent is inside the server, and joins \
+             by itself",
             file.display()
         );
     }
