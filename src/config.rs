@@ -1,5 +1,7 @@
 //! Configuration: HCL or JSON files with Consul's keys → one raw form → what server and agent run on.
 
+mod aws;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -33,7 +35,10 @@ pub(crate) struct Raw {
     reap_after: Option<String>,
     leaf_cert_ttl: Option<String>,
     raft: Option<RawRaft>,
+    join_method: Option<String>,
     join_token_file: Option<PathBuf>,
+    server_pin: Option<String>,
+    aws_iam: Option<aws::RawAwsIam>,
     enable_script_checks: Option<bool>,
     enable_local_script_checks: Option<bool>,
     locality: Option<RawLocality>,
@@ -446,6 +451,7 @@ impl Raw {
             timing: self.timing()?,
             lease: server::config::LEASE,
             history: server::history::Limits::default(),
+            aws_iam: self.aws_iam.as_ref().map(aws::RawAwsIam::resolve).transpose()?,
             snapshot_every: self
                 .raft
                 .as_ref()
@@ -519,6 +525,11 @@ impl Raw {
                 agent::Join::Token(text.trim().to_owned())
             }
         };
+        let (method, pin) = (self.join_method.as_deref(), self.server_pin.as_deref());
+        let join = aws::join(method, pin, self.join_token_file.is_some())?.unwrap_or(join);
+        for server in self.retry_join.iter().flatten() {
+            agent::config::check_server(server).context("retry_join")?;
+        }
         ensure!(
             is_server || !servers.is_empty(),
             "retry_join: say at least one server's address, such as \"10.0.0.10\""

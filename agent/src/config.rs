@@ -3,11 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::BoxFuture;
 use hawser_api::definition::{CheckDefinition, ServiceDefinition};
+use hawser_aws::{InvalidQuery, Query, is_provider};
 use hawser_core::catalog::{Instance, Locality, Meta};
 use hawser_core::name::{Datacenter, NodeName};
 
@@ -27,7 +31,7 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// Where DNS listens and how it answers; none turns it off.
     pub dns: Option<(SocketAddr, hawser_dns::Config)>,
-    /// Servers to try first: `host` or `host:port`.
+    /// Servers to try first: `host`, `host:port` or `provider=aws ...`.
     pub servers: Vec<String>,
     /// How the host becomes a member.
     pub join: Join,
@@ -68,6 +72,33 @@ pub enum ScriptChecks {
     FilesAndApi,
 }
 
+/// SHA-256 of the public key of the root that vouches for servers: how a host knows them that has
+/// no join token. It is no secret.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Pin(pub(crate) [u8; 32]);
+
+/// A text that is no pin.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("it is no pin: it has 43 characters, as `hawser pin` prints it on a server")]
+pub struct InvalidPin;
+
+impl FromStr for Pin {
+    type Err = InvalidPin;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPin> {
+        let octets = URL_SAFE_NO_PAD.decode(text.trim()).map_err(|_| InvalidPin)?;
+        octets.try_into().map(Self).map_err(|_| InvalidPin)
+    }
+}
+
+/// Checks an entry of [`Config::servers`] that says who is to be asked for servers.
+///
+/// # Errors
+/// [`InvalidQuery`]
+pub fn check_server(text: &str) -> Result<(), InvalidQuery> {
+    if is_provider(text) { Query::parse(text).map(drop) } else { Ok(()) }
+}
+
 /// Makes a join token: how the agent inside a server joins.
 pub type Mint = Arc<dyn Fn() -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
 
@@ -75,6 +106,8 @@ pub type Mint = Arc<dyn Fn() -> BoxFuture<'static, Result<String, String>> + Sen
 pub enum Join {
     /// With this token, which works once; afterwards it is not looked at again.
     Token(String),
+    /// By the role that AWS knows its task or instance by; servers are known by the pin.
+    AwsIam(Pin),
     /// Not at all: it must have joined before.
     None,
     /// With tokens made as needed.

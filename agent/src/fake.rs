@@ -318,6 +318,20 @@ impl Agent for Fake {
         }))
     }
 
+    async fn join_nonce(
+        &self,
+        _: Request<v1::JoinNonceRequest>,
+    ) -> Result<Response<v1::JoinNonceReply>, Status> {
+        Err(Status::failed_precondition("nobody joins this server by AWS IAM"))
+    }
+
+    async fn join_aws(
+        &self,
+        _: Request<v1::JoinAwsRequest>,
+    ) -> Result<Response<v1::JoinReply>, Status> {
+        Err(Status::failed_precondition("nobody joins this server by AWS IAM"))
+    }
+
     async fn renew_node(
         &self,
         request: Request<v1::RenewNodeRequest>,

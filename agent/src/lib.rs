@@ -33,6 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hawser_api::definition::{CheckDefinition, ServiceDefinition};
+use hawser_aws::{Ambient, Finder, InvalidQuery, Query};
 use hawser_core::catalog::{Instance, Node};
 use hawser_core::clock::UnixTime;
 use hawser_core::name::NodeName;
@@ -43,7 +44,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::config::{Config, Join, Mint, ScriptChecks};
+pub use crate::config::{Config, InvalidPin, Join, Mint, Pin, ScriptChecks};
 pub use crate::disk::UnsafeFolder;
 pub use crate::identity::join::{InvalidToken, JoinError};
 pub use crate::local::RegisterError;
@@ -53,7 +54,7 @@ pub use hawser_proxy as proxy;
 use crate::anti_entropy::{AntiEntropy, Refused};
 use crate::clock::Backoff;
 use crate::host::Host;
-use crate::identity::join::{Membership, Token};
+use crate::identity::join::{Membership, Right, Token};
 use crate::identity::{join, leaves, node};
 use crate::local::{Local, Rules};
 use crate::metrics::Metrics;
@@ -72,6 +73,9 @@ pub enum StartError {
     /// Its metrics are registered already.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// An entry of `retry_join` asks AWS for nothing that there is.
+    #[error("retry_join: {0}")]
+    Query(#[from] InvalidQuery),
     /// The join token is none.
     #[error("join token: {0}")]
     Token(#[from] InvalidToken),
@@ -235,8 +239,8 @@ impl Agent {
         let view = Arc::new(subscribe::kept(&view_path).unwrap_or_default());
         let asked = Asked::of(&view);
         let contact = Contact(Arc::new(AtomicU64::new(modified(&view_path).as_millis())));
-        let servers =
-            Arc::new(Servers::open(&config.servers, folder.join(SERVERS), contact.clone()));
+        let servers = Servers::open(&config.servers, folder.join(SERVERS), contact.clone());
+        let servers = Arc::new(servers.finding(finders(&config.servers)?));
         let views = watch::Sender::new(view);
         let leaves = watch::Sender::new(leaves::kept(&folder.join(LEAVES)));
 
@@ -526,11 +530,21 @@ enum Reason {
     RanOut,
 }
 
+/// The entries of `retry_join` that AWS is asked for.
+fn finders(servers: &[String]) -> Result<Vec<Finder>, InvalidQuery> {
+    let asked = servers.iter().filter(|server| hawser_aws::is_provider(server));
+    asked.map(|text| Ok(Finder::new(Query::parse(text)?, Ambient::of_process()))).collect()
+}
+
 fn needs_join(held: Option<&Membership>, join: &Join) -> Option<Reason> {
     let Some(held) = held else { return Some(Reason::Never) };
-    if let Join::Token(text) = join
-        && let Ok(token) = Token::parse(text)
-        && tls::pin_of(&held.server_root).is_ok_and(|pin| pin != token.pin)
+    let pin = match join {
+        Join::Token(text) => Token::parse(text).ok().map(|token| token.pin),
+        Join::AwsIam(pin) => Some(pin.0),
+        Join::Mint(_) | Join::None => None,
+    };
+    if let Some(wanted) = pin
+        && tls::pin_of(&held.server_root).is_ok_and(|pin| pin != wanted)
     {
         return Some(Reason::Elsewhere);
     }
@@ -543,12 +557,17 @@ async fn join_once(host: &Host, how: &Join) -> Result<Membership, JoinError> {
     let text = match how {
         Join::Token(text) => text.clone(),
         Join::Mint(mint) => mint().await.map_err(JoinError::Unreachable)?,
+        Join::AwsIam(pin) => {
+            let right = Right::AwsIam(*pin);
+            return join::join(&host.servers, &host.node.name, &host.datacenter, &right).await;
+        }
         Join::None => {
             return Err(JoinError::Refused("there is no join token".to_owned()));
         }
     };
     let token = Token::parse(&text).map_err(|why| JoinError::Refused(why.to_string()))?;
-    join::join(&host.servers, &host.node.name, &host.datacenter, &token).await
+    let right = Right::Token(token);
+    join::join(&host.servers, &host.node.name, &host.datacenter, &right).await
 }
 
 /// Takes a new membership up, and drops what belonged to another cluster.
@@ -979,7 +998,7 @@ mod tests {
                 &servers,
                 &node.expect("a name"),
                 &datacenter.expect("a name"),
-                &Token::parse(&token).expect("a token"),
+                &Right::Token(Token::parse(&token).expect("a token")),
             )
             .await;
             match joined {

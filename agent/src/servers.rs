@@ -1,5 +1,6 @@
 //! The one multiplexed mTLS channel to a server: which servers are known, which one is in use.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use hawser_aws::Finder;
 use hawser_proto::v1::agent_client::AgentClient;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -119,6 +121,7 @@ pub(crate) enum ConnectError {
 /// The servers that this agent may use and the connection to one of them.
 pub(crate) struct Servers {
     configured: Vec<String>,
+    finders: Vec<Finder>,
     path: PathBuf,
     roster: Mutex<Roster>,
     links: watch::Sender<Option<Link>>,
@@ -159,12 +162,27 @@ impl Servers {
             }
         };
         Self {
-            configured: configured.iter().map(|server| with_port(server)).collect(),
+            configured: configured
+                .iter()
+                .filter(|server| !hawser_aws::is_provider(server))
+                .map(|server| with_port(server))
+                .collect(),
+            finders: Vec::new(),
             path,
             roster: Mutex::new(roster),
             links: watch::Sender::new(None),
             contact,
         }
+    }
+
+    /// Asks `finders`, too, when nobody else answers.
+    pub(crate) fn finding(self, finders: Vec<Finder>) -> Self {
+        Self { finders, ..self }
+    }
+
+    /// Every server worth a try, one after the other.
+    pub(crate) fn round(&self) -> Round<'_> {
+        Round { servers: self, left: self.candidates().into(), tried: Vec::new(), has_asked: false }
     }
 
     /// The connection in use; none while there is none.
@@ -274,7 +292,8 @@ impl Servers {
         config: &impl Fn() -> Result<ClientConfig, rustls::Error>,
     ) -> Result<Link, ConnectError> {
         let mut last = ConnectError::NoServers;
-        for server in self.candidates() {
+        let mut round = self.round();
+        while let Some(server) = round.next().await {
             let config = config().map_err(|why| ConnectError::Handshake {
                 server: server.clone(),
                 source: io::Error::other(why),
@@ -288,6 +307,33 @@ impl Servers {
             }
         }
         Err(last)
+    }
+}
+
+/// One round of trying servers: those known, and only then those that AWS must be asked for.
+pub(crate) struct Round<'a> {
+    servers: &'a Servers,
+    left: VecDeque<String>,
+    tried: Vec<String>,
+    has_asked: bool,
+}
+
+impl Round<'_> {
+    /// The next one to try; none once all were.
+    pub(crate) async fn next(&mut self) -> Option<String> {
+        if self.left.is_empty() && !self.has_asked {
+            self.has_asked = true;
+            for finder in &self.servers.finders {
+                let found = finder.addresses().await;
+                let found =
+                    found.into_iter().map(|ip| SocketAddr::new(ip, SERVER_PORT).to_string());
+                self.left.extend(found.filter(|server| !self.tried.contains(server)));
+            }
+            self.left.make_contiguous().shuffle(&mut rand::rng());
+        }
+        let next = self.left.pop_front()?;
+        self.tried.push(next.clone());
+        Some(next)
     }
 }
 

@@ -188,29 +188,24 @@ impl Sts {
     }
 }
 
-/// Signs `challenge` for the STS at `host` in `region`, now.
-pub(crate) fn prove(
-    credentials: &Credentials,
-    region: &Region,
-    host: &str,
-    challenge: &Challenge,
-    date: AmzDate,
-) -> Proof {
-    let token = credentials.session_token.as_ref().map(|token| token.as_str());
-    let headers = template(host, &date, token, challenge);
-    let signature = signable(region, &date, &headers).signature(credentials);
-    Proof {
-        access_key_id: credentials.access_key_id.clone(),
-        session_token: token.map(str::to_owned),
-        signature,
-        date,
-    }
-}
-
 impl Credentials {
-    /// Proves whose these are to one who will ask the STS at `host` in `region`.
-    pub fn prove(&self, region: &Region, host: &str, challenge: &Challenge) -> Proof {
-        prove(self, region, host, challenge, AmzDate::now())
+    /// Proves, at `date`, whose these are to one who will ask the STS at `host` in `region`.
+    pub fn prove(
+        &self,
+        region: &Region,
+        host: &str,
+        challenge: &Challenge,
+        date: AmzDate,
+    ) -> Proof {
+        let token = self.session_token.as_ref().map(|token| token.as_str());
+        let headers = template(host, &date, token, challenge);
+        let signature = signable(region, &date, &headers).signature(self);
+        Proof {
+            access_key_id: self.access_key_id.clone(),
+            session_token: token.map(str::to_owned),
+            signature,
+            date,
+        }
     }
 }
 
@@ -316,7 +311,7 @@ mod tests {
         let wrong = Credentials { secret: "other".to_owned().into(), ..keys() };
         let unsigned = Credentials { session_token: None, ..keys() };
         let later = AmzDate::parse("20261120T160501Z").expect("a date");
-        let good = prove(&keys(), &here, &host, &challenge(), date());
+        let good = keys().prove(&here, &host, &challenge(), date());
         let changed = |change: &dyn Fn(&mut Proof)| {
             let mut proof = good.clone();
             change(&mut proof);
@@ -325,13 +320,13 @@ mod tests {
         let cases = [
             // proof, whether it identifies, why
             (good.clone(), true, "as it was signed"),
-            (prove(&keys(), &there, &host, &challenge(), date()), false, "another region"),
-            (prove(&keys(), &here, "sts.example", &challenge(), date()), false, "another host"),
-            (prove(&keys(), &here, &host, &other_key, date()), false, "another CSR's key"),
-            (prove(&keys(), &here, &host, &other_nonce, date()), false, "another nonce"),
-            (prove(&keys(), &here, &host, &other_server, date()), false, "another cluster"),
-            (prove(&wrong, &here, &host, &challenge(), date()), false, "another secret"),
-            (prove(&unsigned, &here, &host, &challenge(), date()), false, "no session token"),
+            (keys().prove(&there, &host, &challenge(), date()), false, "another region"),
+            (keys().prove(&here, "sts.example", &challenge(), date()), false, "another host"),
+            (keys().prove(&here, &host, &other_key, date()), false, "another CSR's key"),
+            (keys().prove(&here, &host, &other_nonce, date()), false, "another nonce"),
+            (keys().prove(&here, &host, &other_server, date()), false, "another cluster"),
+            (wrong.prove(&here, &host, &challenge(), date()), false, "another secret"),
+            (unsigned.prove(&here, &host, &challenge(), date()), false, "no session token"),
             (changed(&|proof| proof.date = later.clone()), false, "another date"),
             (changed(&|proof| proof.session_token = Some("x".into())), false, "another token"),
             (changed(&|proof| proof.access_key_id = "ASIAOTHEROTHEROTHER".into()), false, "a key"),
@@ -401,7 +396,7 @@ mod tests {
             let fake = Fake::answering(move |_| (status, body.to_owned())).await;
             let region: Region = "eu-west-1".parse().expect("a region");
             let sts = Sts::new(region.clone(), fake.endpoint.clone());
-            let proof = prove(&keys(), &region, &sts.host(), &challenge(), AmzDate::at(0));
+            let proof = keys().prove(&region, &sts.host(), &challenge(), AmzDate::at(0));
             let refused = sts.identify(&proof, &challenge()).await.expect_err(body);
             assert!(refused.to_string().contains(says), "{status} {body}: {refused}");
         }

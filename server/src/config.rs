@@ -7,6 +7,7 @@ use std::time::Duration;
 use hawser_core::intention::Action;
 use hawser_core::name::{Datacenter, NodeName};
 
+use crate::aws_iam::AwsIam;
 use crate::identity::OperatorKey;
 
 /// The configuration of one server.
@@ -21,7 +22,7 @@ pub struct Config {
     pub advertise: SocketAddr,
     /// How many servers found a cluster together; zero never founds one, and only joins.
     pub bootstrap_expect: u8,
-    /// Other servers: `host[:port]`, addresses or DNS names.
+    /// Other servers: `host[:port]`, addresses, DNS names, or `provider=aws ...`.
     pub retry_join: Vec<String>,
     /// The key that all servers of the cluster share.
     pub operator_key: OperatorKey,
@@ -37,6 +38,8 @@ pub struct Config {
     pub lease: Duration,
     /// The bounds of the traffic history.
     pub history: crate::history::Limits,
+    /// How AWS's identities become nodes; none takes joins by token only.
+    pub aws_iam: Option<AwsIam>,
     /// Entries between two snapshots.
     pub snapshot_every: u64,
 }

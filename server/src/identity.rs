@@ -282,9 +282,7 @@ impl Identity {
         datacenter: &Datacenter,
         node: &NodeName,
     ) -> Result<Self, IdentityError> {
-        let mut uuid = [0; 16];
-        operator_key.derive("cluster id", &mut uuid);
-        let cluster_id = uuid::Builder::from_random_bytes(uuid).into_uuid().to_string();
+        let cluster_id = operator_key.cluster_id();
         let trust_domain: TrustDomain = format!("{cluster_id}.consul")
             .parse()
             .expect("a UUID in lower case is a valid first label of a trust domain");
@@ -365,6 +363,22 @@ impl Identity {
                 shown.certified.clone()
             }
         }
+    }
+}
+
+impl OperatorKey {
+    /// [`Identity::pin`] of every server that has this key. It is no secret.
+    ///
+    /// # Errors
+    /// [`IdentityError`] when the root cannot be made.
+    pub fn pin(&self) -> Result<[u8; 32], IdentityError> {
+        Ok(server_root(self, &self.cluster_id())?.1)
+    }
+
+    fn cluster_id(&self) -> String {
+        let mut uuid = [0; 16];
+        self.derive("cluster id", &mut uuid);
+        uuid::Builder::from_random_bytes(uuid).into_uuid().to_string()
     }
 }
 
@@ -547,6 +561,7 @@ mod tests {
             x509_parser::parse_x509_certificate(identity.server_root_der()).expect("DER");
         assert!(rest.is_empty());
         assert_eq!(<[u8; 32]>::from(Sha256::digest(root.public_key().raw)), identity.pin());
+        assert_eq!(key(1).pin().expect("made"), identity.pin());
     }
 
     #[test]

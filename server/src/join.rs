@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
+use hawser_aws::Finder;
 use hawser_proto::{Member, v1};
 use hickory_resolver::TokioResolver;
 use tokio::time::{sleep, timeout};
@@ -21,6 +22,8 @@ pub(crate) struct Join {
     pub(crate) own: Member,
     pub(crate) bootstrap_expect: u8,
     pub(crate) retry_join: Vec<Seed>,
+    /// Where addresses are asked for by tag.
+    pub(crate) finders: Vec<Finder>,
     pub(crate) raft: Raft,
     pub(crate) dialer: Dialer,
     pub(crate) acquaintances: Acquaintances,
@@ -177,6 +180,10 @@ impl Join {
 
     async fn ask_all(&self) -> Round {
         let mut addresses = resolve(&self.retry_join).await;
+        for finder in &self.finders {
+            let found = finder.addresses().await;
+            addresses.extend(found.into_iter().map(|ip| SocketAddr::new(ip, PORT).to_string()));
+        }
         addresses.extend(self.acquaintances.list().into_iter().map(|member| member.address));
         addresses.remove(&self.own.address);
         let answers: Vec<v1::HelloReply> = stream::iter(addresses)

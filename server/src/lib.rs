@@ -3,6 +3,7 @@
 pub mod identity;
 pub mod tls;
 pub mod ca;
+pub mod aws_iam;
 pub mod history;
 pub mod config;
 mod metrics;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hawser_aws::{Ambient, Finder, InvalidQuery, Query};
 use hawser_core::state::{Cluster, Topic};
 use hawser_proto::Member;
 use prometheus::{IntCounterVec, Registry};
@@ -18,6 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use crate::aws_iam::{self, Verifier};
 use crate::ca::Ca;
 use crate::config::Config;
 use crate::dial::Dialer;
@@ -60,6 +62,9 @@ pub enum StartError {
     /// Its own certificate cannot be made.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// There is nothing to make nonces of.
+    #[error(transparent)]
+    Random(#[from] aws_iam::NoRandomness),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -80,6 +85,9 @@ pub enum StartError {
     /// An entry of `retry_join` can be no address.
     #[error(transparent)]
     Seed(#[from] InvalidSeed),
+    /// An entry of `retry_join` asks AWS for nothing that there is.
+    #[error("retry_join: {0}")]
+    Query(#[from] InvalidQuery),
     /// The listener cannot be used.
     #[error("the server's port cannot be used: {0}")]
     Listener(io::Error),
@@ -114,13 +122,15 @@ impl Server {
         listener: TcpListener,
         registry: &Registry,
     ) -> Result<Self, StartError> {
-        let seeds: Vec<Seed> =
-            config.retry_join.iter().map(|text| Seed::parse(text)).collect::<Result<_, _>>()?;
+        let (finders, seeds) = seeds(&config.retry_join)?;
         listener.set_nonblocking(true).map_err(StartError::Listener)?;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(StartError::Listener)?;
         let metrics = Metrics::register(registry)?;
         let identity =
             Arc::new(Identity::new(&config.operator_key, &config.datacenter, &config.node)?);
+        let server_id = identity.trust_domain().to_string();
+        let verifier = |config| Verifier::new(config, server_id);
+        let aws_iam = config.aws_iam.clone().map(verifier).transpose()?;
         let dialer = Dialer::new(tls::dial_config(&identity)?);
         let (store, snapshots, history) = open(&config, &identity, &metrics).await?;
 
@@ -212,11 +222,12 @@ impl Server {
             own,
             bootstrap_expect: config.bootstrap_expect,
             retry_join: seeds,
+            finders,
             raft: raft.clone(),
             dialer,
             acquaintances,
         };
-        let agents = AgentRpc::service(handle.clone(), config.lease, stopping.clone());
+        let agents = AgentRpc::service(handle.clone(), config.lease, aws_iam, stopping.clone());
         let routes = Routes::new(answers.service()).add_service(agents);
         Ok(Self {
             handle,
@@ -308,6 +319,19 @@ impl Server {
             (outcome, _) => outcome,
         }
     }
+}
+
+/// The entries of `retry_join`: those to ask AWS for, and the rest.
+fn seeds(retry_join: &[String]) -> Result<(Vec<Finder>, Vec<Seed>), StartError> {
+    let (mut finders, mut seeds) = (Vec::new(), Vec::new());
+    for text in retry_join {
+        if hawser_aws::is_provider(text) {
+            finders.push(Finder::new(Query::parse(text)?, Ambient::of_process()));
+        } else {
+            seeds.push(Seed::parse(text)?);
+        }
+    }
+    Ok((finders, seeds))
 }
 
 async fn open(

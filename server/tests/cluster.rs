@@ -64,6 +64,7 @@ impl Place {
             timing: TIMING,
             lease: Duration::from_secs(15),
             history: history::Limits::default(),
+            aws_iam: None,
             snapshot_every: 64,
         }
     }

@@ -53,6 +53,7 @@ impl Cluster {
                 timing: RaftTiming::default(),
                 lease: Duration::from_secs(15),
                 history: history::Limits::default(),
+                aws_iam: None,
                 snapshot_every: 1_024,
             };
             let server =

@@ -23,6 +23,7 @@ mod map;
 mod members;
 mod operator;
 mod output;
+mod pin;
 mod serve;
 mod services;
 mod spelling;
@@ -50,6 +51,8 @@ enum Command {
     Join(join::Arguments),
     /// Print a new operator key, which makes hosts servers of one cluster.
     Keygen,
+    /// Print what hosts that join by AWS IAM know the servers by; it is no secret.
+    Pin(pin::Arguments),
     /// Print the release.
     Version,
     /// Check configuration files without starting anything.
@@ -69,6 +72,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Agent(arguments) => agent::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Join(arguments) => join::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Keygen => keygen::run().map(|()| ExitCode::SUCCESS),
+        Command::Pin(arguments) => pin::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Version => output::print(concat!("Hawser v", env!("CARGO_PKG_VERSION"), "\n"))
             .map(|()| ExitCode::SUCCESS),
         Command::Validate(arguments) => validate::run(&arguments),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use hawser_aws::{Ambient, AmzDate, Challenge, Credentials, CredentialsError};
 use hawser_core::name::{Datacenter, NodeName};
 use hawser_core::spiffe::{Role, SpiffeId, TrustDomain};
 use hawser_identity::{Anchors, find_pinned, id_of};
@@ -17,8 +18,9 @@ use tonic::Code;
 use zeroize::Zeroizing;
 
 use super::{Credential, Damaged, InvalidReply, Kept, Request};
+use crate::config::Pin;
 use crate::disk;
-use crate::servers::{self, ConnectError, Servers};
+use crate::servers::{self, ConnectError, Link, Servers};
 use crate::tls;
 
 /// A right to join once: `hj1.<secret>.<pin>`. Not printable.
@@ -136,6 +138,12 @@ pub enum JoinError {
              join-token`"
     )]
     Refused(String),
+    /// The servers said no to the role: their `aws_iam` or the role must change.
+    #[error("the servers refuse to let this host join by AWS IAM: {0}")]
+    RefusedRole(String),
+    /// There is nothing to sign with yet.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// No server could be asked: another attempt may succeed.
     #[error("no server could be asked: {0}")]
     Unreachable(String),
@@ -147,7 +155,7 @@ pub enum JoinError {
 impl JoinError {
     /// Whether another attempt may succeed.
     pub(crate) fn is_passing(&self) -> bool {
-        matches!(self, Self::Unreachable(_))
+        matches!(self, Self::Unreachable(_) | Self::Credentials(_))
     }
 }
 
@@ -163,16 +171,32 @@ impl From<InvalidReply> for JoinError {
     }
 }
 
+/// What a host joins by.
+pub(crate) enum Right {
+    Token(Token),
+    AwsIam(Pin),
+}
+
+impl Right {
+    fn pin(&self) -> [u8; 32] {
+        match self {
+            Self::Token(token) => token.pin,
+            Self::AwsIam(pin) => pin.0,
+        }
+    }
+}
+
 /// Joins as `node`, asking one server after the other.
 pub(crate) async fn join(
     servers: &Servers,
     node: &NodeName,
     datacenter: &Datacenter,
-    token: &Token,
+    right: &Right,
 ) -> Result<Membership, JoinError> {
     let mut last = JoinError::from(ConnectError::NoServers);
-    for server in servers.candidates() {
-        match join_at(&server, node, datacenter, token).await {
+    let mut round = servers.round();
+    while let Some(server) = round.next().await {
+        match join_at(&server, node, datacenter, right).await {
             Err(why) if why.is_passing() => {
                 tracing::debug!(server, %why, "this server could not be asked to join");
                 last = why;
@@ -187,42 +211,21 @@ async fn join_at(
     server: &str,
     node: &NodeName,
     datacenter: &Datacenter,
-    token: &Token,
+    right: &Right,
 ) -> Result<Membership, JoinError> {
     let unreachable = |why: &dyn std::fmt::Display| JoinError::Unreachable(why.to_string());
-    let anchors = Anchors::pinned(token.pin, datacenter.clone());
+    let anchors = Anchors::pinned(right.pin(), datacenter.clone());
     let config = tls::client(anchors, None).map_err(|why| unreachable(&why))?;
     let link = servers::connect(server, Arc::new(config)).await?;
     let request = Request::make().map_err(|why| unreachable(&why))?;
-    let ask = v1::JoinRequest {
-        node: node.to_string(),
-        secret: token.secret.to_vec(),
-        csr: request.csr.clone(),
-    };
-    let mut client = link.client();
-    let answered = timeout(JOIN, client.join(ask)).await;
-    link.retire();
-    let reply = match answered {
-        Err(_) => return Err(unreachable(&"no answer in time")),
-        Ok(Err(status)) => match status.code() {
-            Code::Unavailable
-            | Code::DeadlineExceeded
-            | Code::Cancelled
-            | Code::Unknown
-            | Code::Internal
-            | Code::ResourceExhausted
-            | Code::Aborted => {
-                return Err(unreachable(&status.message()));
-            }
-            _ => return Err(JoinError::Refused(status.message().to_owned())),
-        },
-        Ok(Ok(reply)) => reply.into_inner(),
-    };
     // The handshake proved that the one leads to the other.
     let met = link.shown();
     let server = id_of(met.first().ok_or(InvalidReply::Missing("server"))?)
         .map_err(InvalidReply::Certificate)?;
-    let root = find_pinned(met, &token.pin).ok_or(InvalidReply::Missing("server root"))?;
+    let asked = timeout(JOIN, ask(&link, node, &server.trust_domain, &request, right)).await;
+    link.retire();
+    let reply = asked.map_err(|_| unreachable(&"no answer in time"))??;
+    let root = find_pinned(met, &right.pin()).ok_or(InvalidReply::Missing("server root"))?;
     let id = SpiffeId {
         trust_domain: server.trust_domain,
         datacenter: datacenter.clone(),
@@ -233,6 +236,61 @@ async fn join_at(
         cluster_id: reply.cluster_id,
         server_root: root.clone(),
         credential: request.answered(certificate, &id)?,
+    })
+}
+
+/// Asks the server at the other end of `link`, of the cluster that `trust_domain` names.
+async fn ask(
+    link: &Link,
+    node: &NodeName,
+    trust_domain: &TrustDomain,
+    request: &Request,
+    right: &Right,
+) -> Result<v1::JoinReply, JoinError> {
+    let mut client = link.client();
+    let (node, csr) = (node.to_string(), request.csr.clone());
+    let answered = match right {
+        Right::Token(token) => {
+            let ask = v1::JoinRequest { node, secret: token.secret.to_vec(), csr };
+            client.join(ask).await.map_err(|status| (status, JoinError::Refused as fn(_) -> _))
+        }
+        Right::AwsIam(_) => {
+            let refused = |status| (status, JoinError::RefusedRole as fn(_) -> _);
+            let credentials = Credentials::load(&Ambient::of_process()).await?;
+            match client.join_nonce(v1::JoinNonceRequest {}).await {
+                Err(status) => Err(refused(status)),
+                Ok(reply) => {
+                    let reply = reply.into_inner();
+                    let server_id = trust_domain.to_string();
+                    let key = request.key_hash();
+                    let challenge = Challenge::new(&reply.nonce, key, &server_id);
+                    let region =
+                        reply.region.parse().map_err(|_| InvalidReply::Missing("region"))?;
+                    let proof =
+                        credentials.prove(&region, &reply.sts_host, &challenge, AmzDate::now());
+                    let ask = v1::JoinAwsRequest {
+                        node,
+                        csr,
+                        nonce: reply.nonce,
+                        access_key_id: proof.access_key_id().to_owned(),
+                        date: proof.date().as_str().to_owned(),
+                        session_token: proof.session_token().to_owned(),
+                        signature: proof.signature().to_owned(),
+                    };
+                    client.join_aws(ask).await.map_err(refused)
+                }
+            }
+        }
+    };
+    answered.map(tonic::Response::into_inner).map_err(|(status, refused)| match status.code() {
+        Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::Internal
+        | Code::ResourceExhausted
+        | Code::Aborted => JoinError::Unreachable(status.message().to_owned()),
+        _ => refused(status.message().to_owned()),
     })
 }
 

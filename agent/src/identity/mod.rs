@@ -66,6 +66,13 @@ impl Request {
         Ok(Self { key, csr })
     }
 
+    /// SHA-256 of the public key, SPKI.
+    pub(crate) fn key_hash(&self) -> [u8; 32] {
+        let spki = rcgen::PublicKeyData::subject_public_key_info(&self.key);
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &spki);
+        digest.as_ref().try_into().expect("SHA-256 has 32 octets")
+    }
+
     /// The credential, if `reply` certifies this very key for `expected`.
     pub(crate) fn answered(
         &self,

@@ -1718,6 +1718,40 @@ pub struct JoinReply {
     #[prost(string, tag = "4")]
     pub trust_domain: ::prost::alloc::string::String,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinNonceRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinNonceReply {
+    #[prost(bytes = "vec", tag = "1")]
+    pub nonce: ::prost::alloc::vec::Vec<u8>,
+    /// The STS that will be asked: its region and host are part of what is signed.
+    #[prost(string, tag = "2")]
+    pub region: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub sts_host: ::prost::alloc::string::String,
+}
+/// The parts of a signed GetCallerIdentity. The server builds the request anew around them.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinAwsRequest {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// A certificate signing request, DER: only its public key is taken.
+    #[prost(bytes = "vec", tag = "2")]
+    pub csr: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    pub nonce: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "4")]
+    pub access_key_id: ::prost::alloc::string::String,
+    /// As X-Amz-Date has it.
+    #[prost(string, tag = "5")]
+    pub date: ::prost::alloc::string::String,
+    /// Empty for a key without a session.
+    #[prost(string, tag = "6")]
+    pub session_token: ::prost::alloc::string::String,
+    /// 64 hexadecimal digits.
+    #[prost(string, tag = "7")]
+    pub signature: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewNodeRequest {
     #[prost(bytes = "vec", tag = "1")]
@@ -1821,7 +1855,7 @@ pub mod agent_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Agent to server, over mTLS. Join is the one call that needs no client certificate.
+    /// Agent to server, over mTLS. The calls that join need no client certificate.
     #[derive(Debug, Clone)]
     pub struct AgentClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -1907,6 +1941,46 @@ pub mod agent_client {
             let path = http::uri::PathAndQuery::from_static("/hawser.v1.Agent/Join");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("hawser.v1.Agent", "Join"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What a signature for JoinAws must cover; it holds for a minute, once, at the same server.
+        pub async fn join_nonce(
+            &mut self,
+            request: impl tonic::IntoRequest<super::JoinNonceRequest>,
+        ) -> std::result::Result<tonic::Response<super::JoinNonceReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hawser.v1.Agent/JoinNonce",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hawser.v1.Agent", "JoinNonce"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Joins by the role that AWS says has signed.
+        pub async fn join_aws(
+            &mut self,
+            request: impl tonic::IntoRequest<super::JoinAwsRequest>,
+        ) -> std::result::Result<tonic::Response<super::JoinReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hawser.v1.Agent/JoinAws");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hawser.v1.Agent", "JoinAws"));
             self.inner.unary(req, path, codec).await
         }
         /// A new certificate for the node that the caller's certificate names.
@@ -2112,6 +2186,16 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::JoinRequest>,
         ) -> std::result::Result<tonic::Response<super::JoinReply>, tonic::Status>;
+        /// What a signature for JoinAws must cover; it holds for a minute, once, at the same server.
+        async fn join_nonce(
+            &self,
+            request: tonic::Request<super::JoinNonceRequest>,
+        ) -> std::result::Result<tonic::Response<super::JoinNonceReply>, tonic::Status>;
+        /// Joins by the role that AWS says has signed.
+        async fn join_aws(
+            &self,
+            request: tonic::Request<super::JoinAwsRequest>,
+        ) -> std::result::Result<tonic::Response<super::JoinReply>, tonic::Status>;
         /// A new certificate for the node that the caller's certificate names.
         async fn renew_node(
             &self,
@@ -2168,7 +2252,7 @@ pub mod agent_server {
             request: tonic::Request<super::HttpRequest>,
         ) -> std::result::Result<tonic::Response<super::HttpReply>, tonic::Status>;
     }
-    /// Agent to server, over mTLS. Join is the one call that needs no client certificate.
+    /// Agent to server, over mTLS. The calls that join need no client certificate.
     #[derive(Debug)]
     pub struct AgentServer<T> {
         inner: Arc<T>,
@@ -2273,6 +2357,92 @@ pub mod agent_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = JoinSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hawser.v1.Agent/JoinNonce" => {
+                    #[allow(non_camel_case_types)]
+                    struct JoinNonceSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::JoinNonceRequest>
+                    for JoinNonceSvc<T> {
+                        type Response = super::JoinNonceReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::JoinNonceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::join_nonce(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = JoinNonceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hawser.v1.Agent/JoinAws" => {
+                    #[allow(non_camel_case_types)]
+                    struct JoinAwsSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::JoinAwsRequest>
+                    for JoinAwsSvc<T> {
+                        type Response = super::JoinReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::JoinAwsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::join_aws(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = JoinAwsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

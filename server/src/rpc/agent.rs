@@ -7,10 +7,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use hawser_aws::Proof;
 use hawser_core::anti_entropy::Rows;
 use hawser_core::clock::Index;
 use hawser_core::edge::{EdgeKey, Tally};
-use hawser_core::health::NODE_LIVENESS_CHECK;
+use hawser_core::health::{self, NODE_LIVENESS_CHECK};
 use hawser_core::name::{NodeName, ServiceName};
 use hawser_core::spiffe::Role;
 use hawser_core::state::{Command, NodeChanges, Rejection, State, Topic};
@@ -24,7 +25,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
-use crate::ca::{Buckets, Issued, Pace};
+use crate::aws_iam::{NoRandomness, Verifier};
+use crate::ca::{self, Buckets, Issued, Pace};
 use crate::handle::Handle;
 use crate::identity::now;
 use crate::propose::ProposeError;
@@ -33,7 +35,7 @@ use crate::rpc::status;
 use crate::tls::{Peer, Source};
 use crate::watch::Watches;
 
-/// The agents' service. Every call but [`Agent::join`] acts for the node that the caller's
+/// The agents' service. Every call but those that join acts for the node that the caller's
 /// certificate names, and for no other.
 pub(crate) struct AgentRpc {
     handle: Handle,
@@ -41,19 +43,23 @@ pub(crate) struct AgentRpc {
     lease: Duration,
     drain: CancellationToken,
     joins: Buckets<IpAddr>,
+    nonces: Buckets<IpAddr>,
+    aws_iam: Option<Verifier>,
     reports: Buckets<NodeName>,
 }
 
 impl AgentRpc {
-    /// The service, ready to be routed to. `lease` is how long a heartbeat counts; `drain` ends
-    /// subscriptions and what waits in [`Agent::http`].
+    /// The service, ready to be routed to. `lease` is how long a heartbeat counts; `aws_iam`
+    /// lets roles of AWS join; `drain` ends subscriptions and what waits in [`Agent::http`].
     pub(crate) fn service(
         handle: Handle,
         lease: Duration,
+        aws_iam: Option<Verifier>,
         drain: CancellationToken,
     ) -> AgentServer<Self> {
-        let (joins, reports) = (Buckets::new(JOIN_PACE), Buckets::new(REPORT_PACE));
-        AgentServer::new(Self { handle, lease, drain, joins, reports })
+        let (joins, nonces) = (Buckets::new(JOIN_PACE), Buckets::new(NONCE_PACE));
+        let reports = Buckets::new(REPORT_PACE);
+        AgentServer::new(Self { handle, lease, drain, joins, nonces, aws_iam, reports })
             .max_decoding_message_size(MESSAGE_OCTETS_MAX)
     }
 
@@ -72,7 +78,75 @@ impl AgentRpc {
         let used = Command::UseJoinToken { hash, node: node.clone() };
         self.handle.proposer.propose(used).await?;
         tracing::info!(%node, "joined");
-        let certificate = self.sign(node, None, request.csr.clone()).await?;
+        self.welcome(node, request.csr.clone()).await
+    }
+
+    /// Lets in the role that signed, under a name that it may have, and signs its certificate.
+    async fn admit_role(&self, request: &v1::JoinAwsRequest) -> Result<v1::JoinReply, Status> {
+        let verifier = self.aws_iam()?;
+        let node: NodeName = parsed("join_aws_request.node", &request.node)?;
+        let v1::JoinAwsRequest { access_key_id, date, session_token, signature, .. } = request;
+        let proof = Proof::parse(access_key_id, date, session_token, signature)
+            .map_err(|why| Status::invalid_argument(format!("join_aws_request.{why}")))?;
+        // A question at STS is spent only on a request that can be signed.
+        self.handle.ca.check(self.handle.reader.current().authority(), &request.csr)?;
+        let key = ca::key_hash(&request.csr)?;
+        let caller = verifier.identify(&node, &request.nonce, key, &proof, now()).await?;
+        // A name is its first owner's for as long as that lives, whoever else may have it.
+        let reading = self.handle.reader.read(Consistency::Default).await?;
+        if is_alive(&reading.state, &node) {
+            return Err(Status::aborted(format!(
+                "a node called {node} is alive: stop it first, or take another name"
+            )));
+        }
+        tracing::info!(%node, arn = caller.arn(), "joined by AWS IAM");
+        self.welcome(node, request.csr.clone()).await
+    }
+
+    fn aws_iam(&self) -> Result<&Verifier, Status> {
+        self.aws_iam.as_ref().ok_or_else(|| {
+            Status::failed_precondition(
+                "this server lets nobody join by AWS IAM: set aws_iam in its configuration",
+            )
+        })
+    }
+
+    /// Counts an attempt to join against where it comes from, unless it was no fault of the caller.
+    async fn counted(
+        &self,
+        extensions: &Extensions,
+        admitted: impl Future<Output = Result<v1::JoinReply, Status>>,
+    ) -> Result<Response<v1::JoinReply>, Status> {
+        let source = source(extensions)?;
+        // Taken before, and given back after, so that trying in parallel gains nothing.
+        self.joins.take(&source, Instant::now()).map_err(|wait| {
+            let wait = wait.as_secs() + 1;
+            Status::resource_exhausted(format!(
+                "too many failed attempts to join from {source}: try again in {wait} s"
+            ))
+        })?;
+        let joined = admitted.await;
+        match &joined {
+            Ok(_) => self.joins.give_back(&source),
+            // Not the caller's fault.
+            Err(failed)
+                if matches!(
+                    failed.code(),
+                    Code::Unavailable | Code::Internal | Code::Unknown | Code::ResourceExhausted
+                ) =>
+            {
+                self.joins.give_back(&source);
+            }
+            Err(refused) => {
+                let (code, why) = (refused.code(), refused.message());
+                tracing::warn!(%source, ?code, ?why, "an attempt to join was refused");
+            }
+        }
+        joined.map(Response::new)
+    }
+
+    async fn welcome(&self, node: NodeName, csr: Vec<u8>) -> Result<v1::JoinReply, Status> {
+        let certificate = self.sign(node, None, csr).await?;
         let identity = &self.handle.identity;
         Ok(v1::JoinReply {
             certificate: Some(certificate),
@@ -115,33 +189,31 @@ impl Agent for AgentRpc {
         &self,
         request: Request<v1::JoinRequest>,
     ) -> Result<Response<v1::JoinReply>, Status> {
-        let source = request.extensions().get::<Source>().map(|source| source.0.ip());
-        let source = source.ok_or_else(|| Status::internal("the connection has no address"))?;
-        let source = network_of(source);
-        // Taken before, and given back after, so that trying in parallel gains nothing.
-        self.joins.take(&source, Instant::now()).map_err(|wait| {
-            let wait = wait.as_secs() + 1;
-            Status::resource_exhausted(format!(
-                "too many failed attempts to join from {source}: try again in {wait} s"
-            ))
+        self.counted(request.extensions(), self.admit(request.get_ref())).await
+    }
+
+    async fn join_nonce(
+        &self,
+        request: Request<v1::JoinNonceRequest>,
+    ) -> Result<Response<v1::JoinNonceReply>, Status> {
+        let verifier = self.aws_iam()?;
+        let source = source(request.extensions())?;
+        self.nonces.take(&source, Instant::now()).map_err(|_| {
+            Status::resource_exhausted(format!("too many attempts to join from {source}"))
         })?;
-        let joined = self.admit(request.get_ref()).await;
-        match &joined {
-            Ok(_) => self.joins.give_back(&source),
-            // Not the caller's fault.
-            Err(failed)
-                if matches!(
-                    failed.code(),
-                    Code::Unavailable | Code::Internal | Code::Unknown | Code::ResourceExhausted
-                ) =>
-            {
-                self.joins.give_back(&source);
-            }
-            Err(refused) => {
-                tracing::warn!(%source, code = ?refused.code(), "an attempt to join was refused");
-            }
-        }
-        joined.map(Response::new)
+        let nonce = verifier.nonce().map_err(|why: NoRandomness| Status::internal(why.to_string()));
+        Ok(Response::new(v1::JoinNonceReply {
+            nonce: nonce?,
+            region: verifier.sts().region().as_str().to_owned(),
+            sts_host: verifier.sts().host(),
+        }))
+    }
+
+    async fn join_aws(
+        &self,
+        request: Request<v1::JoinAwsRequest>,
+    ) -> Result<Response<v1::JoinReply>, Status> {
+        self.counted(request.extensions(), self.admit_role(request.get_ref())).await
     }
 
     async fn renew_node(
@@ -402,6 +474,21 @@ fn caller(extensions: &Extensions) -> Result<NodeName, Status> {
     }
 }
 
+/// What one who has no certificate yet is counted under.
+fn source(extensions: &Extensions) -> Result<IpAddr, Status> {
+    let source = extensions.get::<Source>().map(|source| source.0.ip());
+    source.map(network_of).ok_or_else(|| Status::internal("the connection has no address"))
+}
+
+/// Whether the catalog has `node`, and no word that it is dead.
+fn is_alive(state: &State, node: &NodeName) -> bool {
+    let catalog = state.catalog();
+    let is_dead = catalog.checks_on(node).any(|row| {
+        row.value.id.as_str() == NODE_LIVENESS_CHECK && row.value.status == health::Status::Critical
+    });
+    catalog.node(node).is_some() && !is_dead
+}
+
 /// What one who joins is counted under: hosts on IPv6 have a whole network each.
 fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -545,6 +632,8 @@ const SECRET_OCTETS: usize = 32;
 const MESSAGE_OCTETS_MAX: usize = 8 * 1024 * 1024;
 /// Attempts that failed, per source.
 const JOIN_PACE: Pace = Pace { burst: 5, every: Duration::from_secs(12) };
+/// Giving one out costs little; using one counts as an attempt to join.
+const NONCE_PACE: Pace = Pace { burst: 30, every: Duration::from_secs(2) };
 const REPORT_PACE: Pace = Pace { burst: 6, every: Duration::from_secs(5) };
 const HEARTBEATS_PER_LEASE: u32 = 3;
 const DELTAS_IN_FLIGHT: usize = 1;
@@ -561,7 +650,6 @@ mod tests {
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use hawser_core::catalog::{Check, Instance, Node};
-    use hawser_core::health;
     use hawser_core::intention::Action;
     use hawser_core::view::View;
     use hawser_proto::v1::agent_client::AgentClient;
@@ -570,6 +658,7 @@ mod tests {
     use tonic::transport::Channel;
 
     use super::*;
+    use crate::aws_iam::{AwsIam, Policy};
     use crate::identity::OperatorKey;
     use crate::tls::tests::{config_of, csr};
     use crate::{Config, RaftTiming, Server, config, history, tls, traffic};
@@ -592,6 +681,10 @@ mod tests {
 
     impl Fixture {
         async fn new() -> Self {
+            Self::with(None).await
+        }
+
+        async fn with(aws_iam: Option<AwsIam>) -> Self {
             let folder = tempfile::tempdir().expect("a folder");
             let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
             let advertise = listener.local_addr().expect("bound");
@@ -609,6 +702,7 @@ mod tests {
                 timing: RaftTiming::default(),
                 lease: config::LEASE,
                 history: history::Limits::default(),
+                aws_iam: aws_iam.clone(),
                 snapshot_every: config::SNAPSHOT_EVERY,
             };
             let registry = prometheus::Registry::new();
@@ -933,5 +1027,94 @@ mod tests {
             let parsed: IpAddr = address.parse().expect("an address");
             assert_eq!(network_of(parsed).to_string(), network, "{address}");
         }
+    }
+
+    /// An STS that knows everybody as `arn`, and where it is asked.
+    async fn sts(arn: &'static str) -> AwsIam {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
+        let account = arn.split(':').nth(4).expect("an ARN").to_owned();
+        tokio::spawn(crate::aws_iam::tests::answering(listener, move |_| {
+            (200, crate::aws_iam::tests::identity(arn, &account))
+        }));
+        let rules = [("arn:aws:iam::123456789012:role/web", "n*")];
+        AwsIam {
+            sts: hawser_aws::Sts::new(
+                "eu-west-1".parse().expect("a region"),
+                endpoint.parse().expect("an endpoint"),
+            ),
+            policy: Policy::new(["123456789012"], rules).expect("a policy"),
+        }
+    }
+
+    async fn signed(client: &mut Client, node: &str) -> v1::JoinAwsRequest {
+        let nonce = client.join_nonce(v1::JoinNonceRequest {}).await.expect("one").into_inner();
+        assert_eq!(nonce.region, "eu-west-1");
+        v1::JoinAwsRequest {
+            node: node.into(),
+            csr: csr().0,
+            nonce: nonce.nonce,
+            access_key_id: "ASIAEXAMPLEEXAMPLE".into(),
+            date: hawser_aws::AmzDate::now().as_str().into(),
+            session_token: String::new(),
+            signature: "ab".repeat(32),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_role_joins_under_its_names_and_under_no_living_ones() {
+        let iam = sts("arn:aws:sts::123456789012:assumed-role/web/i-1").await;
+        let fixture = Fixture::with(Some(iam)).await;
+        let mut client = fixture.stranger();
+        let good = signed(&mut client, "n1").await;
+        let joined = client.join_aws(good.clone()).await.expect("joined").into_inner();
+        assert_eq!(joined.certificate.expect("a certificate").chain.len(), 2);
+        let again = client.join_aws(good).await.expect_err("replayed");
+        assert_eq!(again.code(), Code::PermissionDenied);
+        assert!(again.message().contains("used before"), "{again}");
+        let other = signed(&mut client, "db1").await;
+        let other = client.join_aws(other).await.expect_err("not its name");
+        assert!(other.message().contains("may not be node db1"), "{other}");
+        let unsigned = v1::JoinAwsRequest { csr: vec![1], ..signed(&mut client, "n1").await };
+        let unsigned = client.join_aws(unsigned).await.expect_err("no CSR");
+        assert_eq!(unsigned.code(), Code::InvalidArgument);
+        let header = signed(&mut client, "n1").await;
+        let header = v1::JoinAwsRequest { session_token: "a\r\nHost: b".into(), ..header };
+        let header = client.join_aws(header).await.expect_err("a header");
+        assert!(header.message().contains("session_token"), "{header}");
+
+        let fixture = {
+            let iam = sts("arn:aws:sts::123456789012:assumed-role/web/i-1").await;
+            Fixture::with(Some(iam)).await
+        };
+        let mut owner = fixture.agent("n1").await;
+        let message: v1::NodeChanges = (&changes("n1", &["web"])).into();
+        owner.sync(message).await.expect("synced");
+        let mut client = fixture.stranger();
+        let taken = signed(&mut client, "n1").await;
+        let taken = client.join_aws(taken).await.expect_err("the name is taken");
+        assert_eq!(taken.code(), Code::Aborted, "{taken}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn refused_roles_are_counted_and_no_policy_lets_nobody_in() {
+        let iam = sts("arn:aws:sts::123456789012:assumed-role/other/i-1").await;
+        let fixture = Fixture::with(Some(iam)).await;
+        let mut client = fixture.stranger();
+        for _ in 0..JOIN_PACE.burst {
+            let request = signed(&mut client, "n1").await;
+            let refused = client.join_aws(request).await.expect_err("refused");
+            assert!(refused.message().contains("role/other may not join"), "{refused}");
+        }
+        let request = signed(&mut client, "n1").await;
+        let paced = client.join_aws(request).await.expect_err("too many");
+        assert_eq!(paced.code(), Code::ResourceExhausted, "{paced}");
+
+        let fixture = Fixture::new().await;
+        let mut client = fixture.stranger();
+        let none = client.join_nonce(v1::JoinNonceRequest {}).await.expect_err("no policy");
+        assert_eq!(none.code(), Code::FailedPrecondition);
+        let none = client.join_aws(v1::JoinAwsRequest::default()).await.expect_err("no policy");
+        assert!(none.message().contains("set aws_iam"), "{none}");
     }
 }

@@ -1,9 +1,11 @@
 //! The one map from what went wrong to a gRPC status: what the caller can do decides the code.
 
+use hawser_aws::IdentifyError;
 use hawser_core::state::Rejection;
 use hawser_proto::Invalid;
 use tonic::Status;
 
+use crate::aws_iam::Refusal;
 use crate::ca::SignError;
 use crate::propose::ProposeError;
 use crate::raft::{ChangeError, MessageError};
@@ -44,6 +46,27 @@ impl From<ReadError> for Status {
             ReadError::NoLeader | ReadError::Behind | ReadError::ShuttingDown => {
                 Self::unavailable(text)
             }
+        }
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let text = refusal.to_string();
+        match refusal {
+            Refusal::Busy => Self::resource_exhausted(text),
+            Refusal::Identify(
+                IdentifyError::Busy(_) | IdentifyError::Call(_) | IdentifyError::Answer(_),
+            ) => Self::unavailable(text),
+            Refusal::ForeignNonce
+            | Refusal::LateNonce
+            | Refusal::UsedNonce
+            | Refusal::Skewed(_)
+            | Refusal::Identify(IdentifyError::Refused(_))
+            | Refusal::Account(_)
+            | Refusal::NoRole(_)
+            | Refusal::Role(_)
+            | Refusal::Node { .. } => Self::permission_denied(text),
         }
     }
 }
