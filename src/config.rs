@@ -1,6 +1,7 @@
 //! Configuration: HCL or JSON files with Consul's keys → one raw form → what server and agent run on.
 
 mod aws;
+pub(crate) mod ecs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -48,6 +49,7 @@ pub(crate) struct Raw {
     recursors: Option<Vec<String>>,
     dns_config: Option<RawDns>,
     proxy: Option<RawProxy>,
+    ecs: Option<ecs::RawEcs>,
     log_level: Option<String>,
     log_json: Option<bool>,
     access_log: Option<String>,
@@ -146,6 +148,17 @@ pub(crate) fn documents(paths: &[PathBuf]) -> Result<Vec<(String, Value)>> {
         documents.push((file.display().to_string(), parse(&file, &text)?));
     }
     Ok(documents)
+}
+
+/// What the variable `HAWSER_CONFIG_JSON` says, where it is set.
+///
+/// # Errors
+/// It is no JSON object.
+pub(crate) fn from_environment() -> Result<Option<(String, Value)>> {
+    match std::env::var(CONFIG_JSON) {
+        Ok(text) => Ok(Some((CONFIG_JSON.to_owned(), parse(Path::new(CONFIG_JSON), &text)?))),
+        Err(_) => Ok(None),
+    }
 }
 
 /// What `documents` say over `base`: later values win, lists grow.
@@ -518,7 +531,10 @@ impl Raw {
         let join_token_file =
             self.join_token_file.clone().or_else(|| credential("hawser.join-token"));
         let join = match join_token_file {
-            None => agent::Join::None,
+            None => match std::env::var(JOIN_TOKEN) {
+                Ok(token) => agent::Join::Token(token.trim().to_owned()),
+                Err(_) => agent::Join::None,
+            },
             Some(file) => {
                 let text = std::fs::read_to_string(&file)
                     .with_context(|| format!("join_token_file {}", file.display()))?;
@@ -574,6 +590,7 @@ impl Raw {
             },
             mesh_ports,
             drain: span("proxy.drain", proxy.drain.as_deref(), DRAIN)?,
+            ecs: None,
             is_server,
             version: env!("CARGO_PKG_VERSION"),
         })
@@ -773,6 +790,9 @@ fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(DEFAULT_WORKERS_MAX)
 }
 
+/// The variables that configure a process without files, such as a task's.
+const CONFIG_JSON: &str = "HAWSER_CONFIG_JSON";
+const JOIN_TOKEN: &str = "HAWSER_JOIN_TOKEN";
 const HTTP_PORT: u16 = 8500;
 const DNS_PORT: u16 = 8600;
 const SIDECAR_PORTS: (u16, u16) = (21_000, 21_255);

@@ -15,6 +15,8 @@ use hawser_aws::{InvalidQuery, Query, is_provider};
 use hawser_core::catalog::{Instance, Locality, Meta};
 use hawser_core::name::{Datacenter, NodeName};
 
+use crate::ecs;
+
 /// One agent.
 pub struct Config {
     /// The host's name in the catalog.
@@ -54,6 +56,8 @@ pub struct Config {
     pub mesh_ports: RangeInclusive<u16>,
     /// How long connections may finish when the agent stops.
     pub drain: Duration,
+    /// The ECS task that the agent is a sidecar in; none outside of tasks.
+    pub ecs: Option<ecs::Config>,
     /// Whether a server runs in the same process.
     pub is_server: bool,
     /// The release.

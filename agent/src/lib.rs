@@ -2,18 +2,22 @@
 //! local API; DNS and the proxy run beside it and never wait for it.
 //!
 //! Tasks, all spawned in [`Agent::run`]: session, heartbeat, anti-entropy, subscription, view
-//! keeper, node and leaf renewal, checks, status keeper, plan, report, readiness, HTTP, DNS.
+//! keeper, node and leaf renewal, checks, status keeper, plan, report, readiness, ECS task, HTTP,
+//! DNS.
 
 #![forbid(unsafe_code)]
 
 mod clock;
+pub mod ecs;
 pub mod config;
 mod disk;
 mod tls;
+mod resolve;
 mod servers;
 mod metrics;
 mod target;
 mod local;
+mod containers;
 mod check;
 mod identity;
 mod anti_entropy;
@@ -187,6 +191,7 @@ pub struct Agent {
     plans: watch::Sender<Arc<Plan>>,
     plan_leaves: plan::Leaves,
     asked: Asked,
+    ecs: Option<ecs::Config>,
     own_service: Option<Instance>,
     http: Option<std::net::TcpListener>,
     dns: Option<(hawser_dns::Config, hawser_dns::Sockets)>,
@@ -232,6 +237,9 @@ impl Agent {
         let (local, refused) = Local::open(rules, folder.clone(), config.services, config.checks)?;
         for why in refused {
             tracing::error!(%why, "a declaration was not taken");
+        }
+        if let Some(config) = &config.ecs {
+            containers::declare(config, &local);
         }
         let local = Arc::new(local);
 
@@ -295,6 +303,7 @@ impl Agent {
             plans,
             plan_leaves,
             asked,
+            ecs: config.ecs,
             own_service: config.own_service,
             http,
             dns,
@@ -422,14 +431,35 @@ impl Agent {
             });
         }
 
+        let (application_runs, runs) = watch::channel(true);
+        let stop_timeout = self.ecs.as_ref().map(|config| config.stop_timeout);
+        if let Some(config) = self.ecs {
+            let (local, leave) = (host.local.clone(), host.leave.clone());
+            let watching = containers::Watch { config, local, leave, application_runs };
+            tasks.spawn(named("ECS task", watching.run(serves.clone())));
+        }
+
         let ended = tokio::select! {
             () = drain.cancelled() => Ok(()),
             () = host.leave.cancelled() => Ok(()),
             Some(ended) = tasks.join_next() => Err(early(ended)),
         };
         says.cancel();
-        if ended.is_ok() {
-            leave(&host).await;
+        let mut has_left = ended.is_err() || leave(&host).await;
+        if let Some(within) = stop_timeout {
+            // The application still calls others while it finishes: its way out must stand.
+            let outliving = std::pin::pin!(containers::outlive(runs, within));
+            let leaving = async {
+                while !has_left {
+                    sleep(PROPAGATION).await;
+                    has_left = leave(&host).await;
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = outliving => {}
+                () = leaving => {}
+            }
         }
         let held = proxy.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(proxy) = held {
@@ -637,15 +667,27 @@ async fn readiness(host: Arc<Host>, ready: watch::Sender<bool>, drain: Cancellat
 }
 
 /// Takes the host out of the catalog and gives that a moment to reach its callers.
-async fn leave(host: &Host) {
-    let Some(link) = host.servers.link() else { return };
+///
+/// Answers whether the host is out.
+async fn leave(host: &Host) -> bool {
+    let Some(link) = host.servers.link() else { return false };
     let mut client = link.client();
-    match timeout(LEAVE, client.leave(v1::LeaveRequest {})).await {
-        Ok(Ok(_)) => tracing::info!("left the catalog"),
-        Ok(Err(status)) => tracing::warn!(why = status.message(), "the catalog was not left"),
-        Err(_) => tracing::warn!("the catalog was not left in time"),
-    }
+    let has_left = match timeout(LEAVE, client.leave(v1::LeaveRequest {})).await {
+        Ok(Ok(_)) => {
+            tracing::info!("left the catalog");
+            true
+        }
+        Ok(Err(status)) => {
+            tracing::warn!(why = status.message(), "the catalog was not left");
+            false
+        }
+        Err(_) => {
+            tracing::warn!("the catalog was not left in time");
+            false
+        }
+    };
     sleep(PROPAGATION).await;
+    has_left
 }
 
 fn listen(address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
@@ -800,6 +842,7 @@ mod tests {
             proxy: hawser_proxy::Config { workers: 1, ..Default::default() },
             mesh_ports: 23_000..=23_999,
             drain: Duration::from_secs(1),
+            ecs: None,
             is_server: false,
             version: "0.0.0",
         }

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{self, Backoff};
 use crate::disk;
+use crate::resolve;
 
 /// A client of the Agent service on one connection.
 pub(crate) type Client = AgentClient<Wire>;
@@ -340,15 +341,15 @@ impl Round<'_> {
 /// Connects to `server`, a `host:port`, trying each address that it resolves to.
 pub(crate) async fn connect(server: &str, config: Arc<ClientConfig>) -> Result<Link, ConnectError> {
     let late = |within| ConnectError::Timeout { server: server.to_owned(), within };
-    let addresses: Vec<SocketAddr> = timeout(RESOLVE, tokio::net::lookup_host(server))
+    let unresolved = |source| ConnectError::Resolve { server: server.to_owned(), source };
+    let (host, port) =
+        resolve::split(server).ok_or_else(|| unresolved(io::ErrorKind::InvalidInput.into()))?;
+    let addresses = timeout(RESOLVE, resolve::look_up(host, port))
         .await
         .map_err(|_| late(RESOLVE))?
-        .map_err(|source| ConnectError::Resolve { server: server.to_owned(), source })?
-        .take(ADDRESSES_MAX)
-        .collect();
-    let mut last =
-        ConnectError::Resolve { server: server.to_owned(), source: io::ErrorKind::NotFound.into() };
-    for address in addresses {
+        .map_err(unresolved)?;
+    let mut last = unresolved(io::ErrorKind::NotFound.into());
+    for address in addresses.into_iter().take(ADDRESSES_MAX) {
         match dial(server, address, config.clone()).await {
             Ok(link) => return Ok(link),
             Err(why) => last = why,

@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use hawser_api::definition::CheckKind;
 use http::uri::Authority;
 
+use crate::resolve;
+
 /// Why a target is not asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TargetError {
@@ -69,9 +71,10 @@ pub(crate) async fn resolve(target: &Target) -> Result<SocketAddr, TargetError> 
     let failed = |source| TargetError::Resolve { host: target.host.clone(), source };
     let found = match target.host.parse::<IpAddr>() {
         Ok(address) => SocketAddr::new(address, target.port),
-        Err(_) => tokio::net::lookup_host((target.host.as_str(), target.port))
+        Err(_) => resolve::look_up(&target.host, target.port)
             .await
             .map_err(failed)?
+            .into_iter()
             .next()
             .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?,
     };

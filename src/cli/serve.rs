@@ -14,6 +14,7 @@ use prometheus::Registry;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::ecs::{Sidecar, Variables};
 use crate::config::{self, Flags, Part, ServerSettings, Settings};
 use crate::signal::Signals;
 
@@ -37,7 +38,9 @@ impl Arguments {
     }
 
     fn read(&self) -> Result<config::Raw> {
-        let mut raw = config::read(&self.paths())?;
+        let mut documents = config::documents(&self.paths())?;
+        documents.extend(config::from_environment()?);
+        let mut raw = config::combine(serde_json::json!({}), documents)?;
         raw.override_with(self.flags.clone());
         Ok(raw)
     }
@@ -49,13 +52,29 @@ impl Arguments {
 /// A configuration that cannot be, a listener that cannot be bound, or a part that failed.
 pub(crate) fn run(arguments: Arguments, part: Part) -> Result<()> {
     seed_randomness();
-    let settings = arguments.read()?.resolve(part)?;
+    let mut raw = arguments.read()?;
+    let runtime = runtime()?;
+    let sidecar = match part {
+        Part::Agent => runtime.block_on(Sidecar::find(&raw, Variables::from_environment()))?,
+        Part::Server => None,
+    };
+    if let Some(sidecar) = &sidecar {
+        sidecar.fill(&mut raw)?;
+    }
+    let mut settings = raw.resolve(part)?;
+    settings.agent.ecs = sidecar.as_ref().map(|sidecar| sidecar.watch(&raw)).transpose()?;
     settings.log.start()?;
-    runtime()?.block_on(async move {
+    runtime.block_on(async move {
         let signals = Signals::new()?;
         let drain = CancellationToken::new();
         let mesh = Mesh::start(settings, drain.clone()).await?;
-        let reload = mesh.reloader(move || arguments.read()?.definitions());
+        let reload = mesh.reloader(move || {
+            let mut raw = arguments.read()?;
+            if let Some(sidecar) = &sidecar {
+                sidecar.fill(&mut raw)?;
+            }
+            raw.definitions()
+        });
         tokio::spawn(signals.obey(drain, reload));
         mesh.run().await
     })

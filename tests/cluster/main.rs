@@ -4,4 +4,5 @@ mod bad_input;
 mod control;
 mod data;
 mod dev;
+mod ecs;
 mod harness;

@@ -36,6 +36,8 @@ pub(crate) enum Origin {
     File,
     /// The API: it stays until it is deregistered.
     Api,
+    /// The ECS task around the agent: it stays as long as its service, and is not kept on disk.
+    Task,
 }
 
 /// One service as it is declared here.
@@ -284,6 +286,11 @@ impl Local {
         self.declare_check(definition, Origin::Api)?;
         self.store.keep_check(&kept)?;
         Ok(())
+    }
+
+    /// Declares a check that the agent itself reports on, from its task's metadata.
+    pub(crate) fn declare_for_task(&self, spec: CheckSpec) -> Result<(), RegisterError> {
+        self.declare_spec(spec, Origin::Task)
     }
 
     /// Removes a service with all its checks.
@@ -574,7 +581,10 @@ impl Local {
         definition: CheckDefinition,
         origin: Origin,
     ) -> Result<(), RegisterError> {
-        let spec = definition.into_check();
+        self.declare_spec(definition.into_check(), origin)
+    }
+
+    fn declare_spec(&self, spec: CheckSpec, origin: Origin) -> Result<(), RegisterError> {
         let mut inner = self.lock();
         let address = match &spec.instance {
             None => None,
