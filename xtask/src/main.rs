@@ -12,6 +12,7 @@ mod tidy;
 mod fix;
 mod hosts;
 mod dist;
+mod image;
 mod systemd;
 mod powercut;
 mod terraform;
@@ -68,6 +69,15 @@ enum Chore {
         #[arg(long)]
         debug_binary: bool,
     },
+    /// Build the container image: target/image/hawser-VERSION.tar (needs buildah).
+    Image {
+        /// Build the binary with the dev profile, for speed.
+        #[arg(long)]
+        debug: bool,
+        /// Then run an ECS task of it (needs root, podman, runc, busybox-static and python3).
+        #[arg(long)]
+        test: bool,
+    },
     /// Install the package on hosts that systemd boots, and walk docs/vm.md on them (needs root).
     Systemd {
         /// The package to test, instead of one with the binary of `cargo build`.
@@ -85,6 +95,7 @@ fn main() -> Result<()> {
         Chore::Tidy => tidy::run(&root),
         Chore::Hosts { action } => hosts::run(&root, &action),
         Chore::Dist { debug_binary } => dist::run(&root, debug_binary).map(drop),
+        Chore::Image { debug, test } => image::run(&root, debug, test),
         Chore::Systemd { package } => systemd::run(&root, package),
         Chore::Terraform { without, binary } => terraform::run(&root, &without, binary),
         Chore::Powercut { cuts } => powercut::run(&root, cuts),
