@@ -16,7 +16,9 @@ pub(crate) struct Page {
 
 /// The body that asks for the page at `next`.
 pub(crate) fn body(query: &Query, next: Option<&str>) -> String {
-    let written = |text: &str| utf8_percent_encode(text, UNRESERVED).to_string();
+    // A space as forms write it: some who check signatures write the form anew.
+    let written =
+        |text: &str| utf8_percent_encode(text, UNRESERVED).to_string().replace("%20", "+");
     let mut body = format!(
         "Action=DescribeInstances&Version=2016-11-15&MaxResults=100\
          &Filter.1.Name={}&Filter.1.Value.1={}\
@@ -112,7 +114,7 @@ mod tests {
         let query = "provider=aws tag_key=a&b tag_value=\"c d=*\"";
         let query = Query::parse(query).expect("a query");
         let body = body(&query, Some("a+/="));
-        assert!(body.contains("Filter.1.Name=tag%3Aa%26b&Filter.1.Value.1=c%20d%3D%2A&"), "{body}");
+        assert!(body.contains("Filter.1.Name=tag%3Aa%26b&Filter.1.Value.1=c+d%3D%2A&"), "{body}");
         assert!(body.ends_with("&NextToken=a%2B%2F%3D"), "{body}");
     }
 }

@@ -16,6 +16,7 @@ mod image;
 mod systemd;
 mod powercut;
 mod terraform;
+mod aws;
 mod ci;
 
 #[derive(Parser)]
@@ -48,6 +49,8 @@ enum Chore {
         #[command(subcommand)]
         action: hosts::Action,
     },
+    /// The real binary against moto, an AWS on loopback that checks signatures (needs PyPI once).
+    Aws,
     /// Cut the power under the server's store, again and again (needs root).
     Powercut {
         /// How many cuts.
@@ -98,6 +101,7 @@ fn main() -> Result<()> {
         Chore::Image { debug, test } => image::run(&root, debug, test),
         Chore::Systemd { package } => systemd::run(&root, package),
         Chore::Terraform { without, binary } => terraform::run(&root, &without, binary),
+        Chore::Aws => aws::run(&root),
         Chore::Powercut { cuts } => powercut::run(&root, cuts),
     }
 }

@@ -97,10 +97,18 @@ fn manifest(package: &Package, packages: &[Package]) -> String {
 /// Each crate and those it may name. No other arrows; none back.
 const ARROWS: [(&str, &[&str]); 12] = [
     ("hawser", &["hawser-server", "hawser-agent", "hawser-api", "hawser-core"]),
-    ("hawser-server", &["hawser-proto", "hawser-api", IDENTITY, "hawser-core"]),
+    ("hawser-server", &["hawser-aws", "hawser-proto", "hawser-api", IDENTITY, "hawser-core"]),
     (
         "hawser-agent",
-        &["hawser-proto", "hawser-api", IDENTITY, "hawser-core", "hawser-dns", "hawser-proxy"],
+        &[
+            "hawser-aws",
+            "hawser-proto",
+            "hawser-api",
+            IDENTITY,
+            "hawser-core",
+            "hawser-dns",
+            "hawser-proxy",
+        ],
     ),
     ("hawser-dns", &["hawser-core"]),
     ("hawser-proxy", &[IDENTITY, "hawser-core"]),
