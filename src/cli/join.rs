@@ -378,7 +378,7 @@ mod tests {
         let expected = "node_name  = \"web-1\"\ndata_dir   = \"/var/lib/hawser\"\n\
                         retry_join = [\"10.0.0.1\", \"s2.example:8301\"]\n";
         assert!(config.ends_with(expected), "{config}");
-        config::read(&[places.folder.clone()]).expect("the agent reads it");
+        config::read(std::slice::from_ref(&places.folder)).expect("the agent reads it");
         assert_eq!(fs::read_to_string(&places.token).expect("written"), token());
         let modes = [&places.config, &places.token].map(|path| mode(path));
         assert_eq!(modes, [0o644, 0o600]);
