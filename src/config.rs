@@ -511,6 +511,25 @@ impl Raw {
         Ok(lifetime)
     }
 
+    /// How the host joins: by the method it names, a file's token, or the environment's.
+    fn join(&self) -> Result<agent::Join> {
+        let join_token_file =
+            self.join_token_file.clone().or_else(|| credential("hawser.join-token"));
+        let join = match join_token_file {
+            None => match std::env::var(JOIN_TOKEN) {
+                Ok(token) => agent::Join::Token(token.trim().to_owned()),
+                Err(_) => agent::Join::None,
+            },
+            Some(file) => {
+                let text = std::fs::read_to_string(&file)
+                    .with_context(|| format!("join_token_file {}", file.display()))?;
+                agent::Join::Token(text.trim().to_owned())
+            }
+        };
+        let (method, pin) = (self.join_method.as_deref(), self.server_pin.as_deref());
+        Ok(aws::join(method, pin, self.join_token_file.is_some())?.unwrap_or(join))
+    }
+
     fn agent(&self, basics: AgentBasics) -> Result<agent::Config> {
         let AgentBasics {
             node,
@@ -528,21 +547,7 @@ impl Raw {
         let dns_listen = listener("ports.dns", ports.dns, DNS_PORT, client)?;
         let locality = self.locality();
         let (services, checks) = self.definitions()?;
-        let join_token_file =
-            self.join_token_file.clone().or_else(|| credential("hawser.join-token"));
-        let join = match join_token_file {
-            None => match std::env::var(JOIN_TOKEN) {
-                Ok(token) => agent::Join::Token(token.trim().to_owned()),
-                Err(_) => agent::Join::None,
-            },
-            Some(file) => {
-                let text = std::fs::read_to_string(&file)
-                    .with_context(|| format!("join_token_file {}", file.display()))?;
-                agent::Join::Token(text.trim().to_owned())
-            }
-        };
-        let (method, pin) = (self.join_method.as_deref(), self.server_pin.as_deref());
-        let join = aws::join(method, pin, self.join_token_file.is_some())?.unwrap_or(join);
+        let join = self.join()?;
         for server in self.retry_join.iter().flatten() {
             agent::config::check_server(server).context("retry_join")?;
         }
@@ -559,13 +564,8 @@ impl Raw {
             !mesh_ports.is_empty() && *mesh_ports.start() > 0,
             "ports.sidecar_min_port must be above 0 and not above ports.sidecar_max_port"
         );
-        let dns = match dns_listen {
-            None => None,
-            Some(listen) => {
-                let config = self.dns(&node, &datacenter, advertise)?;
-                Some((listen, config))
-            }
-        };
+        let with_config = |listen| anyhow::Ok((listen, self.dns(&node, &datacenter, advertise)?));
+        let dns = dns_listen.map(with_config).transpose()?;
         Ok(agent::Config {
             node,
             datacenter,

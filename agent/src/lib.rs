@@ -235,13 +235,7 @@ impl Agent {
             ports: config.mesh_ports,
         };
         let (local, refused) = Local::open(rules, folder.clone(), config.services, config.checks)?;
-        for why in refused {
-            tracing::error!(%why, "a declaration was not taken");
-        }
-        if let Some(config) = &config.ecs {
-            containers::declare(config, &local);
-        }
-        let local = Arc::new(local);
+        let local = Arc::new(declared(local, refused, config.ecs.as_ref()));
 
         let view_path = folder.join(VIEW);
         let view = Arc::new(subscribe::kept(&view_path).unwrap_or_default());
@@ -431,13 +425,7 @@ impl Agent {
             });
         }
 
-        let (application_runs, runs) = watch::channel(true);
-        let stop_timeout = self.ecs.as_ref().map(|config| config.stop_timeout);
-        if let Some(config) = self.ecs {
-            let (local, leave) = (host.local.clone(), host.leave.clone());
-            let watching = containers::Watch { config, local, leave, application_runs };
-            tasks.spawn(named("ECS task", watching.run(serves.clone())));
-        }
+        let application = self.ecs.map(|config| beside(config, &host, &mut tasks, &serves));
 
         let ended = tokio::select! {
             () = drain.cancelled() => Ok(()),
@@ -445,26 +433,8 @@ impl Agent {
             Some(ended) = tasks.join_next() => Err(early(ended)),
         };
         says.cancel();
-        let mut has_left = ended.is_err() || leave(&host).await;
-        if let Some(within) = stop_timeout {
-            // The application still calls others while it finishes: its way out must stand.
-            let outliving = std::pin::pin!(containers::outlive(runs, within));
-            let leaving = async {
-                while !has_left {
-                    sleep(PROPAGATION).await;
-                    has_left = leave(&host).await;
-                }
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                () = outliving => {}
-                () = leaving => {}
-            }
-        }
-        let held = proxy.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(proxy) = held {
-            proxy.drain(self.drain).await;
-        }
+        let has_left = ended.is_err() || leave(&host).await;
+        wind_down(&host, has_left, application, &proxy, self.drain).await;
         serves.cancel();
         let finishing = async { while tasks.join_next().await.is_some() {} };
         if timeout(FINISH, finishing).await.is_err() {
@@ -688,6 +658,72 @@ async fn leave(host: &Host) -> bool {
     };
     sleep(PROPAGATION).await;
     has_left
+}
+
+/// The application around an agent that is a sidecar.
+struct Application {
+    runs: watch::Receiver<bool>,
+    stop_timeout: Duration,
+}
+
+/// Watches the application that the agent stands beside.
+fn beside(
+    config: ecs::Config,
+    host: &Host,
+    tasks: &mut JoinSet<Result<&'static str, RunError>>,
+    drain: &CancellationToken,
+) -> Application {
+    let (application_runs, runs) = watch::channel(true);
+    let application = Application { runs, stop_timeout: config.stop_timeout };
+    let (local, leave) = (host.local.clone(), host.leave.clone());
+    let watching = containers::Watch { config, local, leave, application_runs };
+    tasks.spawn(named("ECS task", watching.run(drain.clone())));
+    application
+}
+
+/// Ends what serves: after the application, where the agent is a sidecar, then the proxy.
+async fn wind_down(
+    host: &Host,
+    has_left: bool,
+    application: Option<Application>,
+    proxy: &Mutex<Option<Proxy>>,
+    drain: Duration,
+) {
+    if let Some(application) = application {
+        outlive(host, application, has_left).await;
+    }
+    let held = proxy.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(proxy) = held {
+        proxy.drain(drain).await;
+    }
+}
+
+/// Serves on until the application has stopped: it still calls others while it finishes.
+/// Leaves the catalog meanwhile, where that has not come about.
+async fn outlive(host: &Host, application: Application, mut has_left: bool) {
+    let Application { runs, stop_timeout } = application;
+    let leaving = async {
+        while !has_left {
+            sleep(PROPAGATION).await;
+            has_left = leave(host).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = containers::outlive(runs, stop_timeout) => {}
+        () = leaving => {}
+    }
+}
+
+/// Says what was refused, and adds the checks of the task around the agent.
+fn declared(local: Local, refused: Vec<RegisterError>, ecs: Option<&ecs::Config>) -> Local {
+    for why in refused {
+        tracing::error!(%why, "a declaration was not taken");
+    }
+    if let Some(config) = ecs {
+        containers::declare(config, &local);
+    }
+    local
 }
 
 fn listen(address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
