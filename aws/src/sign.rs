@@ -101,7 +101,8 @@ mod tests {
         let host = ("host", "example.amazonaws.com".to_owned());
         let at = ("x-amz-date", "20150830T123600Z".to_owned());
         let form = ("content-type", "application/x-www-form-urlencoded".to_owned());
-        let cases: [(&[(&str, String)], &[u8], &str); 3] = [
+        type Case<'a> = (&'a [(&'static str, String)], &'a [u8], &'a str);
+        let cases: [Case<'_>; 3] = [
             (
                 &[host.clone(), at.clone()],
                 b"",

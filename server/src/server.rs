@@ -128,9 +128,7 @@ impl Server {
         let metrics = Metrics::register(registry)?;
         let identity =
             Arc::new(Identity::new(&config.operator_key, &config.datacenter, &config.node)?);
-        let server_id = identity.trust_domain().to_string();
-        let verifier = |config| Verifier::new(config, server_id);
-        let aws_iam = config.aws_iam.clone().map(verifier).transpose()?;
+        let aws_iam = verifier(&config, &identity)?;
         let dialer = Dialer::new(tls::dial_config(&identity)?);
         let (store, snapshots, history) = open(&config, &identity, &metrics).await?;
 
@@ -160,8 +158,7 @@ impl Server {
             name: config.node.clone(),
             address: config.advertise.to_string(),
         };
-        let stopping = CancellationToken::new();
-        let contact = Contact::new();
+        let (stopping, contact) = (CancellationToken::new(), Contact::new());
         let handle = Handle {
             proposer: Proposer::new(
                 raft.clone(),
@@ -319,6 +316,13 @@ impl Server {
             (outcome, _) => outcome,
         }
     }
+}
+
+/// What tells who may join by AWS IAM, where anybody may.
+fn verifier(config: &Config, identity: &Identity) -> Result<Option<Verifier>, StartError> {
+    let server_id = identity.trust_domain().to_string();
+    let verifier = |config| Verifier::new(config, server_id);
+    Ok(config.aws_iam.clone().map(verifier).transpose()?)
 }
 
 /// The entries of `retry_join`: those to ask AWS for, and the rest.
