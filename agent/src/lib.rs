@@ -1142,7 +1142,7 @@ mod tests {
             ("GET", "/v1/agent/services?filter=Service==nobody", "", 200, "{}"),
             ("GET", "/v1/agent/checks?filter=Status==passing", "", 200, "{}"),
             ("GET", "/v1/agent/checks?filter=Nonsense==1", "", 400, "Nonsense"),
-            ("GET", "/v1/agent/services?filter=Service==", "", 400, "filter"),
+            ("GET", "/v1/agent/services?filter=Service==", "", 400, "a value expected"),
             ("GET", "/v1/agent/members?filter=Name==n1", "", 400, "not supported"),
             ("GET", "/v1/agent/service/web-sidecar-proxy", "", 200, "ContentHash"),
             ("GET", "/v1/agent/service/nobody", "", 404, "unknown service ID: nobody"),

@@ -82,7 +82,8 @@ mod tests {
         ];
         for (raw, says) in cases {
             let parsed: RawAwsIam = serde_json::from_value(raw.clone()).expect("its shape");
-            let why = format!("{:#}", parsed.resolve().err().expect(says));
+            let Err(why) = parsed.resolve() else { panic!("{raw} was taken") };
+            let why = format!("{why:#}");
             assert!(why.contains(says), "{raw}: {why}");
         }
         let good = json!({ "region": "eu-west-1", "allowed_accounts": ["123456789012"],
