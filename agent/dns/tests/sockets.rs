@@ -194,8 +194,14 @@ fn a_name_that_the_view_lacks_is_wanted_once_and_answered_when_it_comes() {
         let reply = receive(&socket);
         assert_eq!(reply.answers.len(), 1);
     }
-    // All sent before the view moved have waited for the one want; later ones found it there.
-    assert!(plane.wants.try_recv().is_err(), "one want for all");
+    // All sent before the view moved have waited for the one want; of those that found it there,
+    // one in 64 says that the name is still asked for.
+    let mut more = 0;
+    while let Ok(want) = plane.wants.try_recv() {
+        assert_eq!(want, Want::Service("web".parse().expect("a label")));
+        more += 1;
+    }
+    assert!(more < asked.len() / 2, "{more} wants beside the one for all");
     assert!(plane.count("hawser_dns_want_waits_total", &[("outcome", "answered")]) > 0);
 }
 
