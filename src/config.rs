@@ -5,6 +5,7 @@ pub(crate) mod ecs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -117,6 +118,17 @@ pub(crate) struct ServerSettings {
     pub(crate) config: server::Config,
     /// Where it listens for servers and agents.
     pub(crate) listen: SocketAddr,
+}
+
+impl Settings {
+    /// Starts logging, to standard error and to those who watch the agent's API.
+    ///
+    /// # Errors
+    /// A filter in the environment that does not parse.
+    pub(crate) fn start_logging(&mut self) -> Result<()> {
+        self.agent.logs = Some(self.log.start()?);
+        Ok(())
+    }
 }
 
 /// Which of the two a process is.
@@ -273,6 +285,19 @@ fn into_list(value: Value) -> Vec<Value> {
         Value::Array(list) => list,
         Value::Null => Vec::new(),
         one => vec![one],
+    }
+}
+
+impl RawPorts {
+    /// The ports that inbound mTLS listeners are given.
+    fn mesh(&self) -> Result<RangeInclusive<u16>> {
+        let (first, last) = SIDECAR_PORTS;
+        let ports = self.sidecar_min_port.unwrap_or(first)..=self.sidecar_max_port.unwrap_or(last);
+        ensure!(
+            !ports.is_empty() && *ports.start() > 0,
+            "ports.sidecar_min_port must be above 0 and not above ports.sidecar_max_port"
+        );
+        Ok(ports)
     }
 }
 
@@ -558,12 +583,7 @@ impl Raw {
         let proxy = self.proxy.clone().unwrap_or_default();
         let workers = proxy.workers.unwrap_or_else(default_workers);
         ensure!((1..=WORKERS_MAX).contains(&workers), "proxy.workers: use 1 to {WORKERS_MAX}");
-        let mesh_ports = ports.sidecar_min_port.unwrap_or(SIDECAR_PORTS.0)
-            ..=ports.sidecar_max_port.unwrap_or(SIDECAR_PORTS.1);
-        ensure!(
-            !mesh_ports.is_empty() && *mesh_ports.start() > 0,
-            "ports.sidecar_min_port must be above 0 and not above ports.sidecar_max_port"
-        );
+        let mesh_ports = ports.mesh()?;
         let with_config = |listen| anyhow::Ok((listen, self.dns(&node, &datacenter, advertise)?));
         let dns = dns_listen.map(with_config).transpose()?;
         Ok(agent::Config {
@@ -592,6 +612,7 @@ impl Raw {
             drain: span("proxy.drain", proxy.drain.as_deref(), DRAIN)?,
             ecs: None,
             is_server,
+            logs: None,
             version: env!("CARGO_PKG_VERSION"),
         })
     }

@@ -1,7 +1,14 @@
-//! What the process says about itself: structured logs on standard error.
+//! What the process says about itself: structured logs on standard error, and to who watches.
 
 use anyhow::{Context, Result};
-use tracing_subscriber::EnvFilter;
+use hawser_agent::monitor::{Line, Logs};
+use serde_json::Value;
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, layer, reload};
 
 /// How the process logs.
 pub(crate) struct Log {
@@ -30,21 +37,78 @@ impl Log {
         Ok(Self { filter, as_json })
     }
 
-    /// Starts logging to standard error. `HAWSER_LOG` overrides the filter.
+    /// Starts logging to standard error, and to those who watch what is given back. `HAWSER_LOG`
+    /// overrides the filter of the former.
     ///
     /// # Errors
     /// A filter in the environment that does not parse.
-    pub(crate) fn start(&self) -> Result<()> {
+    pub(crate) fn start(&self) -> Result<Logs> {
         let text = std::env::var("HAWSER_LOG").unwrap_or_else(|_| self.filter.clone());
         let filter = EnvFilter::try_new(&text).with_context(|| format!("HAWSER_LOG: {text:?}"))?;
-        let builder =
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let (watched, level) = reload::Layer::new(LevelFilter::OFF);
+        let logs = Logs::new(move |finest| {
+            // It fails only once the subscriber is gone, and with it all that could be watched.
+            let _ = level.reload(finest);
+        });
+        let shown = tracing_subscriber::registry().with(Watched(logs.clone()).with_filter(watched));
+        let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         if self.as_json {
-            builder.json().init();
+            shown.with(to_stderr.json().with_filter(filter)).init();
         } else {
-            builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+            let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            shown.with(to_stderr.with_ansi(is_terminal).with_filter(filter)).init();
         }
-        Ok(())
+        Ok(logs)
+    }
+}
+
+/// Shows events to those who watch them over the API.
+struct Watched(Logs);
+
+impl<S: Subscriber> Layer<S> for Watched {
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+        let (level, target) = (*event.metadata().level(), event.metadata().target());
+        // Libraries speak up from warnings on, as on standard error.
+        if level > Level::WARN && !target.starts_with("hawser") {
+            return;
+        }
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let message = fields.0.remove("message").unwrap_or_default();
+        let message = message.as_str().map_or_else(|| message.to_string(), str::to_owned);
+        let text: String =
+            fields.0.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+        let text = format!("{level:>5} {target}: {}{text}", message.escape_debug());
+        let json = serde_json::json!({
+            "level": level.as_str(), "target": target, "message": message, "fields": fields.0,
+        });
+        self.0.publish(Line { level, text, json: json.to_string() });
+    }
+}
+
+/// An event's fields, by name.
+#[derive(Default)]
+struct Fields(serde_json::Map<String, Value>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.0.insert(field.name().to_owned(), value.into());
     }
 }
 

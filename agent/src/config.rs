@@ -60,6 +60,8 @@ pub struct Config {
     pub ecs: Option<ecs::Config>,
     /// Whether a server runs in the same process.
     pub is_server: bool,
+    /// What the process logs, for those who watch it over the API.
+    pub logs: Option<crate::monitor::Logs>,
     /// The release.
     pub version: &'static str,
 }

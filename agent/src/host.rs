@@ -17,6 +17,7 @@ use crate::identity::join::Membership;
 use crate::identity::leaves;
 use crate::local::Local;
 use crate::metrics::Metrics;
+use crate::monitor::Logs;
 use crate::servers::{Contact, Servers};
 
 /// One running agent, as its tasks see it.
@@ -49,6 +50,8 @@ pub(crate) struct Host {
     pub(crate) registry: Registry,
     /// The agent's own.
     pub(crate) metrics: Metrics,
+    /// What the process logs, where it can be watched.
+    pub(crate) logs: Option<Logs>,
     /// How the proxy's listeners stand.
     pub(crate) listeners: Box<dyn Fn() -> Vec<ListenerStatus> + Send + Sync>,
     /// Wakes whoever can read the files anew.

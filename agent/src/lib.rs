@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod clock;
+pub mod monitor;
 pub mod ecs;
 pub mod config;
 mod disk;
@@ -42,7 +43,7 @@ use hawser_core::catalog::{Instance, Node};
 use hawser_core::clock::UnixTime;
 use hawser_core::name::NodeName;
 use hawser_proto::v1;
-use hawser_proxy::{Plan, Proxy};
+use hawser_proxy::{ListenerStatus, Plan, Proxy};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -257,7 +258,6 @@ impl Agent {
             http: http.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
             dns: dns.as_ref().map(|(_, sockets)| sockets.address()).transpose()?,
         };
-        let listeners = proxy.clone();
         let host = Arc::new(Host {
             node: Node {
                 name: config.node,
@@ -279,10 +279,8 @@ impl Agent {
             contact,
             registry,
             metrics,
-            listeners: Box::new(move || {
-                let proxy = listeners.lock().unwrap_or_else(PoisonError::into_inner);
-                proxy.as_ref().map(Proxy::listeners).unwrap_or_default()
-            }),
+            logs: config.logs,
+            listeners: listeners_of(proxy.clone()),
             reloads: watch::Sender::new(0),
             stopping: CancellationToken::new(),
             leave: CancellationToken::new(),
@@ -733,6 +731,16 @@ fn listen(address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
     Ok(listener)
 }
 
+/// How the listeners of `proxy` stand, for as long as it runs.
+fn listeners_of(
+    proxy: Arc<Mutex<Option<Proxy>>>,
+) -> Box<dyn Fn() -> Vec<ListenerStatus> + Send + Sync> {
+    Box::new(move || {
+        let proxy = proxy.lock().unwrap_or_else(PoisonError::into_inner);
+        proxy.as_ref().map(Proxy::listeners).unwrap_or_default()
+    })
+}
+
 fn bind(
     (address, config): (SocketAddr, hawser_dns::Config),
 ) -> Result<(hawser_dns::Config, hawser_dns::Sockets), StartError> {
@@ -880,6 +888,7 @@ mod tests {
             drain: Duration::from_secs(1),
             ecs: None,
             is_server: false,
+            logs: None,
             version: "0.0.0",
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -229,6 +230,76 @@ impl Client {
         match timeout(self.timeout, exchange).await {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::TimedOut { address: address(), after: self.timeout }),
+        }
+    }
+
+    /// Reads a reply that goes on: `each` takes it piece by piece, until it ends or `each` breaks.
+    ///
+    /// Only the head must come within the client's timeout.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::Refused`] for any status but 2xx.
+    pub async fn follow(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        each: impl FnMut(&Bytes) -> ControlFlow<()>,
+    ) -> Result<(), ClientError> {
+        let connect = |source| ClientError::Connect { address: self.address.clone(), source };
+        match &self.address {
+            Address::Tcp(authority) => {
+                let stream = TcpStream::connect(authority).await.map_err(connect)?;
+                let request = self.request(Method::GET, authority, path, query, None)?;
+                self.follow_on(stream, request, each).await
+            }
+            Address::Unix(socket) => {
+                let stream = UnixStream::connect(socket).await.map_err(connect)?;
+                let request = self.request(Method::GET, "localhost", path, query, None)?;
+                self.follow_on(stream, request, each).await
+            }
+        }
+    }
+
+    async fn follow_on<S>(
+        &self,
+        stream: S,
+        request: Request<Full<Bytes>>,
+        mut each: impl FnMut(&Bytes) -> ControlFlow<()>,
+    ) -> Result<(), ClientError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let broken = |source| ClientError::Broken { address: self.address.clone(), source };
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let followed = async {
+            let head = timeout(self.timeout, sender.send_request(request)).await;
+            let late =
+                |_| ClientError::TimedOut { address: self.address.clone(), after: self.timeout };
+            let (head, mut body) = head.map_err(late)?.map_err(broken)?.into_parts();
+            if !head.status.is_success() {
+                let body = Limited::new(body, ANSWER_OCTETS_MAX).collect().await;
+                let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+                let body = String::from_utf8_lossy(&body).trim().to_owned();
+                return Err(ClientError::Refused { status: head.status, body });
+            }
+            while let Some(frame) = body.frame().await {
+                if let Some(piece) = frame.map_err(broken)?.data_ref()
+                    && each(piece).is_break()
+                {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        tokio::pin!(followed, connection);
+        tokio::select! {
+            biased;
+            followed = &mut followed => followed,
+            ended = &mut connection => match ended {
+                Ok(()) => followed.await,
+                Err(source) => Err(broken(source)),
+            },
         }
     }
 

@@ -63,8 +63,8 @@ fn run_for_tests(arguments: &serve::Arguments) -> Result<()> {
     }
     let mut raw = config::combine(basis(temporary.path())?, translated)?;
     raw.override_with(arguments.flags.clone());
-    let settings = raw.resolve(Part::Server)?;
-    settings.log.start()?;
+    let mut settings = raw.resolve(Part::Server)?;
+    settings.start_logging()?;
     if !notes.is_empty() {
         tracing::info!(keys = notes.join(", "), "keys of Consul that change nothing here");
     }

@@ -1,6 +1,7 @@
-//! `hawser health`, `info`, `leave` and `reload`: what the local agent says and is told.
+//! `hawser health`, `info`, `monitor`, `leave` and `reload`: what the local agent says and is told.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,6 +20,17 @@ pub(crate) struct Health {
     /// How long to wait for an answer.
     #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = duration::parse)]
     timeout: Duration,
+}
+
+/// The agent's log as it comes.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Monitor {
+    /// Show events of this level and graver ones: trace, debug, info, warn or error.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: String,
+    /// Show each event as a JSON object.
+    #[arg(long)]
+    log_json: bool,
 }
 
 /// What the agent says of itself.
@@ -67,6 +79,23 @@ pub(crate) async fn health(arguments: Health, client: &Client) -> Result<ExitCod
 pub(crate) async fn info(arguments: Info, client: &Client) -> Result<ExitCode> {
     let (own, _) = client.get::<Own>(SELF, &[]).await?;
     arguments.formatted.print(&own.stats, sections)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the agent's log as it comes, until the agent stops or nobody reads.
+///
+/// # Errors
+/// The API's.
+pub(crate) async fn monitor(arguments: Monitor, client: &Client) -> Result<ExitCode> {
+    let mut query = vec![("loglevel", arguments.log_level.as_str())];
+    if arguments.log_json {
+        query.push(("logjson", ""));
+    }
+    let print = |piece: &bytes::Bytes| match output::print(&String::from_utf8_lossy(piece)) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    };
+    client.follow("/v1/agent/monitor", &query, print).await?;
     Ok(ExitCode::SUCCESS)
 }
 

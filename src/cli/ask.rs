@@ -36,6 +36,8 @@ pub(crate) enum Ask {
     Health(With<agent_calls::Health>),
     /// Print what the local agent says of itself.
     Info(With<agent_calls::Info>),
+    /// Print the local agent's log as it comes.
+    Monitor(With<agent_calls::Monitor>),
     /// Take the host out of the cluster and stop its agent.
     Leave(With<Nothing>),
     /// Let the local agent read its services and checks anew.
@@ -87,6 +89,7 @@ async fn answer(ask: Ask) -> Result<ExitCode> {
         Ask::Map(with) => with_client!(with, map::run),
         Ask::Health(with) => with_client!(with, agent_calls::health),
         Ask::Info(with) => with_client!(with, agent_calls::info),
+        Ask::Monitor(with) => with_client!(with, agent_calls::monitor),
         Ask::Leave(with) => agent_calls::leave(&with.connection.client(environment)?).await,
         Ask::Reload(with) => agent_calls::reload(&with.connection.client(environment)?).await,
     }

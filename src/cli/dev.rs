@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
     /// Port of the server.
     #[arg(long, default_value_t = 8300)]
     server_port: u16,
-    /// Port at which `web` reaches `hello` through the mesh.
+    /// Port at which `web` reaches `api` through the mesh.
     #[arg(long, default_value_t = 9191)]
     upstream_port: u16,
     /// First of 64 ports for the proxies' mTLS listeners.
@@ -73,8 +73,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         let key_file = operator_key(&folder)?;
         let value = configuration(&arguments, &folder, &key_file, &demo);
         std::fs::write(&config, serde_json::to_vec_pretty(&value)?)?;
-        let settings = config::read(&[config])?.resolve(Part::Server)?;
-        settings.log.start()?;
+        let mut settings = config::read(&[config])?.resolve(Part::Server)?;
+        settings.start_logging()?;
         let mesh = Mesh::start(settings, drain.clone()).await?;
         let mut ready = mesh.agent().ready();
         let welcome = arguments.clone();
@@ -111,8 +111,8 @@ fn configuration(
         .zip(demo)
         .map(|(instance, address)| {
             json!({
-                "name": "hello",
-                "id": format!("hello-{instance}"),
+                "name": "api",
+                "id": format!("api-{instance}"),
                 "port": address.port(),
                 "protocol": "http",
                 "check": { "http": format!("http://{address}/"), "interval": "1s" },
@@ -123,7 +123,7 @@ fn configuration(
     services.push(json!({
         "name": "web",
         "connect": { "sidecar_service": { "proxy": { "upstreams": [{
-            "destination_name": "hello",
+            "destination_name": "api",
             "local_bind_port": arguments.upstream_port,
         }] } } },
     }));
@@ -155,7 +155,7 @@ async fn start_demo(instance: usize) -> Result<SocketAddr> {
             let Ok((socket, _)) = listener.accept().await else { return };
             tokio::spawn(async move {
                 let answer = service_fn(move |_: Request<Incoming>| async move {
-                    let text = format!("hello from instance {instance}\n");
+                    let text = format!("api, instance {instance}\n");
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
                 });
                 // A demo client that goes away is nobody's trouble.
@@ -176,19 +176,21 @@ fn write_welcome(arguments: &Arguments) -> std::io::Result<()> {
     writeln!(
         std::io::stdout().lock(),
         "Hawser runs a whole mesh in this process: one server, one agent, service `web` and\n\
-         {DEMO_INSTANCES} instances of service `hello`. Nothing is kept, and every call is \
+         {DEMO_INSTANCES} instances of service `api`. Nothing is kept, and every call is \
          allowed by default.\n\n\
-         call hello as web, through both proxies and mTLS:\n    \
+         call api as web, through both proxies and mTLS:\n    \
              curl http://127.0.0.1:{upstream_port}/\n\
          find it by DNS:\n    \
-             dig @127.0.0.1 -p {dns_port} hello.service.consul SRV\n\
+             dig @127.0.0.1 -p {dns_port} api.service.consul SRV\n\
          forbid the call, and allow it again:\n    \
-             hawser intention create -deny web hello -http-addr 127.0.0.1:{http_port}\n    \
-             hawser intention delete web hello -http-addr 127.0.0.1:{http_port}\n\
+             hawser intention create -deny web api -http-addr 127.0.0.1:{http_port}\n    \
+             hawser intention delete web api -http-addr 127.0.0.1:{http_port}\n\
          see who calls whom:\n    \
              hawser map -http-addr 127.0.0.1:{http_port}\n\
          the API, as Consul's clients speak it:\n    \
-             curl http://127.0.0.1:{http_port}/v1/health/service/hello?passing"
+             curl http://127.0.0.1:{http_port}/v1/health/service/api?passing\n\
+         metrics, for Prometheus:\n    \
+             curl http://127.0.0.1:{http_port}/metrics"
     )
 }
 

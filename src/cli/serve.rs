@@ -63,7 +63,7 @@ pub(crate) fn run(arguments: Arguments, part: Part) -> Result<()> {
     }
     let mut settings = raw.resolve(part)?;
     settings.agent.ecs = sidecar.as_ref().map(|sidecar| sidecar.watch(&raw)).transpose()?;
-    settings.log.start()?;
+    settings.start_logging()?;
     runtime.block_on(async move {
         let signals = Signals::new()?;
         let drain = CancellationToken::new();

@@ -1,6 +1,8 @@
 //! The control plane: election, forwarding, loss of servers, joining.
 
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -139,4 +141,28 @@ fn a_dead_agents_node_turns_critical_and_comes_back() {
         let all = get_json(net.http(1), "/v1/catalog/service/api")?;
         all.as_array()?.is_empty().then_some(())
     });
+}
+
+#[test]
+fn a_watched_log_shows_what_happens_as_it_does() {
+    let net = Net::new();
+    let _server = net.server(1, 1, json!({ "log_level": "error" }));
+    eventually("the server to be ready", || get_json(net.http(1), "/v1/hawser/ready"));
+    let refused = get(net.http(1), "/v1/agent/monitor?loglevel=loud").expect("an answer");
+    assert_eq!(refused.status, 400, "{refused:?}");
+    let address = net.http(1).to_string();
+    let mut watcher = Command::new(env!("CARGO_BIN_EXE_hawser"))
+        .args(["monitor", "-log-level=info", "-log-json", "-http-addr", &address])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut lines = BufReader::new(watcher.stdout.take().expect("piped")).lines();
+    let first = lines.next().expect("a line").expect("text");
+    assert!(first.contains("watching the log"), "{first}");
+    let _agent = net.agent(2, 1, json!({}));
+    let joined = lines.map_while(Result::ok).find(|line| line.contains("joined"));
+    let joined: Value = serde_json::from_str(&joined.expect("the join is logged")).expect("JSON");
+    assert_eq!(joined["fields"]["node"], "n2", "{joined}");
+    watcher.kill().expect("killed");
+    watcher.wait().expect("waited for");
 }

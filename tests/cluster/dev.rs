@@ -1,6 +1,6 @@
 //! `hawser dev`, as the README says.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
@@ -17,13 +17,27 @@ impl Drop for Dev {
     }
 }
 
+/// A port that nobody listens on, and that the system gives nobody else for a while.
+fn free_port() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    listener.local_addr().expect("an address").port().to_string()
+}
+
 #[test]
 fn dev_has_something_to_curl() {
     let net = Net::new();
-    let ports = ["18500", "18600", "18300", "19191", "31000"];
+    let ports: Vec<String> = (0..5).map(|_| free_port()).collect();
     let child = Command::new(env!("CARGO_BIN_EXE_hawser"))
-        .args(["dev", "--http-port", ports[0], "--dns-port", ports[1], "--server-port", ports[2]])
-        .args(["--upstream-port", ports[3], "--mesh-port", ports[4], "--data-dir"])
+        .args([
+            "dev",
+            "--http-port",
+            &ports[0],
+            "--dns-port",
+            &ports[1],
+            "--server-port",
+            &ports[2],
+        ])
+        .args(["--upstream-port", &ports[3], "--mesh-port", &ports[4], "--data-dir"])
         .arg(net.folder().join("dev"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -32,11 +46,11 @@ fn dev_has_something_to_curl() {
     let _dev = Dev(child);
     let at =
         |port: &str| -> SocketAddr { format!("127.0.0.1:{port}").parse().expect("an address") };
-    let (http, upstream) = (at(ports[0]), at(ports[3]));
+    let (http, upstream) = (at(&ports[0]), at(&ports[3]));
     eventually("the mesh to be ready", || get_json(http, "/v1/hawser/ready"));
     let reply =
-        eventually("web to reach hello", || get(upstream, "/").filter(|reply| reply.status == 200));
-    assert!(reply.body.starts_with("hello from instance "), "{reply:?}");
+        eventually("web to reach api", || get(upstream, "/").filter(|reply| reply.status == 200));
+    assert!(reply.body.starts_with("api, instance "), "{reply:?}");
     let mut seen = std::collections::BTreeSet::new();
     eventually("all three instances to take part", || {
         seen.extend(get(upstream, "/").map(|reply| reply.body));
@@ -44,16 +58,16 @@ fn dev_has_something_to_curl() {
     });
 
     let address = http.to_string();
-    let denied = hawser(&["intention", "create", "-deny", "-http-addr", &address, "web", "hello"]);
+    let denied = hawser(&["intention", "create", "-deny", "-http-addr", &address, "web", "api"]);
     assert!(denied.status.success(), "{denied:?}");
     eventually("the call to be denied", || get(upstream, "/").filter(|reply| reply.status == 403));
-    let path = "/v1/connect/intentions/exact?source=web&destination=hello";
+    let path = "/v1/connect/intentions/exact?source=web&destination=api";
     assert_eq!(request(http, "DELETE", path, Some(&json!({}))).expect("an answer").status, 200);
     eventually("the call to be allowed", || get(upstream, "/").filter(|reply| reply.status == 200));
     let map = eventually("the map to show the call", || {
         let map = hawser(&["map", "-http-addr", &address]);
         let text = String::from_utf8_lossy(&map.stdout).into_owned();
-        (map.status.success() && text.contains("hello")).then_some(text)
+        (map.status.success() && text.contains("api")).then_some(text)
     });
     assert!(map.contains("web"), "{map}");
 }

@@ -50,9 +50,9 @@ pub(super) async fn answer(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply,
                 }
             }
         }
-        ["join", ..] | ["monitor"] | ["metrics", "stream"] => Err(ApiError::NotImplemented(
-            "not supported: hosts join with a token from `hawser token create`, logs are on stderr, \
-             and metrics are at /metrics"
+        ["join", ..] | ["metrics", "stream"] => Err(ApiError::NotImplemented(
+            "not supported: hosts join with a token from `hawser token create`, and metrics \
+             are at /metrics"
                 .to_owned(),
         )),
         _ => {

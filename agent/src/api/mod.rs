@@ -5,6 +5,7 @@
 mod agent;
 mod connect;
 mod forward;
+mod monitor;
 mod reply;
 mod telemetry;
 
@@ -18,7 +19,7 @@ use bytes::{Bytes, BytesMut};
 use hawser_api::error::ApiError;
 use hawser_api::query::Query;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -121,7 +122,7 @@ async fn serve(api: Arc<Api>, socket: TcpStream, from: SocketAddr, drain: Cancel
     let _ = socket.set_nodelay(true);
     let service = service_fn(move |request| {
         let api = api.clone();
-        async move { Ok::<_, Infallible>(api.answer(request, from).await) }
+        async move { Ok::<_, Infallible>(api.respond(request, from).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -142,21 +143,36 @@ async fn serve(api: Arc<Api>, socket: TcpStream, from: SocketAddr, drain: Cancel
 }
 
 impl Api {
-    async fn answer(&self, request: Request<Incoming>, from: SocketAddr) -> Reply {
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        from: SocketAddr,
+    ) -> Response<Either<Full<Bytes>, monitor::Endless>> {
         self.host.metrics.http_requests.inc();
         if let Err(why) = self.admit(&request) {
-            return reply::text(StatusCode::FORBIDDEN, why);
+            return reply::text(StatusCode::FORBIDDEN, why).map(Either::Left);
         }
         let is_options = request.method() == Method::OPTIONS;
-        let answered = match self.take(request, from).await {
-            Ok(ask) => Box::pin(self.route(&ask)).await,
-            Err(why) => Err(why),
+        let answered = match monitor::is_asked(request.uri().path()) {
+            true => monitor::reply(self, &request).map(|reply| reply.map(Either::Right)),
+            false => self.answer(request, from).await.map(|reply| reply.map(Either::Left)),
         };
         match answered {
             Ok(reply) => reply,
-            Err(ApiError::MethodNotAllowed { allow, .. }) if is_options => reply::allow(&allow),
-            Err(why) => reply::refusal(&why),
+            Err(ApiError::MethodNotAllowed { allow, .. }) if is_options => {
+                reply::allow(&allow).map(Either::Left)
+            }
+            Err(why) => reply::refusal(&why).map(Either::Left),
         }
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        from: SocketAddr,
+    ) -> Result<Reply, ApiError> {
+        let ask = self.take(request, from).await?;
+        Box::pin(self.route(&ask)).await
     }
 
     /// Refuses what only a browser that was tricked would send: see `reliability.md` A11.
