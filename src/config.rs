@@ -19,7 +19,7 @@ use hawser_server as server;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// What files may say. Every key is optional here; defaults stand in [`Settings::resolve`] only.
+/// What files may say. Every key is optional here; defaults stand in [`Raw::resolve`] only.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Raw {

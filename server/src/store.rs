@@ -273,7 +273,7 @@ impl Store {
         Ok(())
     }
 
-    /// Stores `value` with the next commit, or within [`LAZY_MAX`].
+    /// Stores `value` with the next commit, or within 50 ms.
     ///
     /// # Errors
     /// The store failed before.

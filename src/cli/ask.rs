@@ -28,8 +28,9 @@ pub(crate) enum Ask {
     /// Look after the servers.
     Operator(With<operator::Arguments>),
     /// Make join tokens for new hosts.
-    #[command(alias = "join-token")]
     Token(With<token::Arguments>),
+    /// Print a token with which one host may join, once: `token create`.
+    JoinToken(With<token::Create>),
     /// Print who calls whom, with rates, errors and latencies.
     Map(With<map::Arguments>),
     /// Tell whether the local agent serves: exit status 0 or 1.
@@ -86,6 +87,7 @@ async fn answer(ask: Ask) -> Result<ExitCode> {
         Ask::Connect(with) => with_client!(with, connect::run),
         Ask::Operator(with) => with_client!(with, operator::run),
         Ask::Token(with) => with_client!(with, token::run),
+        Ask::JoinToken(with) => with_client!(with, token::create),
         Ask::Map(with) => with_client!(with, map::run),
         Ask::Health(with) => with_client!(with, agent_calls::health),
         Ask::Info(with) => with_client!(with, agent_calls::info),
@@ -142,7 +144,7 @@ mod tests {
             "hawser config write -cas -modify-index=7 web.hcl",
             "hawser operator raft list-peers -stale",
             "hawser token create --node vm-1 -http-addr http://127.0.0.1:8500",
-            "hawser join-token create -node vm-1 -ttl 5m",
+            "hawser join-token -node vm-1 -ttl 5m",
             "hawser connect ca get-config",
             "hawser connect ca roots -format=json",
             "hawser map -minutes 10 -format json",

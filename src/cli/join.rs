@@ -20,7 +20,7 @@ use crate::config;
 /// Which cluster, and as whom. Not printable: the token is a secret.
 #[derive(Clone, clap::Args)]
 pub(crate) struct Arguments {
-    /// A server's address, HOST[:PORT]; more of them behind commas.
+    /// A server's address, `HOST[:PORT]`; more of them behind commas.
     server: String,
     /// What `hawser token create` printed; - reads it from standard input, where no list of
     /// processes shows it.

@@ -21,14 +21,18 @@ pub(crate) struct Arguments {
 #[derive(Clone, Debug, clap::Subcommand)]
 enum What {
     /// Print a token with which one host may join, once.
-    Create {
-        /// The name of the host that may use it.
-        #[arg(long, value_name = "NAME")]
-        node: NodeName,
-        /// How long it may be used, such as 10m.
-        #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = span)]
-        ttl: String,
-    },
+    Create(Create),
+}
+
+/// A new join token.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Create {
+    /// The name of the host that may use it.
+    #[arg(long, value_name = "NAME")]
+    node: NodeName,
+    /// How long it may be used, such as 10m.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = span)]
+    ttl: String,
 }
 
 /// Does what was asked for. Nothing but the token is printed, for `$(…)`.
@@ -36,7 +40,16 @@ enum What {
 /// # Errors
 /// The API's.
 pub(crate) async fn run(arguments: Arguments, client: &Client) -> Result<ExitCode> {
-    let What::Create { node, ttl } = arguments.what;
+    let What::Create(create) = arguments.what;
+    self::create(create, client).await
+}
+
+/// Prints a new token.
+///
+/// # Errors
+/// The API's.
+pub(crate) async fn create(create: Create, client: &Client) -> Result<ExitCode> {
+    let Create { node, ttl } = create;
     let body = json!({"Node": node, "TTL": ttl});
     let made: JoinToken = client.put("/v1/hawser/join-token", &[], &body).await?;
     output::print(&format!("{}\n", made.token))?;
