@@ -210,8 +210,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`StartError`]
-    #[allow(clippy::unused_async, reason = "callers await what may later wait for a socket")]
-    pub async fn start(config: Config, registry: prometheus::Registry) -> Result<Self, StartError> {
+    pub fn start(config: Config, registry: prometheus::Registry) -> Result<Self, StartError> {
         let folder = config.data_dir;
         disk::private_folder(&folder)?;
         let lock = disk::lock(&folder)?;
@@ -822,7 +821,7 @@ mod tests {
     impl Running {
         async fn start(folder: &Path, server: SocketAddr, join: Join, services: &[Value]) -> Self {
             let config = config(folder, server, join, services);
-            let agent = Agent::start(config, prometheus::Registry::new()).await.expect("started");
+            let agent = Agent::start(config, prometheus::Registry::new()).expect("started");
             let (handle, drain) = (agent.handle(), CancellationToken::new());
             let http = agent.addresses().http.expect("asked for");
             let ended = tokio::spawn(agent.run(drain.clone()));
@@ -1113,7 +1112,7 @@ mod tests {
         assert!(matches!(ended, Err(RunError::Join(JoinError::Refused(_)))), "{ended:?}");
 
         let never = config(folder.path(), server.address, Join::None, &[]);
-        let refused = Agent::start(never, prometheus::Registry::new()).await.err();
+        let refused = Agent::start(never, prometheus::Registry::new()).err();
         assert!(matches!(refused, Some(StartError::NeverJoined)), "{refused:?}");
     }
 

@@ -139,7 +139,7 @@ impl Mesh {
                  access control yet"
             );
         }
-        let agent = Agent::start(agent, registry).await?;
+        let agent = Agent::start(agent, registry)?;
         Ok(Self { agent, server, drain })
     }
 

@@ -53,7 +53,7 @@ where
             (&received, Reason::UpstreamReset, Reason::DownstreamReset),
         ] {
             if let Poll::Ready(Err(broken)) = polled {
-                let reason = if matches!(broken, Broken::Read(_)) { read } else { written };
+                let reason = if matches!(broken, Broken::Read) { read } else { written };
                 return Poll::Ready(Err(reason));
             }
         }
@@ -74,8 +74,8 @@ where
 
 /// Which side of one direction broke.
 enum Broken {
-    Read(#[allow(dead_code, reason = "kept for debuggers")] io::Error),
-    Write(#[allow(dead_code, reason = "kept for debuggers")] io::Error),
+    Read,
+    Write,
 }
 
 /// One direction.
@@ -122,9 +122,9 @@ impl Half {
             if let Some(held) = &self.held {
                 let bytes = &held[self.from..self.to];
                 let written = ready!(Pin::new(&mut *write).poll_write(cx, bytes));
-                let written = written.map_err(Broken::Write)?;
+                let written = written.map_err(|_| Broken::Write)?;
                 if written == 0 {
-                    return Poll::Ready(Err(Broken::Write(io::ErrorKind::WriteZero.into())));
+                    return Poll::Ready(Err(Broken::Write));
                 }
                 *count += written as u64;
                 self.from += written;
@@ -142,7 +142,7 @@ impl Half {
                     // Whoever is closed already has nothing left to close.
                     match ready!(Pin::new(&mut *write).poll_shutdown(cx)) {
                         Err(error) if error.kind() != io::ErrorKind::NotConnected => {
-                            return Poll::Ready(Err(Broken::Write(error)));
+                            return Poll::Ready(Err(Broken::Write));
                         }
                         _ => self.state = State::Closed,
                     }
@@ -160,15 +160,15 @@ impl Half {
                             self.buffers.give(buffer);
                             self.state = State::Ended;
                         }
-                        Poll::Ready(Err(error)) => {
+                        Poll::Ready(Err(_)) => {
                             self.buffers.give(buffer);
-                            return Poll::Ready(Err(Broken::Read(error)));
+                            return Poll::Ready(Err(Broken::Read));
                         }
                         Poll::Pending => {
                             self.buffers.give(buffer);
                             if self.must_flush {
                                 ready!(Pin::new(&mut *write).poll_flush(cx))
-                                    .map_err(Broken::Write)?;
+                                    .map_err(|_| Broken::Write)?;
                                 self.must_flush = false;
                             }
                             return Poll::Pending;
