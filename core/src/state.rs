@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rpds::RedBlackTreeMapSync;
 
+use crate::acl;
 use crate::ca::Authority;
 use crate::catalog::{Catalog, Check, Indexes, Instance, Node, Row, Touched, liveness_id};
 use crate::clock::{Index, Stamp, UnixTime};
@@ -104,6 +105,8 @@ pub enum Command {
         /// Who showed it.
         node: NodeName,
     },
+    /// Changes access control.
+    Acl(acl::Change),
 }
 
 /// What a change woke: each names the readers whose answer may differ now.
@@ -129,6 +132,8 @@ pub enum Topic {
     EveryChain,
     /// Readers of roots.
     Authority,
+    /// Readers of tokens, policies and roles.
+    Acl,
 }
 
 /// A command that the state refuses: an outcome like any other, replicated too.
@@ -193,6 +198,9 @@ pub enum Rejection {
         /// The bound.
         max: usize,
     },
+    /// Access control refuses a change of itself.
+    #[error(transparent)]
+    Acl(#[from] acl::Refusal),
 }
 
 /// All that the servers agree on, as of one entry of the log.
@@ -206,6 +214,7 @@ pub struct State {
     entries: Entries,
     authority: Option<Authority>,
     join_tokens: RedBlackTreeMapSync<[u8; 32], JoinToken>,
+    acl: acl::Tables,
 }
 
 impl State {
@@ -237,6 +246,11 @@ impl State {
     /// The certificate authority, once there is one.
     pub fn authority(&self) -> Option<&Authority> {
         self.authority.as_ref()
+    }
+
+    /// Tokens, policies and roles.
+    pub fn acl(&self) -> &acl::Tables {
+        &self.acl
     }
 
     /// Since when each dead node is dead.
@@ -275,6 +289,10 @@ impl State {
             }
             Command::PutJoinToken(token) => self.put_join_token(token, stamp.time),
             Command::UseJoinToken { hash, node } => self.use_join_token(&hash, node, stamp.time),
+            Command::Acl(change) => {
+                self.acl.apply(change, at)?;
+                Ok(vec![Topic::Acl])
+            }
         }
     }
 
@@ -522,6 +540,7 @@ impl State {
             entries_index: self.entries.index(),
             authority: self.authority.clone(),
             join_tokens: self.join_tokens.values().cloned().collect(),
+            acl: self.acl.dump(),
         }
     }
 
@@ -547,6 +566,7 @@ impl State {
             entries: Entries::restore(dump.entries, dump.entries_index),
             authority: dump.authority,
             join_tokens: dump.join_tokens.into_iter().map(|token| (token.hash, token)).collect(),
+            acl: acl::Tables::restore(dump.acl),
         }
     }
 }
@@ -580,6 +600,8 @@ pub struct Dump {
     pub authority: Option<Authority>,
     /// Join tokens that were not used yet.
     pub join_tokens: Vec<JoinToken>,
+    /// Access control.
+    pub acl: acl::Dump,
 }
 
 fn topics(touched: &Touched) -> Vec<Topic> {

@@ -227,7 +227,8 @@ pub fn delta(state: &State, interest: &Interest, topics: &BTreeSet<Topic>) -> De
             | Topic::Nodes
             | Topic::Names
             | Topic::Checks
-            | Topic::Entries => {}
+            | Topic::Entries
+            | Topic::Acl => {}
         }
     }
     changes.extend(services.into_iter().map(|name| Change::Service(service(state, name))));

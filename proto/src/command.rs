@@ -89,6 +89,7 @@ impl From<&Command> for Kind {
             Command::UseJoinToken { hash, node } => {
                 Self::UseJoinToken(v1::UseJoinToken { hash: hash.to_vec(), node: node.to_string() })
             }
+            Command::Acl(change) => Self::Acl(change.into()),
         }
     }
 }
@@ -141,6 +142,7 @@ impl TryFrom<Kind> for Command {
                 hash: hash("use_join_token.hash", &shown.hash)?,
                 node: parsed("use_join_token.node", &shown.node)?,
             },
+            Kind::Acl(change) => Self::Acl(change.try_into()?),
         })
     }
 }

@@ -15,6 +15,7 @@ mod model;
 mod intention;
 mod entry;
 mod ca;
+pub mod acl;
 mod command;
 mod rejection;
 mod view;

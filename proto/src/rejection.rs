@@ -29,6 +29,7 @@ impl From<&Rejection> for v1::Rejection {
                 let max = u64::try_from(*max).unwrap_or(u64::MAX);
                 Kind::Full(v1::Full { what: (*what).to_owned(), max })
             }
+            Rejection::Acl(refusal) => Kind::Acl(refusal.into()),
         };
         Self { kind: Some(kind) }
     }
@@ -68,6 +69,7 @@ impl TryFrom<v1::Rejection> for Rejection {
                 })?,
                 max: usize::try_from(full.max).unwrap_or(usize::MAX),
             },
+            Kind::Acl(refusal) => Self::Acl(refusal.try_into()?),
         })
     }
 }

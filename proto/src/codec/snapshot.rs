@@ -139,6 +139,9 @@ pub fn write(dump: &Dump, out: &mut impl Write) -> io::Result<()> {
     for token in &dump.join_tokens {
         records.put(Kind::JoinToken(token.into()))?;
     }
+    for row in crate::acl::rows(&dump.acl) {
+        records.put(Kind::Acl(row))?;
+    }
     records.put(Kind::End(v1::SnapshotEnd { records: records.count }))
 }
 
@@ -234,6 +237,7 @@ fn add(dump: &mut Dump, kind: Kind) -> Result<bool, Invalid> {
             return Ok(dump.authority.replace(authority.try_into()?).is_none());
         }
         Kind::JoinToken(token) => dump.join_tokens.push(token.try_into()?),
+        Kind::Acl(row) => crate::acl::add(&mut dump.acl, row)?,
         Kind::DownSince(row) => {
             let node = parsed("down_since.node", &row.node)?;
             let since = UnixTime::from_millis(row.since_ms);

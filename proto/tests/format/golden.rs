@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use hawser_core::clock::{Index, UnixTime};
 use hawser_core::edge::{EdgeKey, Tally};
-use hawser_core::state::Rejection;
+use hawser_core::state::{Dump, Rejection};
 use hawser_core::view::Delta;
 use hawser_proto::{codec, v1};
 use prost::Message;
@@ -64,6 +64,8 @@ fn written_today() -> Vec<(String, Vec<u8>)> {
     all.push(("delta".into(), v1::Delta::from(&samples::delta(false)).encode_to_vec()));
     all.push(("view".into(), codec::view::encode(&samples::view())));
     all.push(("snapshot".into(), samples::snapshot(&samples::dump())));
+    let acl = Dump { acl: crate::acl::dump(), ..Dump::default() };
+    all.push(("snapshot-acl".into(), samples::snapshot(&acl)));
     all
 }
 

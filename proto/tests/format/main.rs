@@ -1,5 +1,6 @@
 //! The format as others rely on it: round trips, refusals, damage, and files of old releases.
 
+mod acl;
 mod samples;
 
 mod damage;

@@ -17,6 +17,8 @@ use hawser_core::intention::{Action, Intention, Pair};
 use hawser_core::state::{Cluster, Command, Dump, JoinToken, NodeChanges, Rejection};
 use hawser_core::view::{Change, Delta, Endpoint, NodeView, ServiceView, Trust, View};
 
+use crate::acl;
+
 pub(crate) fn parse<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
     text.parse().expect(text)
 }
@@ -225,6 +227,7 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         Command::PutJoinToken(join_token()),
         Command::UseJoinToken { hash: [0xcd; 32], node: parse("vm-3") },
     ];
+    let all = all.into_iter().chain(acl::changes().into_iter().map(|(_, it)| Command::Acl(it)));
     let name = |command: &Command| match command {
         Command::Found(_) => "found",
         Command::SyncNode(_) => "sync-node",
@@ -241,8 +244,9 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         Command::SetAuthority { .. } => "set-authority",
         Command::PutJoinToken(_) => "put-join-token",
         Command::UseJoinToken { .. } => "use-join-token",
+        Command::Acl(change) => acl::name(change),
     };
-    all.into_iter().map(|command| (name(&command), command)).collect()
+    all.map(|command| (name(&command), command)).collect()
 }
 
 /// Every kind of rejection, by name, and every table that may be full.
@@ -269,6 +273,7 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         "unused join tokens",
     ];
     all.extend(tables.map(|what| Rejection::Full { what, max: 1024 }));
+    all.extend(acl::refusals().into_iter().map(Rejection::Acl));
     let name = |rejection: &Rejection| match rejection {
         Rejection::AlreadyFounded => "already-founded",
         Rejection::UnknownNode { .. } => "unknown-node",
@@ -278,6 +283,7 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         Rejection::IndexMismatch { .. } => "index-mismatch",
         Rejection::JoinToken { .. } => "join-token",
         Rejection::Full { .. } => "full",
+        Rejection::Acl(refusal) => acl::refusal_name(refusal),
     };
     all.into_iter().map(|rejection| (name(&rejection), rejection)).collect()
 }
@@ -405,6 +411,7 @@ pub(crate) fn dump() -> Dump {
         entries_index: Index(25),
         authority: Some(authority()),
         join_tokens: vec![join_token()],
+        acl: acl::dump(),
         ..Dump::default()
     };
     // By kind and name, as a state holds them.

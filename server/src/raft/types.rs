@@ -58,6 +58,7 @@ impl fmt::Display for Proposal {
             Command::SetAuthority { .. } => "set-authority",
             Command::PutJoinToken(_) => "put-join-token",
             Command::UseJoinToken { .. } => "use-join-token",
+            Command::Acl(_) => "acl",
         })
     }
 }

@@ -1,0 +1,50 @@
+//! Changes of access control that the servers agree on.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::model::{Policy, Role, Token};
+use super::table::{Refusal, Tables};
+use crate::clock::Index;
+
+/// One change of the tables.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Change {
+    /// Stores the first token.
+    Bootstrap {
+        /// The token.
+        token: Token,
+        /// Allows it once more: the entry that made the first token, as the reset file says it.
+        reset: Option<Index>,
+    },
+    /// Stores a token.
+    PutToken(Token),
+    /// Removes tokens, by accessor; those that are not there are no matter.
+    DropTokens(BTreeSet<Arc<str>>),
+    /// Stores a policy.
+    PutPolicy(Policy),
+    /// Removes a policy, by id.
+    DropPolicy(Arc<str>),
+    /// Stores a role.
+    PutRole(Role),
+    /// Removes a role, by id.
+    DropRole(Arc<str>),
+}
+
+impl Tables {
+    /// Applies one change, as the entry `at`.
+    pub(crate) fn apply(&mut self, change: Change, at: Index) -> Result<(), Refusal> {
+        match change {
+            Change::Bootstrap { token, reset } => self.bootstrap(token, reset, at),
+            Change::PutToken(token) => self.put_token(token, at),
+            Change::DropTokens(accessors) => self.drop_tokens(&accessors, at),
+            Change::PutPolicy(policy) => self.put_policy(policy, at),
+            Change::DropPolicy(id) => self.drop_policy(&id, at),
+            Change::PutRole(role) => self.put_role(role, at),
+            Change::DropRole(id) => {
+                self.drop_role(&id, at);
+                Ok(())
+            }
+        }
+    }
+}
