@@ -752,6 +752,7 @@ fn server_service(port: u16) -> Result<Instance> {
         protocol: None,
         mesh_port: None,
         enable_tag_override: false,
+        gateway: None,
     })
 }
 

@@ -1028,6 +1028,7 @@ mod tests {
                 protocol: None,
                 mesh_port: Some(21_000),
                 enable_tag_override: false,
+                gateway: None,
             }],
             put_checks: vec![],
             drop_instances: vec![],

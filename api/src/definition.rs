@@ -336,6 +336,7 @@ pub fn service(mut fields: Fields<'_>) -> Result<Service, InvalidField> {
         protocol: None,
         mesh_port: None,
         enable_tag_override: fields.flag(&["EnableTagOverride"])?,
+        gateway: None,
         id,
         service: name,
     };

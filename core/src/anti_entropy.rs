@@ -100,6 +100,7 @@ mod tests {
             protocol: None,
             mesh_port: None,
             enable_tag_override,
+            gateway: None,
         }
     }
 

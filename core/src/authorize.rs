@@ -26,6 +26,11 @@ pub fn command(may: &Authorizer, state: &State, command: &Command) -> Result<(),
         Command::SetLiveness { .. } | Command::SetAuthority { .. } | Command::Found(_) => {
             may.demand(Resource::Operator, Access::Write, "")
         }
+        Command::PutPeering(_)
+        | Command::DropPeering(_)
+        | Command::AcceptPeering { .. }
+        | Command::SetPeerState { .. }
+        | Command::SyncPeer(_) => may.demand(Resource::Peering, Access::Write, ""),
         // A join token makes a node of its bearer, and an ACL command makes a token.
         Command::PutJoinToken(_) | Command::UseJoinToken { .. } | Command::Acl(_) => {
             may.demand(Resource::Acl, Access::Write, "")
@@ -39,12 +44,15 @@ pub fn entry_read(may: &Authorizer, key: &EntryKey) -> bool {
         // What holds for all services is no secret of any.
         Kind::ProxyDefaults => true,
         Kind::ServiceDefaults | Kind::ServiceResolver => may.service_read(&key.name),
+        Kind::ExportedServices => may.demand(Resource::Mesh, Access::Read, "").is_ok(),
     }
 }
 
 fn entry_write(may: &Authorizer, key: &EntryKey) -> Result<(), Denied> {
     match key.kind {
-        Kind::ProxyDefaults => may.demand(Resource::Mesh, Access::Write, ""),
+        Kind::ProxyDefaults | Kind::ExportedServices => {
+            may.demand(Resource::Mesh, Access::Write, "")
+        }
         Kind::ServiceDefaults | Kind::ServiceResolver => {
             may.demand(Resource::Service, Access::Write, &key.name)
         }
@@ -158,6 +166,7 @@ mod tests {
             protocol: None,
             mesh_port: None,
             enable_tag_override: false,
+            gateway: None,
         }
     }
 
@@ -201,7 +210,7 @@ mod tests {
             drop_checks: checks.iter().map(|id| name(id)).collect(),
             ..sync(1, &[], vec![])
         };
-        let pair = |to: &str| Pair { source: name("a"), destination: name(to) };
+        let pair = |to: &str| Pair { source: name("a"), destination: name(to), peer: None };
         let entry = |name: &str, body| Entry::new(name, body).expect("a good entry");
         let put = |entry| Command::PutEntry { entry, expected: None };
         let web = || entry("web", Body::ServiceDefaults(ServiceDefaults::default()));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::entry::Target;
 use crate::name::{InstanceId, NodeName};
 use crate::route::Group;
 
@@ -20,6 +21,8 @@ pub struct Pick {
     pub address: SocketAddr,
     /// Whether this is the one request that decides whether it comes back.
     pub is_probe: bool,
+    /// Which of the groups of the last update it is in.
+    pub group: usize,
 }
 
 /// How a request or connection to an instance went, as far as the instance is to blame.
@@ -29,6 +32,9 @@ pub enum Outcome {
     Answered(Duration),
     /// It did not answer: connect failure, reset, timeout, or its proxy could not serve.
     Failed,
+    /// There is no way to its target now, whichever instance is picked: no gateway could be
+    /// reached. All of the target's instances are out at once.
+    Unreachable,
     /// Nobody waited for the answer.
     Unknown,
 }
@@ -52,18 +58,39 @@ pub enum Effect {
 /// for a second, doubling up to a minute; then one request decides whether it comes back. At most
 /// half of a group is out at once, at least one may be, and the last one only while another group
 /// can take the load. A group whose instances are all out or tried hands over to the next.
+///
+/// A target that had no instance in, while another had, settles when it gets one: for a while it is
+/// used only where no other can be. The while doubles if the target soon goes and comes again, so
+/// that one which flaps does not swing the traffic.
 #[derive(Clone, Debug, Default)]
 pub struct Balancer {
     peers: Vec<Peer>,
-    /// Ends of the groups in `peers`; each begins where the one before ends.
-    ends: Vec<usize>,
+    groups: Vec<Span>,
+    settling: BTreeMap<Target, Settling>,
     next_id: u64,
+}
+
+/// One group among `Balancer::peers`.
+#[derive(Clone, Debug)]
+struct Span {
+    /// Where it ends; it begins where the one before ends.
+    end: usize,
+    target: Target,
+    /// Until when its target settles.
+    ready_at: Duration,
+}
+
+/// How a target came back the last time.
+#[derive(Clone, Copy, Debug)]
+struct Settling {
+    since: Duration,
+    span: Duration,
 }
 
 #[derive(Clone, Debug)]
 struct Peer {
     id: PeerId,
-    key: (NodeName, InstanceId, SocketAddr),
+    key: Key,
     weight: u16,
     in_flight: u32,
     latency: Ewma,
@@ -72,6 +99,9 @@ struct Peer {
     ejections: u32,
     standing: Standing,
 }
+
+/// Two clusters may use the same names and addresses.
+type Key = (Target, NodeName, InstanceId, SocketAddr);
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Standing {
@@ -83,13 +113,15 @@ enum Standing {
 impl Balancer {
     /// Takes over the groups of a new route. What is known of instances that stay is kept.
     pub fn update(&mut self, groups: &[Group<'_>], now: Duration) {
+        let was_usable: BTreeMap<Target, bool> = self.usable_targets();
         let mut known: BTreeMap<_, Peer> =
             self.peers.drain(..).map(|peer| (peer.key.clone(), peer)).collect();
-        self.ends.clear();
+        self.groups.clear();
         for group in groups {
             for (endpoint, weight) in &group.endpoints {
                 let Some(address) = endpoint.mesh else { continue };
-                let key = (endpoint.node.clone(), endpoint.instance.clone(), address);
+                let (node, instance) = (endpoint.node.clone(), endpoint.instance.clone());
+                let key = (group.target.clone(), node, instance, address);
                 let peer = known.remove(&key).unwrap_or_else(|| {
                     self.next_id += 1;
                     Peer {
@@ -105,7 +137,45 @@ impl Balancer {
                 });
                 self.peers.push(Peer { weight: (*weight).max(1), ..peer });
             }
-            self.ends.push(self.peers.len());
+            let (end, target) = (self.peers.len(), group.target.clone());
+            self.groups.push(Span { end, target, ready_at: Duration::ZERO });
+        }
+        let had_another =
+            |target: &Target| was_usable.iter().any(|(other, usable)| *usable && other != target);
+        for (target, is_usable) in self.usable_targets() {
+            let was_usable = was_usable.get(&target).copied().unwrap_or_default();
+            if is_usable && !was_usable && had_another(&target) {
+                self.settle(&target, now);
+            }
+        }
+        let settling = &self.settling;
+        for group in &mut self.groups {
+            let settling = settling.get(&group.target);
+            group.ready_at = settling.map_or(Duration::ZERO, |it| it.since + it.span);
+        }
+        self.settling.retain(|target, it| {
+            now.saturating_sub(it.since) < SETTLING_REMEMBERED
+                || groups.iter().any(|group| group.target == *target)
+        });
+    }
+
+    /// Each target, and whether an instance of it is in.
+    fn usable_targets(&self) -> BTreeMap<Target, bool> {
+        let mut usable = BTreeMap::new();
+        for peer in &self.peers {
+            *usable.entry(peer.key.0.clone()).or_default() |= peer.standing == Standing::In;
+        }
+        usable
+    }
+
+    /// Holds traffic to `target` back for a while, longer if it came back not long ago.
+    fn settle(&mut self, target: &Target, now: Duration) {
+        let last = self.settling.get(target);
+        let soon = last.filter(|last| now.saturating_sub(last.since) < SETTLING_REMEMBERED);
+        let span = soon.map_or(SETTLING_FIRST, |last| (last.span * 2).min(SETTLING_MAX));
+        self.settling.insert(target.clone(), Settling { since: now, span });
+        for group in self.groups.iter_mut().filter(|group| group.target == *target) {
+            group.ready_at = now + span;
         }
     }
 
@@ -137,13 +207,19 @@ impl Balancer {
         may_probe: bool,
         mut draw: impl FnMut() -> u64,
     ) -> Option<Pick> {
-        let mut start = 0;
-        for group in 0..self.ends.len() {
-            let end = self.ends[group];
-            if let Some(at) = self.pick_in(start..end, now, tried, may_probe, &mut draw) {
-                return Some(self.take(at));
+        // A target that settles is for when no other can.
+        for may_settle in [false, true] {
+            let mut start = 0;
+            for group in 0..self.groups.len() {
+                let Span { end, ready_at, .. } = self.groups[group];
+                let range = std::mem::replace(&mut start, end)..end;
+                if (now < ready_at) != may_settle {
+                    continue;
+                }
+                if let Some(at) = self.pick_in(range, now, tried, may_probe, &mut draw) {
+                    return Some(self.take(at));
+                }
             }
-            start = end;
         }
         // Everything left is out: the one that comes back soonest is better than a refusal.
         let soonest = (0..self.peers.len())
@@ -173,8 +249,14 @@ impl Balancer {
                 }
                 peer.ejections = 0;
                 peer.standing = Standing::In;
-                if was_out { Effect::Returned } else { Effect::None }
+                if was_out {
+                    self.returned(at, now);
+                    Effect::Returned
+                } else {
+                    Effect::None
+                }
             }
+            Outcome::Unreachable => self.cut_off(at, now),
             Outcome::Failed => {
                 peer.failures = peer.failures.saturating_add(1);
                 let is_due = match peer.standing {
@@ -265,7 +347,8 @@ impl Balancer {
         if is_probe {
             peer.standing = Standing::Probing;
         }
-        Pick { peer: peer.id, address: peer.key.2, is_probe }
+        let (id, address) = (peer.id, peer.key.3);
+        Pick { peer: id, address, is_probe, group: self.group_at(at) }
     }
 
     fn eject(&mut self, at: usize, now: Duration) -> Effect {
@@ -283,16 +366,48 @@ impl Balancer {
             peer.standing = Standing::In;
             return Effect::None;
         }
-        let span = EJECTION_FIRST.saturating_mul(1 << peer.ejections.min(16)).min(EJECTION_MAX);
+        let span = ejection(peer.ejections);
         peer.ejections = peer.ejections.saturating_add(1);
         peer.standing = Standing::OutUntil(now.saturating_add(span));
         Effect::Ejected(span)
     }
 
+    /// Lets the target of an instance that came back settle, if it is the first to.
+    fn returned(&mut self, at: usize, now: Duration) {
+        let target = self.peers[at].key.0.clone();
+        let usable = |peer: &Peer| peer.standing == Standing::In;
+        let mut others =
+            self.peers.iter().enumerate().filter(|(other, peer)| *other != at && usable(peer));
+        let (mut here, mut elsewhere) = (false, false);
+        others.by_ref().for_each(
+            |(_, peer)| {
+                if peer.key.0 == target { here = true } else { elsewhere = true }
+            },
+        );
+        if !here && elsewhere {
+            self.settle(&target, now);
+        }
+    }
+
+    /// Ejects every instance of the target that the one at `at` is of.
+    fn cut_off(&mut self, at: usize, now: Duration) -> Effect {
+        let (target, times) = (self.peers[at].key.0.clone(), self.peers[at].ejections);
+        let span = ejection(times);
+        for peer in self.peers.iter_mut().filter(|peer| peer.key.0 == target) {
+            peer.ejections = peer.ejections.max(times.saturating_add(1));
+            peer.standing = Standing::OutUntil(now.saturating_add(span));
+        }
+        Effect::Ejected(span)
+    }
+
     fn group_of(&self, at: usize) -> std::ops::Range<usize> {
-        let group = self.ends.partition_point(|end| *end <= at);
-        let start = if group == 0 { 0 } else { self.ends[group - 1] };
-        start..self.ends[group]
+        let group = self.group_at(at);
+        let start = if group == 0 { 0 } else { self.groups[group - 1].end };
+        start..self.groups[group].end
+    }
+
+    fn group_at(&self, at: usize) -> usize {
+        self.groups.partition_point(|group| group.end <= at)
     }
 }
 
@@ -301,6 +416,11 @@ impl Peer {
         let failures = f64::from(self.failures.min(FAILURES_WEIGHED) + 1);
         self.latency.at(now) * f64::from(self.in_flight + 1) * failures * failures
     }
+}
+
+/// How long an instance is out that was out `times` before in a row.
+fn ejection(times: u32) -> Duration {
+    EJECTION_FIRST.saturating_mul(1 << times.min(16)).min(EJECTION_MAX)
 }
 
 /// Latency in seconds that rises at once and falls slowly.
@@ -345,6 +465,10 @@ const EJECTION_FIRST: Duration = Duration::from_secs(1);
 const EJECTION_MAX: Duration = Duration::from_secs(60);
 /// How long an ejected instance waits for a request that can be tried again elsewhere.
 const PROBE_OVERDUE: Duration = Duration::from_secs(2);
+const SETTLING_FIRST: Duration = Duration::from_secs(5);
+const SETTLING_MAX: Duration = Duration::from_secs(60);
+/// Coming back again within this is flapping.
+const SETTLING_REMEMBERED: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
 mod tests {
@@ -352,10 +476,10 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
-    use crate::catalog::{Locality, Weights};
+    use crate::catalog::{Endpoint, Locality, Weights};
+    use crate::entry::GatewayMode;
     use crate::health::Status;
     use crate::route::Nearness;
-    use crate::view::Endpoint;
 
     fn endpoints(count: u16) -> Vec<Endpoint> {
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -375,14 +499,27 @@ mod tests {
             .collect()
     }
 
+    fn target(peer: &str) -> Target {
+        let peer = (!peer.is_empty()).then(|| peer.parse().expect("a name"));
+        Target { service: "web".parse().expect("a name"), peer }
+    }
+
+    fn group<'a>(peer: &str, endpoints: &'a [Endpoint]) -> Group<'a> {
+        Group {
+            target: target(peer),
+            gateway_mode: GatewayMode::Default,
+            nearness: Nearness::Zone,
+            endpoints: endpoints.iter().map(|endpoint| (endpoint, 1)).collect(),
+        }
+    }
+
     fn balancer(endpoints: &[Endpoint], sizes: &[usize]) -> Balancer {
         let mut rest = endpoints;
         let mut groups = Vec::new();
         for size in sizes {
-            let (group, others) = rest.split_at(*size);
+            let (members, others) = rest.split_at(*size);
             rest = others;
-            let endpoints = group.iter().map(|endpoint| (endpoint, 1)).collect();
-            groups.push(Group { nearness: Nearness::Zone, endpoints });
+            groups.push(group("", members));
         }
         let mut balancer = Balancer::default();
         balancer.update(&groups, Duration::ZERO);
@@ -407,7 +544,7 @@ mod tests {
     fn fail(balancer: &mut Balancer, port: u16, times: u32, now: Duration) -> Effect {
         let mut last = Effect::None;
         for _ in 0..times {
-            let at = balancer.peers.iter().position(|p| p.key.2.port() == port).expect("known");
+            let at = balancer.peers.iter().position(|p| p.key.3.port() == port).expect("known");
             let pick = balancer.take(at);
             last = balancer.finish(pick, Outcome::Failed, now);
         }
@@ -480,8 +617,7 @@ mod tests {
     #[test]
     fn load_follows_latency_and_weight() {
         let all = endpoints(2);
-        let groups =
-            [Group { nearness: Nearness::Zone, endpoints: vec![(&all[0], 1), (&all[1], 1)] }];
+        let groups = [group("", &all[..2])];
         let mut balancer = Balancer::default();
         balancer.update(&groups, at(0.0));
         let mut draw = draws(3);
@@ -520,13 +656,66 @@ mod tests {
         let mut balancer = balancer(&all, &[3]);
         fail(&mut balancer, 1, 5, at(0.0));
         let before: Vec<_> = balancer.peers().collect();
-        let group = Group {
-            nearness: Nearness::Zone,
-            endpoints: all.iter().skip(1).map(|e| (e, 1)).collect(),
-        };
-        balancer.update(&[group], at(0.1));
+        balancer.update(&[group("", &all[1..])], at(0.1));
         assert_eq!(balancer.peers().collect::<Vec<_>>(), before[1..]);
         assert_eq!(balancer.ejected(), 1);
+    }
+
+    #[test]
+    fn a_target_that_comes_back_settles_and_longer_if_it_flaps() {
+        let all = endpoints(4);
+        let (own, west) = all.split_at(2);
+        let (both, only_west) = ([group("", own), group("west", west)], [group("west", west)]);
+        let mut balancer = Balancer::default();
+        let mut draw = draws(7);
+        let mut group_at = |balancer: &mut Balancer, now: f64| {
+            let pick = balancer.pick(at(now), &[], true, &mut draw).expect("one can");
+            balancer.finish(pick, Outcome::Answered(at(0.001)), at(now));
+            if pick.address.port() < 2 { "own" } else { "west" }
+        };
+        balancer.update(&both, at(0.0));
+        assert_eq!(group_at(&mut balancer, 0.0), "own", "at the start nothing settles");
+        balancer.update(&only_west, at(10.0));
+        assert_eq!(group_at(&mut balancer, 10.0), "west");
+        balancer.update(&both, at(20.0));
+        assert_eq!(group_at(&mut balancer, 20.0), "west", "it settles");
+        assert_eq!(group_at(&mut balancer, 24.9), "west", "it still does");
+        assert_eq!(group_at(&mut balancer, 25.1), "own", "it has settled");
+        balancer.update(&only_west, at(30.0));
+        balancer.update(&both, at(31.0));
+        assert_eq!(group_at(&mut balancer, 40.9), "west", "twice as long, for it flaps");
+        balancer.update(&both, at(40.95));
+        assert_eq!(group_at(&mut balancer, 41.1), "own", "another update changes nothing");
+        balancer.update(&only_west, at(50.0));
+        balancer.update(&both, at(51.0));
+        balancer.update(&[group("", own)], at(52.0));
+        assert_eq!(group_at(&mut balancer, 52.0), "own", "nothing else can");
+    }
+
+    #[test]
+    fn a_target_to_which_there_is_no_way_is_out_at_once_and_comes_back_by_a_probe() {
+        let all = endpoints(4);
+        let mut balancer = Balancer::default();
+        balancer.update(&[group("east", &all[..2]), group("west", &all[2..])], at(0.0));
+        let mut draw = draws(9);
+        let pick = balancer.pick(at(0.0), &[], true, &mut draw).expect("all are in");
+        assert_eq!(pick.group, 0);
+        assert_eq!(
+            balancer.finish(pick, Outcome::Unreachable, at(0.0)),
+            Effect::Ejected(EJECTION_FIRST)
+        );
+        for _ in 0..20 {
+            let pick = balancer.pick(at(0.5), &[], true, &mut draw).expect("two are in");
+            assert_eq!(pick.group, 1);
+            balancer.finish(pick, Outcome::Answered(at(0.001)), at(0.5));
+        }
+        let probe = balancer.pick(at(1.1), &[], true, &mut draw).expect("one is due");
+        assert!(probe.is_probe && probe.group == 0);
+        assert_eq!(balancer.finish(probe, Outcome::Answered(at(0.001)), at(1.1)), Effect::Returned);
+        let second = balancer.pick(at(1.2), &[], false, &mut draw).expect("it settles");
+        assert_eq!(second.group, 1);
+        let later = balancer.pick(at(6.2), &[], false, &mut draw).expect("it has settled");
+        assert_eq!(later.group, 0);
     }
 
     /// Random histories: an ejected instance is never picked while another is available, and the

@@ -1,7 +1,7 @@
 //! Nodes, instances and checks, and the tables that hold them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
@@ -124,6 +124,33 @@ pub struct Instance {
     pub mesh_port: Option<u16>,
     /// Whether others may change its tags through the catalog.
     pub enable_tag_override: bool,
+    /// What other clusters dial, `host:port`, when it is a mesh gateway; none when it is not.
+    pub gateway: Option<Arc<str>>,
+}
+
+/// One instance as others see it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Endpoint {
+    /// The host it runs on.
+    pub node: NodeName,
+    /// Its id on that host.
+    pub instance: InstanceId,
+    /// The application's address: the instance's own, or its node's.
+    pub address: IpAddr,
+    /// Whether the instance has an address of its own.
+    pub has_own_address: bool,
+    /// The application's port.
+    pub port: u16,
+    /// Where its proxy listens for mTLS; none when it is outside the mesh.
+    pub mesh: Option<SocketAddr>,
+    /// Where its host stands.
+    pub locality: Locality,
+    /// Its labels.
+    pub tags: BTreeSet<Arc<str>>,
+    /// Its weights.
+    pub weights: Weights,
+    /// The worst of its and its node's checks.
+    pub status: Status,
 }
 
 /// What a check belongs to and what it last found.

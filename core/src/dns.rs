@@ -873,7 +873,7 @@ mod tests {
             let name: ServiceName = name.parse().expect("a label");
             let chain = chain::compile(&Entries::default(), None, &name);
             let index = Index::default();
-            (name, Arc::new(ServiceView { chain, endpoints: endpoints.into(), index }))
+            (name, Arc::new(ServiceView::alone(chain, endpoints.into(), index)))
         });
         let node = |address: &str| {
             let meta =
@@ -1068,7 +1068,7 @@ mod tests {
         });
         let name: ServiceName = "big".parse().expect("a label");
         let chain = chain::compile(&Entries::default(), None, &name);
-        let service = ServiceView { chain, endpoints: hosts.collect(), index: Index::default() };
+        let service = ServiceView::alone(chain, hosts.collect(), Index::default());
         let view = View { services: [(name, Arc::new(service))].into(), ..View::default() };
         let zone = zone();
         let name = QName::parse("big.service.consul").expect("short enough");

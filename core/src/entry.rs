@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::{Protocol, Row, upsert};
 use crate::clock::Index;
 use crate::duration;
-use crate::name::ServiceName;
+use crate::name::{PeerName, ServiceName};
+use crate::peering::Exports;
 
 /// Free pairs on an entry.
 pub type EntryMeta = BTreeMap<String, String>;
@@ -26,6 +27,8 @@ pub enum Kind {
     ServiceDefaults,
     /// How one service's targets are reached.
     ServiceResolver,
+    /// Which services peers may use; its one entry is named `default`.
+    ExportedServices,
 }
 
 impl Kind {
@@ -35,11 +38,13 @@ impl Kind {
             Self::ProxyDefaults => "proxy-defaults",
             Self::ServiceDefaults => "service-defaults",
             Self::ServiceResolver => "service-resolver",
+            Self::ExportedServices => "exported-services",
         }
     }
 
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::ProxyDefaults, Self::ServiceDefaults, Self::ServiceResolver];
+    pub const ALL: [Self; 4] =
+        [Self::ProxyDefaults, Self::ServiceDefaults, Self::ServiceResolver, Self::ExportedServices];
 }
 
 impl fmt::Display for Kind {
@@ -51,7 +56,8 @@ impl fmt::Display for Kind {
 /// A word that is no kind of entry.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "{0:?} is no kind of config entry: use proxy-defaults, service-defaults or service-resolver"
+    "{0:?} is no kind of config entry: use proxy-defaults, service-defaults, service-resolver or \
+         exported-services"
 )]
 pub struct UnknownKind(String);
 
@@ -82,6 +88,14 @@ pub struct ProxyDefaults {
     /// The only key read today is `protocol`.
     #[serde(default, rename = "Config", alias = "config")]
     pub config: ProxyDefaultsConfig,
+    /// How services of peers are reached, where `service-defaults` do not say.
+    #[serde(
+        default,
+        rename = "MeshGateway",
+        alias = "mesh_gateway",
+        skip_serializing_if = "MeshGatewayConfig::is_default"
+    )]
+    pub mesh_gateway: MeshGatewayConfig,
     /// Free pairs.
     #[serde(default, rename = "Meta", alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,
@@ -94,6 +108,54 @@ pub struct ProxyDefaultsConfig {
     /// The protocol of services that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
+}
+
+/// Which way connections to services of peers take.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub enum GatewayMode {
+    /// To the peer's gateways where it has any, else directly.
+    #[default]
+    #[serde(rename = "")]
+    Default,
+    /// Directly to the instances: both networks are one.
+    #[serde(rename = "none")]
+    None,
+    /// To the gateways of this cluster, which pass on to those of the peer.
+    #[serde(rename = "local")]
+    Local,
+    /// To the gateways of the peer.
+    #[serde(rename = "remote")]
+    Remote,
+}
+
+impl GatewayMode {
+    /// Every mode.
+    pub const ALL: [Self; 4] = [Self::Default, Self::None, Self::Local, Self::Remote];
+
+    /// Consul's word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Default => "",
+            Self::None => "none",
+            Self::Local => "local",
+            Self::Remote => "remote",
+        }
+    }
+}
+
+/// The settings inside `MeshGateway`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeshGatewayConfig {
+    /// Which way to take.
+    #[serde(default, rename = "Mode", alias = "mode")]
+    pub mode: GatewayMode,
+}
+
+impl MeshGatewayConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// `service-defaults/<service>`: what holds for one service.
@@ -124,6 +186,14 @@ pub struct ServiceDefaults {
         skip_serializing_if = "Option::is_none"
     )]
     pub max_inbound_connections: Option<u32>,
+    /// How the service is reached where it is a peer's.
+    #[serde(
+        default,
+        rename = "MeshGateway",
+        alias = "mesh_gateway",
+        skip_serializing_if = "MeshGatewayConfig::is_default"
+    )]
+    pub mesh_gateway: MeshGatewayConfig,
     /// Free pairs.
     #[serde(default, rename = "Meta", alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,
@@ -151,9 +221,184 @@ pub struct ServiceResolver {
         skip_serializing_if = "Option::is_none"
     )]
     pub request_timeout: Option<Duration>,
+    /// Where traffic goes while no instance of the service can take it, by subset; the only key
+    /// today is `*`. Without it, peers that export a service of the same name stand in. An empty
+    /// list of targets switches that off.
+    #[serde(
+        default,
+        rename = "Failover",
+        alias = "failover",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub failover: BTreeMap<String, Failover>,
     /// Free pairs.
     #[serde(default, rename = "Meta", alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,
+}
+
+/// Where traffic goes while no instance can take it: in this order.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failover {
+    /// Another service of the same cluster; not together with `targets`.
+    #[serde(
+        default,
+        rename = "Service",
+        alias = "service",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub service: String,
+    /// Services here or in peers.
+    #[serde(default, rename = "Targets", alias = "targets", skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<FailoverTarget>,
+}
+
+/// One place where a service may be served instead.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailoverTarget {
+    /// The service; empty for the resolver's own.
+    #[serde(
+        default,
+        rename = "Service",
+        alias = "service",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub service: String,
+    /// The peer; empty for one's own cluster.
+    #[serde(
+        default,
+        rename = "Peer",
+        alias = "peer",
+        alias = "peer_name",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub peer: String,
+}
+
+/// `exported-services/default`: which services peers may use.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportedServices {
+    /// Each service, or `*` for all, with its peers.
+    #[serde(default, rename = "Services", alias = "services")]
+    pub services: Vec<ExportedService>,
+    /// Free pairs.
+    #[serde(default, rename = "Meta", alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: EntryMeta,
+}
+
+/// One service that peers may use.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportedService {
+    /// Its name, or `*`.
+    #[serde(rename = "Name", alias = "name")]
+    pub name: String,
+    /// Who may use it.
+    #[serde(default, rename = "Consumers", alias = "consumers")]
+    pub consumers: Vec<Consumer>,
+}
+
+/// One who may use an exported service.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Consumer {
+    /// The peer's name in this cluster.
+    #[serde(rename = "Peer", alias = "peer", alias = "PeerName", alias = "peer_name")]
+    pub peer: String,
+}
+
+/// Where a service may be served instead, with its names checked.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Target {
+    /// The service.
+    pub service: ServiceName,
+    /// The peer; none for one's own cluster.
+    pub peer: Option<PeerName>,
+}
+
+impl ServiceResolver {
+    /// The targets that stand in for `service`; none when the entry does not say.
+    pub fn failover_of(&self, service: &ServiceName) -> Option<Vec<Target>> {
+        let rule = self.failover.get(ANY_SUBSET)?;
+        let own = Target { service: service.clone(), peer: None };
+        let named = (!rule.service.is_empty())
+            .then(|| FailoverTarget { service: rule.service.clone(), peer: String::new() });
+        let mut targets = Vec::new();
+        for target in named.iter().chain(&rule.targets) {
+            let service = match target.service.as_str() {
+                "" => Some(service.clone()),
+                name => name.parse().ok(),
+            };
+            let peer = match target.peer.as_str() {
+                "" => Some(None),
+                name => name.parse().ok().map(Some),
+            };
+            let target = service.zip(peer).map(|(service, peer)| Target { service, peer });
+            targets.extend(target.filter(|target| *target != own && !targets.contains(target)));
+        }
+        Some(targets)
+    }
+
+    fn check_failover(&self) -> Result<(), (String, &'static str)> {
+        for (subset, rule) in &self.failover {
+            let at = |field: &str| format!("Failover[{subset:?}].{field}");
+            if subset != ANY_SUBSET {
+                return Err((format!("Failover[{subset:?}]"), "there are no subsets: use \"*\""));
+            }
+            if !rule.service.is_empty() && !rule.targets.is_empty() {
+                return Err((at("Service"), "it cannot stand beside Targets: list it there"));
+            }
+            if rule.targets.len() > FAILOVER_TARGETS_MAX {
+                return Err((at("Targets"), "16 is the most"));
+            }
+            if !rule.service.is_empty() && rule.service.parse::<ServiceName>().is_err() {
+                return Err((at("Service"), SERVICE_RULE));
+            }
+            for (n, target) in rule.targets.iter().enumerate() {
+                if !target.service.is_empty() && target.service.parse::<ServiceName>().is_err() {
+                    return Err((at(&format!("Targets[{n}].Service")), SERVICE_RULE));
+                }
+                if !target.peer.is_empty() && target.peer.parse::<PeerName>().is_err() {
+                    return Err((at(&format!("Targets[{n}].Peer")), SERVICE_RULE));
+                }
+                if target.service.is_empty() && target.peer.is_empty() {
+                    return Err((
+                        at(&format!("Targets[{n}]")),
+                        "it names neither Service nor Peer",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ExportedServices {
+    fn check(&self) -> Result<(), (String, &'static str)> {
+        if self.services.len() > EXPORTED_SERVICES_MAX {
+            return Err(("Services".into(), "8192 is the most"));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for (n, service) in self.services.iter().enumerate() {
+            let field = |field: &str| format!("Services[{n}].{field}");
+            if service.name != ANY && service.name.parse::<ServiceName>().is_err() {
+                return Err((field("Name"), SERVICE_RULE));
+            }
+            if !seen.insert(&service.name) {
+                return Err((field("Name"), "it is listed before: merge the two"));
+            }
+            if service.consumers.is_empty() {
+                return Err((field("Consumers"), "there is none: name a Peer"));
+            }
+            let bad = |consumer: &Consumer| consumer.peer.parse::<PeerName>().is_err();
+            if service.consumers.iter().any(bad) {
+                return Err((field("Consumers.Peer"), SERVICE_RULE));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What an entry says.
@@ -165,6 +410,8 @@ pub enum Body {
     ServiceDefaults(ServiceDefaults),
     /// For one service's callers.
     ServiceResolver(ServiceResolver),
+    /// For peers.
+    ExportedServices(ExportedServices),
 }
 
 /// One config entry, checked when it was made.
@@ -219,6 +466,18 @@ pub enum InvalidEntry {
         /// The greatest value allowed, in words.
         max: &'static str,
     },
+    /// A field that cannot be.
+    #[error("{kind}/{name}: {field}: {why}")]
+    Field {
+        /// The entry's kind.
+        kind: Kind,
+        /// The entry's name.
+        name: String,
+        /// The field.
+        field: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
 }
 
 impl Entry {
@@ -237,8 +496,20 @@ impl Entry {
                 entry.config.protocol.as_ref()
             }
             Body::ServiceDefaults(entry) => entry.protocol.as_ref(),
-            Body::ServiceResolver(_) => None,
+            Body::ExportedServices(_) if name != EXPORTED_SERVICES_NAME => {
+                let (expected, name) = (EXPORTED_SERVICES_NAME, name.to_owned());
+                return Err(InvalidEntry::FixedName { kind, expected, name });
+            }
+            Body::ServiceResolver(_) | Body::ExportedServices(_) => None,
         };
+        let checked = match &body {
+            Body::ServiceResolver(entry) => entry.check_failover(),
+            Body::ExportedServices(entry) => entry.check(),
+            Body::ProxyDefaults(_) | Body::ServiceDefaults(_) => Ok(()),
+        };
+        if let Err((field, why)) = checked {
+            return Err(InvalidEntry::Field { kind, name: name.to_owned(), field, why });
+        }
         if kind != Kind::ProxyDefaults
             && let Err(why) = name.parse::<ServiceName>()
         {
@@ -293,6 +564,7 @@ impl Body {
             Self::ProxyDefaults(_) => Kind::ProxyDefaults,
             Self::ServiceDefaults(_) => Kind::ServiceDefaults,
             Self::ServiceResolver(_) => Kind::ServiceResolver,
+            Self::ExportedServices(_) => Kind::ExportedServices,
         }
     }
 }
@@ -348,14 +620,14 @@ impl Entries {
     pub(crate) fn service_defaults(&self, service: &ServiceName) -> Option<&ServiceDefaults> {
         match self.body(Kind::ServiceDefaults, service.as_str())? {
             Body::ServiceDefaults(entry) => Some(entry),
-            Body::ProxyDefaults(_) | Body::ServiceResolver(_) => None,
+            _ => None,
         }
     }
 
     pub(crate) fn service_resolver(&self, service: &ServiceName) -> Option<&ServiceResolver> {
         match self.body(Kind::ServiceResolver, service.as_str())? {
             Body::ServiceResolver(entry) => Some(entry),
-            Body::ProxyDefaults(_) | Body::ServiceDefaults(_) => None,
+            _ => None,
         }
     }
 
@@ -364,9 +636,45 @@ impl Entries {
         let own = self.service_defaults(service).and_then(|entry| entry.protocol.as_deref());
         let shared = || match self.body(Kind::ProxyDefaults, PROXY_DEFAULTS_NAME)? {
             Body::ProxyDefaults(entry) => entry.config.protocol.as_deref(),
-            Body::ServiceDefaults(_) | Body::ServiceResolver(_) => None,
+            _ => None,
         };
         own.or_else(shared).map(Protocol::from_consul)
+    }
+
+    /// Which way connections to `service` of a peer take.
+    pub(crate) fn gateway_mode(&self, service: &ServiceName) -> GatewayMode {
+        let own = self.service_defaults(service).map(|entry| entry.mesh_gateway.mode);
+        let shared = || match self.body(Kind::ProxyDefaults, PROXY_DEFAULTS_NAME) {
+            Some(Body::ProxyDefaults(entry)) => entry.mesh_gateway.mode,
+            _ => GatewayMode::Default,
+        };
+        own.filter(|mode| *mode != GatewayMode::Default).unwrap_or_else(shared)
+    }
+
+    /// Which of `services` the entries let which peers use.
+    pub fn exports<'a>(&self, services: impl Iterator<Item = &'a ServiceName>) -> Exports {
+        let mut exports = Exports::new();
+        let Some(Body::ExportedServices(entry)) =
+            self.body(Kind::ExportedServices, EXPORTED_SERVICES_NAME)
+        else {
+            return exports;
+        };
+        let peers = |service: &ExportedService| -> Vec<PeerName> {
+            service.consumers.iter().filter_map(|consumer| consumer.peer.parse().ok()).collect()
+        };
+        let (all, named): (Vec<_>, Vec<_>) =
+            entry.services.iter().partition(|service| service.name == ANY);
+        for service in named {
+            let Ok(name) = service.name.parse::<ServiceName>() else { continue };
+            exports.entry(name).or_default().extend(peers(service));
+        }
+        let everyone: Vec<PeerName> = all.into_iter().flat_map(peers).collect();
+        if !everyone.is_empty() {
+            for service in services.filter(|name| !NEVER_EXPORTED.contains(&name.as_str())) {
+                exports.entry(service.clone()).or_default().extend(everyone.iter().cloned());
+            }
+        }
+        exports
     }
 
     fn body(&self, kind: Kind, name: &str) -> Option<&Body> {
@@ -377,6 +685,17 @@ impl Entries {
 /// The name of the one `proxy-defaults` entry.
 pub const PROXY_DEFAULTS_NAME: &str = "global";
 
+/// The name of the one `exported-services` entry.
+pub const EXPORTED_SERVICES_NAME: &str = "default";
+
+/// Consul's word for all subsets, and for all services.
+const ANY_SUBSET: &str = "*";
+const ANY: &str = "*";
+/// What `*` does not export: the servers and the gateways themselves.
+const NEVER_EXPORTED: [&str; 2] = ["consul", "mesh-gateway"];
+const SERVICE_RULE: &str = "use at most 63 of a-z, 0-9 and -";
+const FAILOVER_TARGETS_MAX: usize = 16;
+const EXPORTED_SERVICES_MAX: usize = 8192;
 const PROTOCOLS: [&str; 4] = ["tcp", "http", "http2", "grpc"];
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);

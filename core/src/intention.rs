@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Meta, Row, upsert};
 use crate::clock::{Index, UnixTime};
-use crate::name::{InvalidName, ServiceName};
+use crate::name::{InvalidName, PeerName, ServiceName};
 
 /// Whether a caller may connect.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize, Deserialize)]
@@ -67,6 +67,9 @@ pub struct Pair {
     pub destination: Side,
     /// The caller.
     pub source: Side,
+    /// The peer that the caller is of; none for callers of one's own cluster. A rule is about
+    /// callers of one cluster only: `*` of one's own covers no peer's.
+    pub peer: Option<PeerName>,
 }
 
 impl Pair {
@@ -83,6 +86,9 @@ impl Pair {
 
 impl fmt::Display for Pair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(peer) = &self.peer {
+            write!(f, "peer:{peer}/")?;
+        }
         write!(f, "{} -> {}", self.source, self.destination)
     }
 }
@@ -113,6 +119,8 @@ pub enum Reason {
     Intention(Pair),
     /// No intention covers the pair: the cluster's default.
     Default,
+    /// The callee is not exported to the caller's cluster.
+    NotExported,
 }
 
 impl fmt::Display for Reason {
@@ -120,6 +128,7 @@ impl fmt::Display for Reason {
         match self {
             Self::Intention(pair) => write!(f, "intention {pair}"),
             Self::Default => f.write_str("default intention policy"),
+            Self::NotExported => f.write_str("the service is not exported to the caller's cluster"),
         }
     }
 }
@@ -174,22 +183,24 @@ impl Intentions {
         rows
     }
 
-    /// Decides whether `source` may call `destination`.
+    /// Decides whether `source`, of one's own cluster or of `peer`, may call `destination`.
     ///
     /// Only the most specific intention that covers the pair counts; where none does, the
     /// cluster's `default`.
     pub fn decide(
         &self,
         source: &ServiceName,
+        peer: Option<&PeerName>,
         destination: &ServiceName,
         default: Action,
     ) -> Decision {
         let exact = |name: &ServiceName| Side::Exact(name.clone());
+        let pair = |source, destination| Pair { source, destination, peer: peer.cloned() };
         let by_precedence = [
-            Pair { source: exact(source), destination: exact(destination) },
-            Pair { source: Side::Any, destination: exact(destination) },
-            Pair { source: exact(source), destination: Side::Any },
-            Pair { source: Side::Any, destination: Side::Any },
+            pair(exact(source), exact(destination)),
+            pair(Side::Any, exact(destination)),
+            pair(exact(source), Side::Any),
+            pair(Side::Any, Side::Any),
         ];
         by_precedence
             .into_iter()
@@ -250,6 +261,7 @@ mod tests {
             let pair = Pair {
                 source: source.parse().expect("a side"),
                 destination: destination.parse().expect("a side"),
+                peer: None,
             };
             all.put(intention(pair, *action), Index(at));
         }
@@ -282,7 +294,7 @@ mod tests {
             ("cron", "api", Deny, 5, "only the catch-all covers it"),
         ];
         for (source, destination, expected, precedence, why) in cases {
-            let decided = all.decide(&name(source), &name(destination), Allow);
+            let decided = all.decide(&name(source), None, &name(destination), Allow);
             assert_eq!(decided.action, expected, "{source} -> {destination}: {why}");
             let Reason::Intention(pair) = decided.reason else { panic!("{why}") };
             assert_eq!(pair.precedence(), precedence, "{why}");
@@ -293,7 +305,7 @@ mod tests {
     fn without_an_intention_the_default_decides() {
         let none = Intentions::default();
         for default in [Allow, Deny] {
-            let decided = none.decide(&name("web"), &name("db"), default);
+            let decided = none.decide(&name("web"), None, &name("db"), default);
             assert_eq!(decided, Decision { action: default, reason: Reason::Default });
         }
     }

@@ -105,6 +105,10 @@ name! {
     Datacenter, label
 }
 name! {
+    /// What a cluster calls a cluster that it is peered with: one lower-case DNS label.
+    PeerName, label
+}
+name! {
     /// A host's name in the catalog: what one segment of a SPIFFE path may hold.
     NodeName, segment
 }

@@ -100,6 +100,14 @@ reasons! {
     UpstreamProtocol = 28 "upstream_protocol",
     /// The peer's identity is of another datacenter.
     WrongDatacenter = 29 "wrong_datacenter",
+    /// The caller's cluster is a peer, but the service is not exported to it.
+    NotExported = 30 "not_exported",
+    /// The name that a connection to the gateway asks for is no name that a gateway serves.
+    UnknownName = 31 "unknown_name",
+    /// The name that a connection to the gateway asks for may be asked for within its own cluster only.
+    LocalName = 32 "local_name",
+    /// No gateway of the peer could be reached.
+    GatewayUnavailable = 33 "gateway_unavailable",
 }
 
 impl Reason {
@@ -113,7 +121,7 @@ impl Reason {
         match self {
             Self::Ok => 200,
             Self::BadRequest => 400,
-            Self::IntentionDenied | Self::PolicyCut => 403,
+            Self::IntentionDenied | Self::PolicyCut | Self::NotExported => 403,
             Self::RequestTimeout => 504,
             Self::UpstreamReset | Self::UpstreamProtocol => 502,
             _ => 503,
@@ -125,7 +133,7 @@ impl Reason {
         match self {
             Self::Ok => 0,
             Self::BadRequest => 13,
-            Self::IntentionDenied | Self::PolicyCut => 7,
+            Self::IntentionDenied | Self::PolicyCut | Self::NotExported => 7,
             Self::RequestTimeout => 4,
             Self::Overloaded => 8,
             _ => 14,
@@ -154,6 +162,7 @@ impl Reason {
                 | Self::MalformedIdentity
                 | Self::WrongRole
                 | Self::UnfitCertificate
+                | Self::GatewayUnavailable
         )
     }
 }

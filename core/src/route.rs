@@ -1,8 +1,11 @@
 //! The route: a service's instances in the order in which one host prefers them.
 
-use crate::catalog::Locality;
+use crate::catalog::{Endpoint, Locality};
+use crate::entry::{GatewayMode, Target};
 use crate::health::Status;
-use crate::view::{Endpoint, ServiceView};
+use crate::name::PeerName;
+use crate::peering::PeerGateway;
+use crate::view::{ServiceView, View};
 
 /// How near an instance stands.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -30,36 +33,93 @@ impl Nearness {
     }
 }
 
+/// Which way the instances of a peer are reached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Way<'a> {
+    /// Each at its own address.
+    Direct,
+    /// All through any of these gateways, by server name.
+    Through(&'a [PeerGateway]),
+}
+
+/// The way to `peer` under `mode`; none when there is none: the peer is unknown, or no gateway is
+/// known that the mode asks for.
+pub fn way<'a>(view: &'a View, peer: &PeerName, mode: GatewayMode) -> Option<Way<'a>> {
+    let peer = view.peers.get(peer)?;
+    let through =
+        |gateways: &'a [PeerGateway]| (!gateways.is_empty()).then_some(Way::Through(gateways));
+    match mode {
+        GatewayMode::None => Some(Way::Direct),
+        GatewayMode::Local => through(&view.gateways),
+        GatewayMode::Remote => through(&peer.gateways),
+        GatewayMode::Default => through(&peer.gateways).or(Some(Way::Direct)),
+    }
+}
+
 /// Instances that are equally near: traffic goes to the first group that can take it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Group<'a> {
+    /// What they are instances of.
+    pub target: Target,
+    /// The way there is, when they are a peer's.
+    pub gateway_mode: GatewayMode,
     /// How near they stand.
     pub nearness: Nearness,
     /// Each with its weight, which is above zero.
     pub endpoints: Vec<(&'a Endpoint, u16)>,
 }
 
-/// Orders the instances of `service` that may be sent mesh traffic from `here`.
+/// Orders the instances that may be sent mesh traffic for `service` from `here`: its own by
+/// nearness, then those of each target that stands in for it. Targets in peers whose servers are
+/// silent come last, because what is known of them is old; those to which there is no way are left
+/// out.
 ///
 /// An instance with a critical check, without a proxy or with weight zero takes none. When every
 /// instance is critical there is no group: the checks are fresh knowledge, and failing at once is
 /// more honest than traffic to what is known to be broken. Instances of a view that is merely old
 /// are kept, for last known beats none.
-pub fn route<'a>(service: &'a ServiceView, here: &Locality) -> Vec<Group<'a>> {
-    let mut groups: Vec<Group<'a>> = Vec::new();
-    for nearness in [Nearness::Zone, Nearness::Region, Nearness::Rest] {
-        let endpoints: Vec<_> = service
-            .endpoints
+pub fn route<'a>(view: &View, service: &'a ServiceView, here: &Locality) -> Vec<Group<'a>> {
+    let own = (service.target(), service.gateway_mode, &*service.endpoints);
+    let others = service.failover.iter();
+    let others = others.map(|other| (other.target.clone(), other.gateway_mode, &*other.endpoints));
+    let mut targets: Vec<(Target, GatewayMode, &'a [Endpoint])> = [own]
+        .into_iter()
+        .chain(others)
+        .filter(|(target, mode, _)| {
+            target.peer.as_ref().is_none_or(|peer| way(view, peer, *mode).is_some())
+        })
+        .collect();
+    targets.sort_by_key(|(target, ..)| {
+        let peer = target.peer.as_ref().and_then(|peer| view.peers.get(peer));
+        peer.is_some_and(|peer| !peer.is_live)
+    });
+    targets
+        .into_iter()
+        .flat_map(|(target, mode, endpoints)| {
+            by_nearness(here, endpoints).map(move |(nearness, endpoints)| Group {
+                target: target.clone(),
+                gateway_mode: mode,
+                nearness,
+                endpoints,
+            })
+        })
+        .collect()
+}
+
+/// The instances among `endpoints` that may be sent traffic, with their weights, nearest first.
+fn by_nearness<'a>(
+    here: &Locality,
+    endpoints: &'a [Endpoint],
+) -> impl Iterator<Item = (Nearness, Vec<(&'a Endpoint, u16)>)> {
+    [Nearness::Zone, Nearness::Region, Nearness::Rest].into_iter().filter_map(move |nearness| {
+        let equally_near: Vec<_> = endpoints
             .iter()
             .filter(|endpoint| endpoint.mesh.is_some())
             .filter(|endpoint| Nearness::between(here, &endpoint.locality) == nearness)
             .filter_map(|endpoint| weight(endpoint).map(|weight| (endpoint, weight)))
             .collect();
-        if !endpoints.is_empty() {
-            groups.push(Group { nearness, endpoints });
-        }
-    }
-    groups
+        (!equally_near.is_empty()).then_some((nearness, equally_near))
+    })
 }
 
 fn weight(endpoint: &Endpoint) -> Option<u16> {
@@ -82,6 +142,7 @@ mod tests {
     use crate::catalog::{Protocol, Weights};
     use crate::chain::Chain;
     use crate::clock::Index;
+    use crate::view::{PeerView, TargetView};
 
     fn locality(region: &str, zone: &str) -> Locality {
         let known = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
@@ -104,22 +165,24 @@ mod tests {
         }
     }
 
+    fn chain() -> Chain {
+        Chain {
+            service: "web".parse().expect("a name"),
+            protocol: Protocol::Http,
+            connect_timeout: Duration::from_secs(1),
+            request_timeout: Duration::from_secs(15),
+            local_connect_timeout: Duration::from_secs(1),
+            inbound_connections_max: None,
+        }
+    }
+
     fn names(endpoints: Vec<Endpoint>, here: &Locality) -> Vec<Vec<String>> {
-        let service: crate::name::ServiceName = "web".parse().expect("a name");
-        let view = ServiceView {
-            chain: Chain {
-                service,
-                protocol: Protocol::Http,
-                connect_timeout: Duration::from_secs(1),
-                request_timeout: Duration::from_secs(15),
-                local_connect_timeout: Duration::from_secs(1),
-                inbound_connections_max: None,
-            },
-            endpoints: endpoints.into(),
-            index: Index(1),
-        };
+        let view = ServiceView::alone(chain(), endpoints.into(), Index(1));
         let name = |(endpoint, _): &(&Endpoint, u16)| endpoint.node.to_string();
-        route(&view, here).iter().map(|group| group.endpoints.iter().map(name).collect()).collect()
+        route(&View::default(), &view, here)
+            .iter()
+            .map(|group| group.endpoints.iter().map(name).collect())
+            .collect()
     }
 
     #[test]
@@ -146,6 +209,69 @@ mod tests {
     fn where_all_are_critical_none_is_sent_traffic() {
         let all = vec![endpoint("a", locality("eu", "a"), Status::Critical)];
         assert!(names(all, &locality("eu", "a")).is_empty());
+    }
+
+    fn target(service: &str, peer: &str) -> Target {
+        let peer = (!peer.is_empty()).then(|| peer.parse().expect("a name"));
+        Target { service: service.parse().expect("a name"), peer }
+    }
+
+    fn peer(is_live: bool, gateways: usize) -> PeerView {
+        let gateway = |n: usize| PeerGateway {
+            address: SocketAddr::new([192, 0, 2, 1].into(), 8443 + n as u16),
+            locality: Locality::default(),
+        };
+        PeerView {
+            trust_domain: "2b.consul".parse().expect("a trust domain"),
+            datacenter: "dc2".parse().expect("a name"),
+            roots: Vec::new(),
+            calls_us: "east".parse().expect("a name"),
+            is_live,
+            gateways: (0..gateways).map(gateway).collect(),
+        }
+    }
+
+    #[test]
+    fn what_stands_in_comes_after_in_its_order_and_old_knowledge_last() {
+        let here = locality("eu", "a");
+        let stands_in = |service: &str, peer: &str, mode, node: &str| TargetView {
+            target: target(service, peer),
+            gateway_mode: mode,
+            endpoints: Arc::new([endpoint(node, locality("eu", "a"), Status::Passing)]),
+        };
+        let view = View {
+            peers: Arc::new(
+                [("silent", false, 1), ("west", true, 1), ("flat", true, 0)]
+                    .into_iter()
+                    .map(|(name, is_live, gateways)| {
+                        (name.parse().expect("a name"), peer(is_live, gateways))
+                    })
+                    .collect(),
+            ),
+            ..View::default()
+        };
+        let own = endpoint("own", locality("us", "a"), Status::Passing);
+        let service = ServiceView {
+            chain: chain(),
+            peer: None,
+            gateway_mode: GatewayMode::Default,
+            endpoints: Arc::new([own]),
+            failover: Arc::new([
+                stands_in("web", "silent", GatewayMode::Default, "s"),
+                stands_in("web", "flat", GatewayMode::Remote, "no-way"),
+                stands_in("web", "flat", GatewayMode::Default, "f"),
+                stands_in("web", "gone", GatewayMode::None, "unknown-peer"),
+                stands_in("backup", "", GatewayMode::Default, "b"),
+                stands_in("web", "west", GatewayMode::Local, "no-gateway-here"),
+                stands_in("web", "west", GatewayMode::Default, "w"),
+            ]),
+            index: Index(1),
+        };
+        let order: Vec<String> = route(&view, &service, &here)
+            .iter()
+            .map(|group| group.endpoints[0].0.node.to_string())
+            .collect();
+        assert_eq!(order, ["own", "f", "b", "w", "s"]);
     }
 
     #[test]

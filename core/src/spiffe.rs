@@ -137,11 +137,6 @@ impl fmt::Display for SpiffeId {
     }
 }
 
-/// The SNI that a client sends to reach `service`: `<svc>.default.<dc>.internal.<trust domain>`.
-pub fn sni(service: &ServiceName, datacenter: &Datacenter, trust_domain: &TrustDomain) -> String {
-    format!("{service}.default.{datacenter}.internal.{trust_domain}")
-}
-
 const URI_OCTETS_MAX: usize = 2048;
 const TRUST_DOMAIN_OCTETS_MAX: usize = 255;
 const SEGMENTS_MAX: usize = 6;

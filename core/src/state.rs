@@ -9,10 +9,11 @@ use crate::acl;
 use crate::ca::Authority;
 use crate::catalog::{Catalog, Check, Indexes, Instance, Node, Row, Touched, liveness_id};
 use crate::clock::{Index, Stamp, UnixTime};
-use crate::entry::{Entries, Entry, EntryKey};
+use crate::entry::{Entries, Entry, EntryKey, Kind};
 use crate::health::Status;
 use crate::intention::{Action, Intention, Intentions, Pair};
-use crate::name::{CheckId, Datacenter, InstanceId, NodeName, ServiceName};
+use crate::name::{CheckId, Datacenter, InstanceId, NodeName, PeerName, ServiceName};
+use crate::peering::{Import, PeerState, PeerUpdate, Peering, PeeringTouched, Peerings, Remote};
 use crate::spiffe::TrustDomain;
 
 /// What never changes about a cluster once it is born.
@@ -107,6 +108,29 @@ pub enum Command {
     },
     /// Changes access control.
     Acl(acl::Change),
+    /// Stores a peering: a token was given out, or one was taken up. One that exists under its
+    /// name keeps who the peer is, unless the peering brings that.
+    PutPeering(Peering),
+    /// Removes a peering, with what the peer exports.
+    DropPeering(PeerName),
+    /// Takes up an invitation: whoever shows the secret is the peer from now on.
+    AcceptPeering {
+        /// SHA-256 of the secret that was shown.
+        invitation: [u8; 32],
+        /// Who showed it.
+        remote: Remote,
+    },
+    /// Records how a peering stands.
+    SetPeerState {
+        /// Which.
+        name: PeerName,
+        /// Its id here, so that a peering that was made anew is not meant.
+        id: Arc<str>,
+        /// How it stands.
+        state: PeerState,
+    },
+    /// Records what a peer said of itself and of its services.
+    SyncPeer(PeerUpdate),
 }
 
 /// What a change woke: each names the readers whose answer may differ now.
@@ -134,6 +158,14 @@ pub enum Topic {
     Authority,
     /// Readers of tokens, policies and roles.
     Acl,
+    /// Readers of peerings: who the peers are and how they stand.
+    Peers,
+    /// Readers of what peers export under one name.
+    Import(ServiceName),
+    /// Readers of all that peers export.
+    Imports,
+    /// Readers of what is exported to peers.
+    Exports,
 }
 
 /// A command that the state refuses: an outcome like any other, replicated too.
@@ -190,6 +222,28 @@ pub enum Rejection {
         /// Who showed it.
         node: NodeName,
     },
+    /// Unknown, or used by another cluster before.
+    #[error(
+        "the peering token is not valid: it may be used by one cluster only, and only the last \
+             one made for a peer counts"
+    )]
+    PeeringToken,
+    /// No such peering, or another one by now.
+    #[error("there is no such peering with {name}")]
+    UnknownPeering {
+        /// The name.
+        name: PeerName,
+    },
+    /// The cluster is a peer already, or is this very one.
+    #[error("{name} is the cluster of {trust_domain}, which cannot be peered with: {why}")]
+    PeerTaken {
+        /// The name that was to be given.
+        name: PeerName,
+        /// Whose cluster it is.
+        trust_domain: TrustDomain,
+        /// Why not.
+        why: PeerConflict,
+    },
     /// A table is at its bound.
     #[error("there are {max} {what} already, which is the most: remove some first")]
     Full {
@@ -201,6 +255,20 @@ pub enum Rejection {
     /// Access control refuses a change of itself.
     #[error(transparent)]
     Acl(#[from] acl::Refusal),
+}
+
+/// Why a cluster cannot become a peer under a name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum PeerConflict {
+    /// It is the cluster itself.
+    #[error("it is this cluster")]
+    Own,
+    /// It is one under another name.
+    #[error("it is a peer under another name: delete that peering first")]
+    OtherName,
+    /// The name is another cluster's.
+    #[error("the name is another cluster's: delete that peering first, or choose another name")]
+    OtherCluster,
 }
 
 /// All that the servers agree on, as of one entry of the log.
@@ -215,6 +283,7 @@ pub struct State {
     authority: Option<Authority>,
     join_tokens: RedBlackTreeMapSync<[u8; 32], JoinToken>,
     acl: acl::Tables,
+    peerings: Peerings,
 }
 
 impl State {
@@ -251,6 +320,11 @@ impl State {
     /// Tokens, policies and roles.
     pub fn acl(&self) -> &acl::Tables {
         &self.acl
+    }
+
+    /// The clusters that this one is peered with, and what they export.
+    pub fn peerings(&self) -> &Peerings {
+        &self.peerings
     }
 
     /// Since when each dead node is dead.
@@ -293,6 +367,13 @@ impl State {
                 self.acl.apply(change, at)?;
                 Ok(vec![Topic::Acl])
             }
+            Command::PutPeering(peering) => self.put_peering(peering, at),
+            Command::DropPeering(name) => self.drop_peering(name, at),
+            Command::AcceptPeering { invitation, remote } => {
+                self.accept_peering(invitation, remote, at)
+            }
+            Command::SetPeerState { name, id, state } => self.set_peer_state(name, &id, state, at),
+            Command::SyncPeer(update) => self.sync_peer(update, at),
         }
     }
 
@@ -520,6 +601,137 @@ impl State {
         Ok(Vec::new())
     }
 
+    fn put_peering(&mut self, mut peering: Peering, at: Index) -> Result<Vec<Topic>, Rejection> {
+        let old = self.peerings.get(&peering.name).map(|row| row.value.clone());
+        if old.is_none() && self.peerings.iter().count() >= PEERINGS_MAX {
+            return Err(Rejection::Full { what: "peerings", max: PEERINGS_MAX });
+        }
+        if let Some(remote) = &peering.remote {
+            self.admit_peer(&peering.name, remote)?;
+        }
+        if let Some(old) = old {
+            peering.id = old.id.clone();
+            if peering.remote.is_none()
+                && old.remote.is_some()
+                && old.state != PeerState::Terminated
+            {
+                peering.state = old.state;
+                peering.remote.clone_from(&old.remote);
+            }
+        }
+        let mut touched = PeeringTouched::default();
+        self.peerings.put(peering, at, &mut touched);
+        Ok(peering_topics(touched))
+    }
+
+    /// Whether the cluster of `remote` may be the peer called `name`.
+    fn admit_peer(&self, name: &PeerName, remote: &Remote) -> Result<(), Rejection> {
+        let taken = |why| Rejection::PeerTaken {
+            name: name.clone(),
+            trust_domain: remote.trust_domain.clone(),
+            why,
+        };
+        if self.cluster.as_ref().is_some_and(|own| own.trust_domain == remote.trust_domain) {
+            return Err(taken(PeerConflict::Own));
+        }
+        if self.peerings.with(&remote.trust_domain).is_some_and(|row| row.value.name != *name) {
+            return Err(taken(PeerConflict::OtherName));
+        }
+        let is_other = |held: &Remote| held.trust_domain != remote.trust_domain;
+        let held = self.peerings.get(name).and_then(|row| row.value.remote.as_ref());
+        if held.is_some_and(is_other) {
+            return Err(taken(PeerConflict::OtherCluster));
+        }
+        Ok(())
+    }
+
+    fn drop_peering(&mut self, name: PeerName, at: Index) -> Result<Vec<Topic>, Rejection> {
+        if self.peerings.get(&name).is_none() {
+            return Err(Rejection::UnknownPeering { name });
+        }
+        let mut touched = PeeringTouched::default();
+        self.peerings.remove(&name, at, &mut touched);
+        Ok(peering_topics(touched))
+    }
+
+    fn accept_peering(
+        &mut self,
+        invitation: [u8; 32],
+        remote: Remote,
+        at: Index,
+    ) -> Result<Vec<Topic>, Rejection> {
+        let invited = |row: &&Row<Peering>| row.value.invitation == Some(invitation);
+        let row = self.peerings.iter().find(invited).ok_or(Rejection::PeeringToken)?;
+        let peering = Peering::clone(&row.value);
+        // The reply may have been lost, so the same cluster may show it again; another may not.
+        let is_other = |held: &Remote| held.trust_domain != remote.trust_domain;
+        if peering.remote.as_ref().is_some_and(is_other) {
+            return Err(Rejection::PeeringToken);
+        }
+        self.admit_peer(&peering.name, &remote)?;
+        let state = PeerState::Establishing;
+        let mut touched = PeeringTouched::default();
+        self.peerings.put(Peering { state, remote: Some(remote), ..peering }, at, &mut touched);
+        Ok(peering_topics(touched))
+    }
+
+    /// The peering called `name`, if it is still the one with `id`.
+    fn peering(&self, name: &PeerName, id: &str) -> Result<Peering, Rejection> {
+        let row = self.peerings.get(name).filter(|row| *row.value.id == *id);
+        let row = row.ok_or_else(|| Rejection::UnknownPeering { name: name.clone() })?;
+        Ok(Peering::clone(&row.value))
+    }
+
+    fn set_peer_state(
+        &mut self,
+        name: PeerName,
+        id: &str,
+        state: PeerState,
+        at: Index,
+    ) -> Result<Vec<Topic>, Rejection> {
+        let peering = self.peering(&name, id)?;
+        let mut touched = PeeringTouched::default();
+        self.peerings.put(Peering { state, ..peering }, at, &mut touched);
+        Ok(peering_topics(touched))
+    }
+
+    fn sync_peer(&mut self, update: PeerUpdate, at: Index) -> Result<Vec<Topic>, Rejection> {
+        let PeerUpdate { name, id, remote, is_snapshot, put, drop } = update;
+        let peering = self.peering(&name, &id)?;
+        if peering.state == PeerState::Terminated {
+            return Err(Rejection::UnknownPeering { name });
+        }
+        if let Some(remote) = &remote {
+            self.admit_peer(&name, remote)?;
+        }
+        let mut gone = drop;
+        if is_snapshot {
+            let stays =
+                |service: &&ServiceName| put.iter().any(|import| import.service == **service);
+            let held = self.peerings.imported_from(&name);
+            gone.extend(held.filter(|service| !stays(service)).cloned());
+        }
+        let added = put.iter().filter(|import| {
+            let service = import.service.clone();
+            let key = crate::peering::PeerService { peer: name.clone(), service };
+            self.peerings.import(&key).is_none()
+        });
+        if self.peerings.imports().count() + added.count() > IMPORTS_MAX + gone.len() {
+            return Err(Rejection::Full { what: "imported services", max: IMPORTS_MAX });
+        }
+        let mut touched = PeeringTouched::default();
+        for service in gone {
+            self.peerings.drop_import(&name, &service, at, &mut touched);
+        }
+        for import in put {
+            self.peerings.put_import(&name, import, at, &mut touched);
+        }
+        if remote.is_some() {
+            self.peerings.put(Peering { remote, ..peering }, at, &mut touched);
+        }
+        Ok(peering_topics(touched))
+    }
+
     /// Every row and index: what a snapshot holds.
     pub fn dump(&self) -> Dump {
         Dump {
@@ -541,6 +753,14 @@ impl State {
             authority: self.authority.clone(),
             join_tokens: self.join_tokens.values().cloned().collect(),
             acl: self.acl.dump(),
+            peerings: self.peerings.iter().cloned().collect(),
+            peerings_index: self.peerings.index(),
+            imports: self
+                .peerings
+                .imports()
+                .map(|(peer, row)| (peer.clone(), row.clone()))
+                .collect(),
+            imports_index: self.peerings.imports_index(),
         }
     }
 
@@ -567,6 +787,12 @@ impl State {
             authority: dump.authority,
             join_tokens: dump.join_tokens.into_iter().map(|token| (token.hash, token)).collect(),
             acl: acl::Tables::restore(dump.acl),
+            peerings: Peerings::restore(
+                dump.peerings,
+                dump.imports,
+                dump.peerings_index,
+                dump.imports_index,
+            ),
         }
     }
 }
@@ -602,6 +828,26 @@ pub struct Dump {
     pub join_tokens: Vec<JoinToken>,
     /// Access control.
     pub acl: acl::Dump,
+    /// Peerings.
+    pub peerings: Vec<Row<Peering>>,
+    /// The last entry that changed them.
+    pub peerings_index: Index,
+    /// What peers export, each with its peer.
+    pub imports: Vec<(PeerName, Row<Import>)>,
+    /// The last entry that changed them.
+    pub imports_index: Index,
+}
+
+fn peering_topics(touched: PeeringTouched) -> Vec<Topic> {
+    let mut topics: Vec<Topic> = Vec::new();
+    if touched.peers {
+        topics.push(Topic::Peers);
+    }
+    if !touched.imports.is_empty() {
+        topics.push(Topic::Imports);
+    }
+    topics.extend(touched.imports.into_iter().map(Topic::Import));
+    topics
 }
 
 fn topics(touched: &Touched) -> Vec<Topic> {
@@ -619,9 +865,13 @@ fn topics(touched: &Touched) -> Vec<Topic> {
 }
 
 fn entry_topics(key: &EntryKey) -> Vec<Topic> {
-    let chain = key.name.parse().map_or(Topic::EveryChain, Topic::Chain);
-    let every = key.kind == crate::entry::Kind::ProxyDefaults;
-    vec![Topic::Entries, if every { Topic::EveryChain } else { chain }]
+    let chain = || key.name.parse().map_or(Topic::EveryChain, Topic::Chain);
+    let topic = match key.kind {
+        Kind::ProxyDefaults => Topic::EveryChain,
+        Kind::ServiceDefaults | Kind::ServiceResolver => chain(),
+        Kind::ExportedServices => Topic::Exports,
+    };
+    vec![Topic::Entries, topic]
 }
 
 /// Bounds of the tables: far above what a cluster carries, far below what would stop it.
@@ -631,6 +881,8 @@ const CHECKS_PER_NODE_MAX: usize = 4_096;
 const INTENTIONS_MAX: usize = 100_000;
 const ENTRIES_MAX: usize = 50_000;
 const JOIN_TOKENS_MAX: usize = 10_000;
+const PEERINGS_MAX: usize = 128;
+const IMPORTS_MAX: usize = 20_000;
 
 #[cfg(test)]
 mod tests {
@@ -638,7 +890,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::{Locality, Meta, Protocol, Weights};
-    use crate::entry::{Body, Kind, ServiceDefaults};
+    use crate::entry::{Body, ServiceDefaults};
 
     const NOON: UnixTime = UnixTime::from_secs(1_000_000);
 
@@ -668,6 +920,7 @@ mod tests {
             protocol: Some(Protocol::Http),
             mesh_port: Some(21_000),
             enable_tag_override: false,
+            gateway: None,
         }
     }
 
@@ -774,7 +1027,7 @@ mod tests {
         let orphan = sync("n1", &[("x", "x")], vec![check("c", Some("gone"), Status::Passing)]);
         let body = Body::ServiceDefaults(ServiceDefaults::default());
         let entry = Entry::new("web", body).expect("a good entry");
-        let pair = Pair { source: name("a"), destination: name("b") };
+        let pair = Pair { source: name("a"), destination: name("b"), peer: None };
         let key = EntryKey { kind: Kind::ServiceDefaults, name: "web".into() };
         let token = Command::UseJoinToken { hash: [7; 32], node: name("n1") };
         let refused = [

@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::catalog::{Locality, Meta, Weights};
+pub use crate::catalog::Endpoint;
+use crate::catalog::{Meta, Protocol};
 use crate::chain::{self, Chain};
 use crate::clock::Index;
+use crate::entry::{GatewayMode, Target};
 use crate::health::Status;
 use crate::intention::{Action, Decision, Intention, Intentions, Reason};
-use crate::name::{Datacenter, InstanceId, NodeName, ServiceName};
+use crate::name::{Datacenter, NodeName, PeerName, ServiceName};
+use crate::peering::{Exports, PeerGateway, PeerService, PeerState, Peering};
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::state::{State, Topic};
 
@@ -22,6 +25,10 @@ pub struct Interest {
     pub locals: BTreeSet<ServiceName>,
     /// Nodes that it was asked for in DNS.
     pub nodes: BTreeSet<NodeName>,
+    /// Services of peers that it calls under the peer's name or was asked for in DNS.
+    pub imports: BTreeSet<PeerService>,
+    /// Whether it is a mesh gateway, and needs all that is exported.
+    pub gateway: bool,
 }
 
 /// What is the same for all: who the cluster is and whom it trusts.
@@ -37,40 +44,68 @@ pub struct Trust {
     pub default_action: Action,
 }
 
-/// One instance as others see it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Endpoint {
-    /// The host it runs on.
-    pub node: NodeName,
-    /// Its id on that host.
-    pub instance: InstanceId,
-    /// The application's address: the instance's own, or its node's.
-    pub address: IpAddr,
-    /// Whether the instance has an address of its own.
-    pub has_own_address: bool,
-    /// The application's port.
-    pub port: u16,
-    /// Where its proxy listens for mTLS; none when it is outside the mesh.
-    pub mesh: Option<SocketAddr>,
-    /// Where its host stands.
-    pub locality: Locality,
-    /// Its labels.
-    pub tags: BTreeSet<Arc<str>>,
-    /// Its weights.
-    pub weights: Weights,
-    /// The worst of its and its node's checks.
-    pub status: Status,
-}
-
 /// One service as a host sees it. Without endpoints it does not exist in the catalog.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ServiceView {
     /// How it is reached.
     pub chain: Chain,
+    /// The peer that it is a service of; none for one's own cluster.
+    pub peer: Option<PeerName>,
+    /// Which way its instances are reached, when it is a peer's.
+    pub gateway_mode: GatewayMode,
     /// Its instances, healthy or not, by node and id.
     pub endpoints: Arc<[Endpoint]>,
+    /// What stands in for it while no instance can take traffic: in this order.
+    pub failover: Arc<[TargetView]>,
     /// The last entry that touched it; zero while it does not exist.
     pub index: Index,
+}
+
+impl ServiceView {
+    /// A service of one's own cluster that nothing stands in for.
+    pub fn alone(chain: Chain, endpoints: Arc<[Endpoint]>, index: Index) -> Self {
+        Self {
+            chain,
+            peer: None,
+            gateway_mode: GatewayMode::Default,
+            endpoints,
+            failover: Arc::new([]),
+            index,
+        }
+    }
+
+    /// The service as a target among those that stand in for it.
+    pub fn target(&self) -> Target {
+        Target { service: self.chain.service.clone(), peer: self.peer.clone() }
+    }
+}
+
+/// One target of a service's failover.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TargetView {
+    /// Which service, and of which cluster.
+    pub target: Target,
+    /// Which way its instances are reached, when it is a peer's.
+    pub gateway_mode: GatewayMode,
+    /// Its instances, healthy or not, by node and id.
+    pub endpoints: Arc<[Endpoint]>,
+}
+
+/// One peer as a host sees it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PeerView {
+    /// The trust domain of its identities.
+    pub trust_domain: TrustDomain,
+    /// Its datacenter.
+    pub datacenter: Datacenter,
+    /// Who vouches for its services, DER.
+    pub roots: Vec<Arc<[u8]>>,
+    /// What it calls this cluster: part of the names that its gateways route by.
+    pub calls_us: PeerName,
+    /// Whether its servers are heard of; if not, what it exports is as last known.
+    pub is_live: bool,
+    /// Its mesh gateways.
+    pub gateways: Vec<PeerGateway>,
 }
 
 /// One node as a host sees it.
@@ -93,6 +128,14 @@ pub enum Change {
     Intentions(Vec<Arc<Intention>>),
     /// A node as it is now; none when there is no such node.
     Node(NodeName, Option<NodeView>),
+    /// A service of a peer, as it is now.
+    Import(ServiceView),
+    /// All peers, as they are now.
+    Peers(BTreeMap<PeerName, PeerView>),
+    /// Which of the host's own services, or of all when it is a gateway, each peer may use.
+    Exports(Exports),
+    /// Where the mesh gateways of one's own cluster listen for its own hosts.
+    Gateways(Vec<PeerGateway>),
 }
 
 /// What brings a host's view from one index to the next.
@@ -119,6 +162,14 @@ pub struct View {
     pub intentions: Intentions,
     /// Nodes asked for and answered; none where there is no such node.
     pub nodes: BTreeMap<NodeName, Option<Arc<NodeView>>>,
+    /// Services of peers, asked for by the peer's name and answered.
+    pub imports: BTreeMap<PeerService, Arc<ServiceView>>,
+    /// Every peer.
+    pub peers: Arc<BTreeMap<PeerName, PeerView>>,
+    /// Which of the host's own services, or of all when it is a gateway, each peer may use.
+    pub exports: Arc<Exports>,
+    /// Where the mesh gateways of one's own cluster listen for its own hosts.
+    pub gateways: Arc<[PeerGateway]>,
 }
 
 impl View {
@@ -144,6 +195,14 @@ impl View {
                 Change::Node(name, node) => {
                     next.nodes.insert(name, node.map(Arc::new));
                 }
+                Change::Import(service) => {
+                    let Some(peer) = service.peer.clone() else { continue };
+                    let key = PeerService { peer, service: service.chain.service.clone() };
+                    next.imports.insert(key, Arc::new(service));
+                }
+                Change::Peers(peers) => next.peers = Arc::new(peers),
+                Change::Exports(exports) => next.exports = Arc::new(exports),
+                Change::Gateways(gateways) => next.gateways = gateways.into(),
             }
         }
         next
@@ -153,9 +212,13 @@ impl View {
     #[must_use]
     pub fn narrowed(&self, interest: &Interest) -> Self {
         let mut next = self.clone();
-        next.services
-            .retain(|name, _| interest.services.contains(name) || interest.locals.contains(name));
+        next.services.retain(|name, _| {
+            interest.services.contains(name)
+                || interest.locals.contains(name)
+                || (interest.gateway && self.exports.contains_key(name))
+        });
         next.nodes.retain(|name, _| interest.nodes.contains(name));
+        next.imports.retain(|key, _| interest.imports.contains(key));
         next
     }
 
@@ -169,51 +232,68 @@ impl View {
             .nodes
             .iter()
             .map(|(name, node)| Change::Node(name.clone(), node.as_deref().cloned()));
-        let changes =
-            trust.chain(services).chain([Change::Intentions(intentions)]).chain(nodes).collect();
+        let imports =
+            self.imports.values().map(|service| Change::Import(ServiceView::clone(service)));
+        let whole = [
+            Change::Intentions(intentions),
+            Change::Peers(BTreeMap::clone(&self.peers)),
+            Change::Exports(Exports::clone(&self.exports)),
+            Change::Gateways(self.gateways.to_vec()),
+        ];
+        let changes = trust.chain(services).chain(whole).chain(nodes).chain(imports).collect();
         Delta { index: self.index, is_snapshot: true, changes }
     }
 
     /// Decides whether the owner of identity `caller` may call `destination` on this host.
     ///
-    /// A caller that is no service of this trust domain, or a view that knows no trust yet, is
-    /// refused: a missing identity or policy never allows.
+    /// A caller that is no service of this cluster or of a peer, or a view that knows no trust
+    /// yet, is refused: a missing identity or policy never allows. A service of a peer may call
+    /// only what is exported to that peer, and then what intentions with the peer as source allow.
     pub fn decide(&self, caller: &SpiffeId, destination: &ServiceName) -> Decision {
-        let refused = Decision { action: Action::Deny, reason: Reason::Default };
-        let Some(trust) = &self.trust else { return refused };
-        match caller.service() {
-            Some(source) if caller.trust_domain == trust.trust_domain => {
-                self.intentions.decide(source, destination, trust.default_action)
-            }
-            _ => refused,
+        let refused = |reason| Decision { action: Action::Deny, reason };
+        let (Some(trust), Some(source)) = (&self.trust, caller.service()) else {
+            return refused(Reason::Default);
+        };
+        let default = trust.default_action;
+        if caller.trust_domain == trust.trust_domain {
+            return self.intentions.decide(source, None, destination, default);
         }
+        let Some(peer) = self.peer_of(caller) else { return refused(Reason::Default) };
+        if !self.exports.get(destination).is_some_and(|peers| peers.contains(peer)) {
+            return refused(Reason::NotExported);
+        }
+        self.intentions.decide(source, Some(peer), destination, default)
+    }
+
+    /// The peer whose identity `id` is.
+    pub fn peer_of(&self, id: &SpiffeId) -> Option<&PeerName> {
+        let is_of = |peer: &PeerView| {
+            peer.trust_domain == id.trust_domain && peer.datacenter == id.datacenter
+        };
+        self.peers.iter().find_map(|(name, peer)| is_of(peer).then_some(name))
     }
 }
 
 /// The whole picture that `interest` asks for, as of `state`.
 pub fn snapshot(state: &State, interest: &Interest) -> Delta {
-    let services = interest.services.union(&interest.locals);
     let mut changes: Vec<Change> = trust(state).map(Change::Trust).into_iter().collect();
-    changes.extend(services.map(|name| Change::Service(service(state, name))));
+    changes
+        .extend(wanted(state, interest).iter().map(|name| Change::Service(service(state, name))));
     changes.push(Change::Intentions(intentions(state, interest)));
+    changes.push(Change::Peers(peers(state)));
+    changes.push(Change::Exports(exports(state, interest)));
+    changes.push(Change::Gateways(gateways(state)));
+    changes.extend(interest.imports.iter().map(|key| Change::Import(import(state, key))));
     changes.extend(interest.nodes.iter().map(|name| Change::Node(name.clone(), node(state, name))));
     Delta { index: state.applied(), is_snapshot: true, changes }
 }
 
 /// What `topics` changed of what `interest` asks for, as of `state`.
 pub fn delta(state: &State, interest: &Interest, topics: &BTreeSet<Topic>) -> Delta {
-    let is_wanted =
-        |name: &ServiceName| interest.services.contains(name) || interest.locals.contains(name);
-    let mut services: BTreeSet<&ServiceName> = BTreeSet::new();
+    let wanted = wanted(state, interest);
     let mut changes = Vec::new();
     for topic in topics {
         match topic {
-            Topic::Service(name) | Topic::Chain(name) if is_wanted(name) => {
-                services.insert(name);
-            }
-            Topic::EveryChain => {
-                services.extend(interest.services.union(&interest.locals));
-            }
             Topic::Node(name) if interest.nodes.contains(name) => {
                 changes.push(Change::Node(name.clone(), node(state, name)));
             }
@@ -221,59 +301,228 @@ pub fn delta(state: &State, interest: &Interest, topics: &BTreeSet<Topic>) -> De
                 changes.push(Change::Intentions(intentions(state, interest)));
             }
             Topic::Authority => changes.extend(trust(state).map(Change::Trust)),
-            Topic::Service(_)
-            | Topic::Chain(_)
-            | Topic::Node(_)
-            | Topic::Nodes
-            | Topic::Names
-            | Topic::Checks
-            | Topic::Entries
-            | Topic::Acl => {}
+            Topic::Peers => changes.push(Change::Peers(peers(state))),
+            Topic::Service(name) if name.as_str() == GATEWAY_SERVICE => {
+                changes.push(Change::Gateways(gateways(state)));
+            }
+            _ => {}
         }
     }
-    changes.extend(services.into_iter().map(|name| Change::Service(service(state, name))));
+    if topics.contains(&Topic::Exports) || (interest.gateway && topics.contains(&Topic::Names)) {
+        changes.push(Change::Exports(exports(state, interest)));
+    }
+    let all = [Topic::EveryChain, Topic::Exports].iter().any(|topic| topics.contains(topic));
+    let is_due = |name: &&ServiceName| {
+        all || !topics.is_disjoint(&topics_of(state, name, topics.contains(&Topic::Peers)))
+    };
+    changes.extend(wanted.iter().filter(is_due).map(|name| Change::Service(service(state, name))));
+    let is_due = |key: &&PeerService| {
+        let own = [Topic::Import(key.service.clone()), Topic::Chain(key.service.clone())];
+        all || own.iter().any(|topic| topics.contains(topic))
+    };
+    let due = interest.imports.iter().filter(is_due);
+    changes.extend(due.map(|key| Change::Import(import(state, key))));
     Delta { index: state.applied(), is_snapshot: false, changes }
 }
 
-/// The topics that can change what `interest` asks for.
-pub fn topics(interest: &Interest) -> BTreeSet<Topic> {
-    let services = interest.services.union(&interest.locals);
-    let mut topics = BTreeSet::from([Topic::Intentions, Topic::Authority, Topic::EveryChain]);
-    for name in services {
-        topics.insert(Topic::Service(name.clone()));
-        topics.insert(Topic::Chain(name.clone()));
+/// The topics that can change what `interest` asks for, as of `state`. They may change with it, so
+/// they are asked for anew after every delta.
+pub fn topics(state: &State, interest: &Interest) -> BTreeSet<Topic> {
+    let mut topics = BTreeSet::from([
+        Topic::Intentions,
+        Topic::Authority,
+        Topic::EveryChain,
+        Topic::Peers,
+        Topic::Exports,
+    ]);
+    topics.extend(GATEWAY_SERVICE.parse().map(Topic::Service));
+    if interest.gateway {
+        topics.insert(Topic::Names);
+    }
+    for name in wanted(state, interest) {
+        topics.extend(topics_of(state, &name, false));
+    }
+    for key in &interest.imports {
+        topics.insert(Topic::Import(key.service.clone()));
+        topics.insert(Topic::Chain(key.service.clone()));
     }
     topics.extend(interest.nodes.iter().cloned().map(Topic::Node));
     topics
 }
 
+/// The topics that can change what a host sees of `service`.
+fn topics_of(state: &State, service: &ServiceName, with_peers: bool) -> BTreeSet<Topic> {
+    let own = [Topic::Service(service.clone()), Topic::Chain(service.clone())];
+    let mut topics = BTreeSet::from(own);
+    topics.insert(Topic::Import(service.clone()));
+    for target in targets(state, service) {
+        match target.peer {
+            None => topics.insert(Topic::Service(target.service)),
+            Some(_) => topics.insert(Topic::Import(target.service)),
+        };
+        if with_peers {
+            topics.insert(Topic::Peers);
+        }
+    }
+    topics
+}
+
+/// The services that `interest` covers: also those that a gateway passes on.
+fn wanted(state: &State, interest: &Interest) -> BTreeSet<ServiceName> {
+    let mut wanted: BTreeSet<ServiceName> =
+        interest.services.union(&interest.locals).cloned().collect();
+    if interest.gateway {
+        wanted.extend(state.entries().exports(state.catalog().services()).into_keys());
+    }
+    wanted
+}
+
+/// What stands in for `service`: as its resolver says, or else peers' services of the same name.
+fn targets(state: &State, service: &ServiceName) -> Vec<Target> {
+    let declared =
+        state.entries().service_resolver(service).and_then(|entry| entry.failover_of(service));
+    declared.unwrap_or_else(|| {
+        let target =
+            |peer: &Peering| Target { service: service.clone(), peer: Some(peer.name.clone()) };
+        state.peerings().exporters(service).into_iter().map(target).collect()
+    })
+}
+
 /// One service as a host sees it.
 pub fn service(state: &State, name: &ServiceName) -> ServiceView {
-    let mut declared = None;
-    let endpoints: Arc<[Endpoint]> = state
-        .catalog()
-        .placed(name)
-        .map(|placed| {
-            let (node, instance) = (&placed.node.value, &placed.instance.value);
-            declared = declared.or(instance.protocol);
-            let address = instance.address.unwrap_or(node.address);
-            Endpoint {
-                node: node.name.clone(),
-                instance: instance.id.clone(),
-                address,
-                has_own_address: instance.address.is_some(),
-                port: instance.port,
-                mesh: instance.mesh_port.map(|port| SocketAddr::new(node.address, port)),
-                locality: node.locality.clone(),
-                tags: instance.tags.clone(),
-                weights: instance.weights,
-                status: placed.status(),
-            }
+    let (endpoints, declared) = own(state, name);
+    let index = if endpoints.is_empty() { Index(0) } else { state.catalog().service_index(name) };
+    let others: Vec<(TargetView, Option<Protocol>)> = targets(state, name)
+        .into_iter()
+        .map(|target| {
+            let (endpoints, declared) = match &target.peer {
+                None => own(state, &target.service),
+                Some(peer) => foreign(state, peer, &target.service),
+            };
+            let gateway_mode = state.entries().gateway_mode(&target.service);
+            (TargetView { target, gateway_mode, endpoints }, declared)
         })
         .collect();
-    let index = if endpoints.is_empty() { Index(0) } else { state.catalog().service_index(name) };
-    ServiceView { chain: chain::compile(state.entries(), declared, name), endpoints, index }
+    // Where the own cluster has no instance that says, those that stand in do.
+    let spoken = declared.or_else(|| others.iter().find_map(|(_, declared)| *declared));
+    let chain = chain::compile(state.entries(), spoken, name);
+    // Requests cannot be sent to what takes bytes, nor the other way round.
+    let is_fit = |declared: Option<Protocol>| {
+        declared.is_none_or(|declared| declared.is_http() == chain.protocol.is_http())
+    };
+    let failover =
+        others.into_iter().filter_map(|(target, declared)| is_fit(declared).then_some(target));
+    let failover = failover.collect();
+    ServiceView {
+        chain,
+        peer: None,
+        gateway_mode: GatewayMode::Default,
+        endpoints,
+        failover,
+        index,
+    }
 }
+
+/// One service of a peer as a host sees it.
+pub fn import(state: &State, key: &PeerService) -> ServiceView {
+    let (endpoints, declared) = foreign(state, &key.peer, &key.service);
+    let row = state.peerings().import(key);
+    ServiceView {
+        chain: chain::compile(state.entries(), declared, &key.service),
+        peer: Some(key.peer.clone()),
+        gateway_mode: state.entries().gateway_mode(&key.service),
+        endpoints,
+        failover: Arc::new([]),
+        index: row.map_or(Index(0), |row| row.modified),
+    }
+}
+
+/// The instances of a service of this cluster, and what they say that they speak.
+fn own(state: &State, name: &ServiceName) -> (Arc<[Endpoint]>, Option<Protocol>) {
+    let mut declared = None;
+    let endpoints = state.catalog().placed(name).map(|placed| {
+        let (node, instance) = (&placed.node.value, &placed.instance.value);
+        declared = declared.or(instance.protocol);
+        let address = instance.address.unwrap_or(node.address);
+        Endpoint {
+            node: node.name.clone(),
+            instance: instance.id.clone(),
+            address,
+            has_own_address: instance.address.is_some(),
+            port: instance.port,
+            mesh: instance.mesh_port.map(|port| SocketAddr::new(node.address, port)),
+            locality: node.locality.clone(),
+            tags: instance.tags.clone(),
+            weights: instance.weights,
+            status: placed.status(),
+        }
+    });
+    (endpoints.collect(), declared)
+}
+
+/// The instances of a service of `peer`, and what they speak.
+fn foreign(
+    state: &State,
+    peer: &PeerName,
+    service: &ServiceName,
+) -> (Arc<[Endpoint]>, Option<Protocol>) {
+    let key = PeerService { peer: peer.clone(), service: service.clone() };
+    match state.peerings().import(&key) {
+        Some(row) => (row.value.endpoints.clone(), Some(row.value.protocol)),
+        None => (Arc::new([]), None),
+    }
+}
+
+fn peers(state: &State) -> BTreeMap<PeerName, PeerView> {
+    let is_used = |peering: &Peering| peering.state != PeerState::Terminated;
+    let rows = state.peerings().iter().map(|row| &*row.value).filter(|peering| is_used(peering));
+    let view = |peering: &Peering| {
+        let remote = peering.remote.clone()?;
+        let view = PeerView {
+            trust_domain: remote.trust_domain,
+            datacenter: remote.datacenter,
+            roots: remote.roots,
+            calls_us: remote.calls_us,
+            is_live: peering.state != PeerState::Failing,
+            gateways: remote.gateways,
+        };
+        Some((peering.name.clone(), view))
+    };
+    rows.filter_map(view).collect()
+}
+
+fn exports(state: &State, interest: &Interest) -> Exports {
+    let mut exports = if interest.gateway {
+        state.entries().exports(state.catalog().services())
+    } else {
+        state.entries().exports(interest.locals.iter())
+    };
+    if !interest.gateway {
+        exports.retain(|service, _| interest.locals.contains(service));
+    }
+    exports
+}
+
+/// The mesh gateways of one's own cluster that may take traffic, as its own hosts dial them.
+fn gateways(state: &State) -> Vec<PeerGateway> {
+    let Ok(name) = GATEWAY_SERVICE.parse() else { return Vec::new() };
+    let placed = state.catalog().placed(&name);
+    placed
+        .filter(|placed| placed.instance.value.gateway.is_some())
+        .filter(|placed| placed.status() != Status::Critical)
+        .map(|placed| {
+            let (node, instance) = (&placed.node.value, &placed.instance.value);
+            let address = instance.address.unwrap_or(node.address);
+            PeerGateway {
+                address: SocketAddr::new(address, instance.port),
+                locality: node.locality.clone(),
+            }
+        })
+        .collect()
+}
+
+/// The service that mesh gateways are instances of.
+pub const GATEWAY_SERVICE: &str = "mesh-gateway";
 
 fn node(state: &State, name: &NodeName) -> Option<NodeView> {
     let row = state.catalog().node(name)?;
@@ -309,7 +558,7 @@ fn trust(state: &State) -> Option<Trust> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{Instance, Node};
+    use crate::catalog::{Instance, Locality, Node, Weights};
     use crate::clock::{Stamp, UnixTime};
     use crate::intention::Pair;
     use crate::spiffe::Role;
@@ -345,6 +594,7 @@ mod tests {
                 protocol: None,
                 mesh_port: Some(21_000),
                 enable_tag_override: false,
+                gateway: None,
             }],
             put_checks: vec![],
             drop_instances: vec![],
@@ -355,7 +605,7 @@ mod tests {
     fn intention(source: &str, destination: &str, action: Action) -> Command {
         Command::PutIntention(Intention {
             id: "".into(),
-            pair: Pair { source: name(source), destination: name(destination) },
+            pair: Pair { source: name(source), destination: name(destination), peer: None },
             action,
             description: "".into(),
             meta: Meta::new(),
@@ -383,6 +633,7 @@ mod tests {
             services: BTreeSet::from([name("db"), name("missing")]),
             locals: BTreeSet::from([name("web")]),
             nodes: BTreeSet::from([name("on-db")]),
+            ..Interest::default()
         }
     }
 
@@ -423,7 +674,7 @@ mod tests {
     fn every_topic_that_matters_is_watched() {
         let mut state = founded();
         let interest = interest();
-        let watched = topics(&interest);
+        let watched = topics(&state, &interest);
         for command in [
             register("db", 1),
             register("web", 2),

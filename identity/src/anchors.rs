@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hawser_core::clock::UnixTime;
 use hawser_core::name::Datacenter;
-use hawser_core::spiffe::{Role, TrustDomain};
+use hawser_core::spiffe::{Role, SpiffeId, TrustDomain};
 use rustls::pki_types::{self, CertificateDer, TrustAnchor};
 use webpki::{ExtendedKeyUsageValidator, KeyPurposeIdIter};
 
@@ -13,7 +13,8 @@ use crate::certificate::{self, Proven, find_pinned};
 use crate::provider::ALGORITHMS;
 use crate::refusal::Refusal;
 
-/// The roots of each role that may speak, in one trust domain and datacenter.
+/// The roots of each role that may speak, in one trust domain and datacenter, and in those of
+/// peers: each trust domain is vouched for by its own roots only.
 #[derive(Clone)]
 pub struct Anchors {
     /// None while only a pin is known, and the trust domain is yet to be learnt from a server.
@@ -22,7 +23,17 @@ pub struct Anchors {
     servers: Roots,
     agents: Roots,
     services: Roots,
+    peers: Vec<Foreign>,
     malformed: usize,
+}
+
+/// The roots of one peer.
+#[derive(Clone)]
+struct Foreign {
+    trust_domain: TrustDomain,
+    datacenter: Datacenter,
+    servers: Roots,
+    services: Roots,
 }
 
 /// Who vouches for one role.
@@ -49,7 +60,8 @@ impl Anchors {
 
     fn nowhere(datacenter: Datacenter) -> Self {
         let (servers, agents, services) = (Roots::None, Roots::None, Roots::None);
-        Self { trust_domain: None, datacenter, servers, agents, services, malformed: 0 }
+        let (peers, malformed) = (Vec::new(), 0);
+        Self { trust_domain: None, datacenter, servers, agents, services, peers, malformed }
     }
 
     /// Trusts servers by these roots, DER. One that does not parse vouches for nobody.
@@ -70,6 +82,33 @@ impl Anchors {
     #[must_use]
     pub fn services<'a>(mut self, roots: impl IntoIterator<Item = &'a [u8]>) -> Self {
         self.services = self.known(roots);
+        self
+    }
+
+    /// Trusts services of a peer by these roots, DER. A peer that says it is of this very trust
+    /// domain, or of another peer's, gains nothing: the first that is known counts.
+    #[must_use]
+    pub fn peer_services<'a>(
+        mut self,
+        trust_domain: TrustDomain,
+        datacenter: Datacenter,
+        roots: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Self {
+        let (servers, services) = (Roots::None, self.known(roots));
+        self.peers.push(Foreign { trust_domain, datacenter, servers, services });
+        self
+    }
+
+    /// Trusts servers of a peer by these roots, DER, with the same caution.
+    #[must_use]
+    pub fn peer_servers<'a>(
+        mut self,
+        trust_domain: TrustDomain,
+        datacenter: Datacenter,
+        roots: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Self {
+        let (servers, services) = (self.known(roots), Roots::None);
+        self.peers.push(Foreign { trust_domain, datacenter, servers, services });
         self
     }
 
@@ -112,19 +151,7 @@ impl Anchors {
         }
         let parsed = certificate::parse(leaf)?;
         let id = certificate::only_id(&parsed)?;
-        if self.trust_domain.as_ref().is_some_and(|ours| id.trust_domain != *ours) {
-            return Err(Refusal::TrustDomain);
-        }
-        if id.datacenter != self.datacenter {
-            return Err(Refusal::Datacenter);
-        }
-        // The role picks the roots: only those of its own can vouch for it.
-        let roots = match &id.role {
-            Role::Server(_) => &self.servers,
-            Role::Agent(_) => &self.agents,
-            Role::Service(_) => &self.services,
-            Role::MeshGateway => &Roots::None,
-        };
+        let roots = self.roots_of(&id)?;
         let pinned;
         let roots = match roots {
             Roots::None => return Err(Refusal::Role),
@@ -147,6 +174,27 @@ impl Anchors {
             None,
         )?;
         Ok(Proven { id, validity })
+    }
+
+    /// Who alone can vouch for `id`: its trust domain and role pick the roots.
+    fn roots_of(&self, id: &SpiffeId) -> Result<&Roots, Refusal> {
+        let is_own = self.trust_domain.as_ref().is_none_or(|ours| id.trust_domain == *ours);
+        let (datacenter, servers, agents, services) = if is_own {
+            (&self.datacenter, &self.servers, &self.agents, &self.services)
+        } else {
+            let peer = self.peers.iter().find(|peer| peer.trust_domain == id.trust_domain);
+            let peer = peer.ok_or(Refusal::TrustDomain)?;
+            (&peer.datacenter, &peer.servers, &Roots::None, &peer.services)
+        };
+        if id.datacenter != *datacenter {
+            return Err(Refusal::Datacenter);
+        }
+        Ok(match &id.role {
+            Role::Server(_) => servers,
+            Role::Agent(_) => agents,
+            Role::Service(_) => services,
+            Role::MeshGateway => &Roots::None,
+        })
     }
 }
 

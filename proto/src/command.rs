@@ -90,6 +90,20 @@ impl From<&Command> for Kind {
                 Self::UseJoinToken(v1::UseJoinToken { hash: hash.to_vec(), node: node.to_string() })
             }
             Command::Acl(change) => Self::Acl(change.into()),
+            Command::PutPeering(peering) => Self::PutPeering(peering.into()),
+            Command::DropPeering(name) => Self::DropPeering(name.to_string()),
+            Command::AcceptPeering { invitation, remote } => {
+                Self::AcceptPeering(v1::AcceptPeering {
+                    invitation: invitation.to_vec(),
+                    remote: Some(remote.into()),
+                })
+            }
+            Command::SetPeerState { name, id, state } => Self::SetPeerState(v1::SetPeerState {
+                name: name.to_string(),
+                id: id.to_string(),
+                state: state.to_string(),
+            }),
+            Command::SyncPeer(update) => Self::SyncPeer(update.into()),
         }
     }
 }
@@ -143,6 +157,18 @@ impl TryFrom<Kind> for Command {
                 node: parsed("use_join_token.node", &shown.node)?,
             },
             Kind::Acl(change) => Self::Acl(change.try_into()?),
+            Kind::PutPeering(row) => Self::PutPeering(row.try_into()?),
+            Kind::DropPeering(name) => Self::DropPeering(parsed("command.drop_peering", &name)?),
+            Kind::AcceptPeering(accept) => Self::AcceptPeering {
+                invitation: hash("accept_peering.invitation", &accept.invitation)?,
+                remote: required("accept_peering.remote", accept.remote)?,
+            },
+            Kind::SetPeerState(set) => Self::SetPeerState {
+                name: parsed("set_peer_state.name", &set.name)?,
+                id: set.id.into(),
+                state: parsed("set_peer_state.state", &set.state)?,
+            },
+            Kind::SyncPeer(update) => Self::SyncPeer(update.try_into()?),
         })
     }
 }

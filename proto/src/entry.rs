@@ -25,6 +25,7 @@ impl From<&Entry> for v1::Entry {
             Body::ProxyDefaults(body) => serde_json::to_string(body),
             Body::ServiceDefaults(body) => serde_json::to_string(body),
             Body::ServiceResolver(body) => serde_json::to_string(body),
+            Body::ExportedServices(body) => serde_json::to_string(body),
         };
         let body_json = body_json.expect("bodies are structs of texts, numbers and text maps");
         Self { key: Some(entry.key().into()), body_json }
@@ -46,6 +47,7 @@ impl TryFrom<v1::Entry> for Entry {
             Kind::ProxyDefaults => serde_json::from_str(json).map(Body::ProxyDefaults),
             Kind::ServiceDefaults => serde_json::from_str(json).map(Body::ServiceDefaults),
             Kind::ServiceResolver => serde_json::from_str(json).map(Body::ServiceResolver),
+            Kind::ExportedServices => serde_json::from_str(json).map(Body::ExportedServices),
         };
         let body = body.map_err(|why| Invalid::new("entry.body_json", why))?;
         Self::new(&key.name, body).map_err(|why| Invalid::new("entry.body_json", why))

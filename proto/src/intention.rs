@@ -9,7 +9,11 @@ use crate::v1;
 
 impl From<&Pair> for v1::Pair {
     fn from(pair: &Pair) -> Self {
-        Self { source: pair.source.to_string(), destination: pair.destination.to_string() }
+        Self {
+            source: pair.source.to_string(),
+            destination: pair.destination.to_string(),
+            peer: pair.peer.as_ref().map(ToString::to_string).unwrap_or_default(),
+        }
     }
 }
 
@@ -20,6 +24,10 @@ impl TryFrom<v1::Pair> for Pair {
         Ok(Self {
             destination: parsed("pair.destination", &pair.destination)?,
             source: parsed("pair.source", &pair.source)?,
+            peer: match pair.peer.as_str() {
+                "" => None,
+                name => Some(parsed("pair.peer", name)?),
+            },
         })
     }
 }

@@ -16,6 +16,7 @@ mod intention;
 mod entry;
 mod ca;
 pub mod acl;
+mod peering;
 mod command;
 mod rejection;
 mod view;

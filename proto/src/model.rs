@@ -72,6 +72,7 @@ impl From<&Instance> for v1::Instance {
             protocol: protocol.into(),
             mesh_port: instance.mesh_port.unwrap_or_default().into(),
             enable_tag_override: instance.enable_tag_override,
+            gateway: text_or_empty(instance.gateway.as_ref()),
         }
     }
 }
@@ -99,6 +100,7 @@ impl TryFrom<v1::Instance> for Instance {
             protocol,
             mesh_port: (mesh_port > 0).then_some(mesh_port),
             enable_tag_override: instance.enable_tag_override,
+            gateway: non_empty(&instance.gateway),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! What became of a command: applied at an index, or refused by the state.
 
 use hawser_core::clock::Index;
-use hawser_core::state::Rejection;
+use hawser_core::state::{PeerConflict, Rejection};
 
 use crate::field::{Invalid, parsed};
 use crate::v1;
@@ -30,6 +30,13 @@ impl From<&Rejection> for v1::Rejection {
                 Kind::Full(v1::Full { what: (*what).to_owned(), max })
             }
             Rejection::Acl(refusal) => Kind::Acl(refusal.into()),
+            Rejection::PeeringToken => Kind::PeeringToken(v1::Nothing {}),
+            Rejection::UnknownPeering { name } => Kind::UnknownPeering(name.to_string()),
+            Rejection::PeerTaken { name, trust_domain, why } => Kind::PeerTaken(v1::PeerTaken {
+                name: name.to_string(),
+                trust_domain: trust_domain.to_string(),
+                why: v1::PeerConflict::from(*why).into(),
+            }),
         };
         Self { kind: Some(kind) }
     }
@@ -70,7 +77,37 @@ impl TryFrom<v1::Rejection> for Rejection {
                 max: usize::try_from(full.max).unwrap_or(usize::MAX),
             },
             Kind::Acl(refusal) => Self::Acl(refusal.try_into()?),
+            Kind::PeeringToken(v1::Nothing {}) => Self::PeeringToken,
+            Kind::UnknownPeering(name) => {
+                Self::UnknownPeering { name: parsed("rejection.unknown_peering", &name)? }
+            }
+            Kind::PeerTaken(taken) => Self::PeerTaken {
+                name: parsed("peer_taken.name", &taken.name)?,
+                trust_domain: parsed("peer_taken.trust_domain", &taken.trust_domain)?,
+                why: conflict(taken.why)?,
+            },
         })
+    }
+}
+
+impl From<PeerConflict> for v1::PeerConflict {
+    fn from(why: PeerConflict) -> Self {
+        match why {
+            PeerConflict::Own => Self::Own,
+            PeerConflict::OtherName => Self::OtherName,
+            PeerConflict::OtherCluster => Self::OtherCluster,
+        }
+    }
+}
+
+fn conflict(word: i32) -> Result<PeerConflict, Invalid> {
+    match v1::PeerConflict::try_from(word) {
+        Ok(v1::PeerConflict::Own) => Ok(PeerConflict::Own),
+        Ok(v1::PeerConflict::OtherName) => Ok(PeerConflict::OtherName),
+        Ok(v1::PeerConflict::OtherCluster) => Ok(PeerConflict::OtherCluster),
+        Ok(v1::PeerConflict::Unspecified) | Err(_) => {
+            Err(Invalid::new("peer_taken.why", "it is none that this release knows"))
+        }
     }
 }
 
@@ -97,11 +134,13 @@ impl TryFrom<v1::Outcome> for Result<Index, Rejection> {
 }
 
 /// What `core::state` may find full. Words are never taken away: older servers still say them.
-pub(crate) const TABLES: [&str; 6] = [
+pub(crate) const TABLES: [&str; 8] = [
     "nodes",
     "instances on this node",
     "checks on this node",
     "intentions",
     "config entries",
     "unused join tokens",
+    "peerings",
+    "imported services",
 ];

@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
-use hawser_core::catalog::{Locality, Weights};
+use hawser_core::catalog::Endpoint;
 use hawser_core::chain::Chain;
 use hawser_core::clock::Index;
+use hawser_core::entry::{GatewayMode, Target};
 use hawser_core::intention::Intention;
-use hawser_core::view::{Change, Delta, Endpoint, Interest, NodeView, ServiceView, Trust};
-
-use crate::field::{
-    Invalid, each, each_parsed, millis, optional_socket, parsed, required, short, span, texts,
+use hawser_core::name::PeerName;
+use hawser_core::peering::{Exports, PeerGateway, PeerService};
+use hawser_core::view::{
+    Change, Delta, Interest, NodeView, PeerView, ServiceView, TargetView, Trust,
 };
-use crate::model::{action, meta_in, meta_out, protocol, status};
+
+use crate::field::{Invalid, each, each_parsed, millis, parsed, required, span, texts};
+use crate::model::{action, meta_in, meta_out, protocol};
 use crate::v1;
 use crate::v1::change::Kind;
 
@@ -21,6 +24,8 @@ impl From<&Interest> for v1::Interest {
             services: texts(&interest.services),
             locals: texts(&interest.locals),
             nodes: texts(&interest.nodes),
+            imports: interest.imports.iter().map(Into::into).collect(),
+            gateway: interest.gateway,
         }
     }
 }
@@ -33,6 +38,8 @@ impl TryFrom<v1::Interest> for Interest {
             services: each_parsed("interest.services", &interest.services)?,
             locals: each_parsed("interest.locals", &interest.locals)?,
             nodes: each_parsed("interest.nodes", &interest.nodes)?,
+            imports: each::<_, PeerService>(interest.imports)?.into_iter().collect(),
+            gateway: interest.gateway,
         })
     }
 }
@@ -57,46 +64,6 @@ impl TryFrom<v1::Trust> for Trust {
             datacenter: parsed("trust.datacenter", &trust.datacenter)?,
             roots: trust.roots.into_iter().map(Arc::from).collect(),
             default_action: action("trust.default_action", trust.default_action)?,
-        })
-    }
-}
-
-impl From<&Endpoint> for v1::Endpoint {
-    fn from(endpoint: &Endpoint) -> Self {
-        Self {
-            node: endpoint.node.to_string(),
-            instance: endpoint.instance.to_string(),
-            address: endpoint.address.to_string(),
-            has_own_address: endpoint.has_own_address,
-            port: endpoint.port.into(),
-            mesh: endpoint.mesh.map(|address| address.to_string()).unwrap_or_default(),
-            locality: Some((&endpoint.locality).into()),
-            tags: texts(&endpoint.tags),
-            weight_passing: endpoint.weights.passing.into(),
-            weight_warning: endpoint.weights.warning.into(),
-            status: v1::Status::from(endpoint.status).into(),
-        }
-    }
-}
-
-impl TryFrom<v1::Endpoint> for Endpoint {
-    type Error = Invalid;
-
-    fn try_from(endpoint: v1::Endpoint) -> Result<Self, Invalid> {
-        Ok(Self {
-            node: parsed("endpoint.node", &endpoint.node)?,
-            instance: parsed("endpoint.instance", &endpoint.instance)?,
-            address: parsed("endpoint.address", &endpoint.address)?,
-            has_own_address: endpoint.has_own_address,
-            port: short("endpoint.port", endpoint.port)?,
-            mesh: optional_socket("endpoint.mesh", &endpoint.mesh)?,
-            locality: endpoint.locality.map(Locality::from).unwrap_or_default(),
-            tags: endpoint.tags.into_iter().map(Into::into).collect(),
-            weights: Weights {
-                passing: short("endpoint.weight_passing", endpoint.weight_passing)?,
-                warning: short("endpoint.weight_warning", endpoint.weight_warning)?,
-            },
-            status: status("endpoint.status", endpoint.status)?,
         })
     }
 }
@@ -139,6 +106,9 @@ impl From<&ServiceView> for v1::ServiceView {
             chain: Some((&service.chain).into()),
             endpoints: service.endpoints.iter().map(Into::into).collect(),
             index: service.index.0,
+            peer: peer_out(service.peer.as_ref()),
+            gateway_mode: mode_out(service.gateway_mode),
+            failover: service.failover.iter().map(Into::into).collect(),
         }
     }
 }
@@ -148,12 +118,112 @@ impl TryFrom<v1::ServiceView> for ServiceView {
 
     fn try_from(service: v1::ServiceView) -> Result<Self, Invalid> {
         let endpoints: Vec<Endpoint> = each(service.endpoints)?;
+        let failover: Vec<TargetView> = each(service.failover)?;
         Ok(Self {
             chain: required("service_view.chain", service.chain)?,
+            peer: peer_in("service_view.peer", &service.peer)?,
+            gateway_mode: mode_in("service_view.gateway_mode", &service.gateway_mode)?,
             endpoints: endpoints.into(),
+            failover: failover.into(),
             index: Index(service.index),
         })
     }
+}
+
+impl From<&TargetView> for v1::TargetView {
+    fn from(view: &TargetView) -> Self {
+        Self {
+            service: view.target.service.to_string(),
+            peer: peer_out(view.target.peer.as_ref()),
+            gateway_mode: mode_out(view.gateway_mode),
+            endpoints: view.endpoints.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::TargetView> for TargetView {
+    type Error = Invalid;
+
+    fn try_from(view: v1::TargetView) -> Result<Self, Invalid> {
+        let endpoints: Vec<Endpoint> = each(view.endpoints)?;
+        let target = Target {
+            service: parsed("target_view.service", &view.service)?,
+            peer: peer_in("target_view.peer", &view.peer)?,
+        };
+        let gateway_mode = mode_in("target_view.gateway_mode", &view.gateway_mode)?;
+        Ok(Self { target, gateway_mode, endpoints: endpoints.into() })
+    }
+}
+
+impl From<(&PeerName, &PeerView)> for v1::PeerView {
+    fn from((name, peer): (&PeerName, &PeerView)) -> Self {
+        Self {
+            name: name.to_string(),
+            trust_domain: peer.trust_domain.to_string(),
+            datacenter: peer.datacenter.to_string(),
+            roots: peer.roots.iter().map(|root| root.to_vec()).collect(),
+            calls_us: peer.calls_us.to_string(),
+            is_live: peer.is_live,
+            gateways: peer.gateways.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::PeerView> for (PeerName, PeerView) {
+    type Error = Invalid;
+
+    fn try_from(peer: v1::PeerView) -> Result<Self, Invalid> {
+        let view = PeerView {
+            trust_domain: parsed("peer_view.trust_domain", &peer.trust_domain)?,
+            datacenter: parsed("peer_view.datacenter", &peer.datacenter)?,
+            roots: peer.roots.into_iter().map(Arc::from).collect(),
+            calls_us: parsed("peer_view.calls_us", &peer.calls_us)?,
+            is_live: peer.is_live,
+            gateways: each(peer.gateways)?,
+        };
+        Ok((parsed("peer_view.name", &peer.name)?, view))
+    }
+}
+
+impl From<&Exports> for v1::Exports {
+    fn from(exports: &Exports) -> Self {
+        let all = exports.iter().map(|(service, peers)| v1::Export {
+            service: service.to_string(),
+            peers: texts(peers),
+        });
+        Self { all: all.collect() }
+    }
+}
+
+impl TryFrom<v1::Exports> for Exports {
+    type Error = Invalid;
+
+    fn try_from(exports: v1::Exports) -> Result<Self, Invalid> {
+        let one = |export: v1::Export| {
+            let peers = each_parsed("export.peers", &export.peers)?;
+            Ok((parsed("export.service", &export.service)?, peers))
+        };
+        exports.all.into_iter().map(one).collect()
+    }
+}
+
+fn peer_out(peer: Option<&PeerName>) -> String {
+    peer.map(ToString::to_string).unwrap_or_default()
+}
+
+fn peer_in(field: &'static str, name: &str) -> Result<Option<PeerName>, Invalid> {
+    if name.is_empty() { Ok(None) } else { parsed(field, name).map(Some) }
+}
+
+fn mode_out(mode: GatewayMode) -> String {
+    mode.as_str().to_owned()
+}
+
+fn mode_in(field: &'static str, word: &str) -> Result<GatewayMode, Invalid> {
+    GatewayMode::ALL
+        .into_iter()
+        .find(|mode| mode.as_str() == word)
+        .ok_or_else(|| Invalid::new(field, "use none, local or remote, or leave it empty"))
 }
 
 impl From<&Change> for v1::Change {
@@ -173,6 +243,14 @@ impl From<&Change> for v1::Change {
                 address: node.address.to_string(),
                 meta: meta_out(&node.meta),
             }),
+            Change::Import(service) => Kind::Import(service.into()),
+            Change::Peers(peers) => {
+                Kind::Peers(v1::PeerViews { all: peers.iter().map(Into::into).collect() })
+            }
+            Change::Exports(exports) => Kind::Exports(exports.into()),
+            Change::Gateways(gateways) => {
+                Kind::Gateways(v1::Gateways { all: gateways.iter().map(Into::into).collect() })
+            }
         };
         Self { kind: Some(kind) }
     }
@@ -203,6 +281,13 @@ impl TryFrom<v1::Change> for Change {
                 };
                 Self::Node(name, seen)
             }
+            Kind::Import(service) => Self::Import(service.try_into()?),
+            Kind::Peers(peers) => {
+                let all: Vec<(PeerName, PeerView)> = each(peers.all)?;
+                Self::Peers(all.into_iter().collect())
+            }
+            Kind::Exports(exports) => Self::Exports(exports.try_into()?),
+            Kind::Gateways(gateways) => Self::Gateways(each::<_, PeerGateway>(gateways.all)?),
         })
     }
 }

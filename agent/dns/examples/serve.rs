@@ -56,11 +56,11 @@ fn view(services: u32, instances: u32) -> Result<View, Failure> {
     for service in 0..services {
         let name: ServiceName = format!("web-{service}").parse()?;
         let endpoints = (0..instances).map(|at| endpoint(service * instances + at));
-        let view_of = ServiceView {
-            chain: chain::compile(&Entries::default(), None, &name),
-            endpoints: endpoints.collect::<Result<_, _>>()?,
-            index: Index::default(),
-        };
+        let view_of = ServiceView::alone(
+            chain::compile(&Entries::default(), None, &name),
+            endpoints.collect::<Result<_, _>>()?,
+            Index::default(),
+        );
         view.services.insert(name, Arc::new(view_of));
     }
     Ok(view)

@@ -351,7 +351,7 @@ mod tests {
             let name: ServiceName = name.parse().expect("a label");
             let chain = chain::compile(&Entries::default(), None, &name);
             let endpoints = (0..count).map(endpoint).collect();
-            (name, Arc::new(ServiceView { chain, endpoints, index: Index::default() }))
+            (name, Arc::new(ServiceView::alone(chain, endpoints, Index::default())))
         });
         let meta = BTreeMap::from([("k".into(), "v".repeat(600).into()), ("s".into(), "t".into())]);
         let node = NodeView { address: [10, 1, 0, 1].into(), meta };

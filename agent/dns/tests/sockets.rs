@@ -101,7 +101,7 @@ fn view(services: &[(&str, u16)]) -> View {
         let name: ServiceName = name.parse().expect("a label");
         let chain = chain::compile(&Entries::default(), None, &name);
         let endpoints = (0..*count).map(endpoint).collect();
-        (name, Arc::new(ServiceView { chain, endpoints, index: Index::default() }))
+        (name, Arc::new(ServiceView::alone(chain, endpoints, Index::default())))
     });
     View { services: services.collect(), ..View::default() }
 }

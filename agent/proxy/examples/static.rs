@@ -117,8 +117,8 @@ fn view(arguments: &Arguments, db: &ServiceName) -> Result<View, Box<dyn Error>>
         weights: Weights::default(),
         status: Status::Passing,
     };
-    let service = ServiceView {
-        chain: Chain {
+    let service = ServiceView::alone(
+        Chain {
             service: db.clone(),
             protocol: arguments.protocol,
             connect_timeout: Duration::from_secs(1),
@@ -126,9 +126,9 @@ fn view(arguments: &Arguments, db: &ServiceName) -> Result<View, Box<dyn Error>>
             local_connect_timeout: Duration::from_secs(1),
             inbound_connections_max: None,
         },
-        endpoints: [endpoint].into(),
-        index: Index(1),
-    };
+        [endpoint].into(),
+        Index(1),
+    );
     let root = CertificateDer::from_pem_file(&arguments.ca)?;
     Ok(View {
         index: Index(1),
@@ -140,7 +140,7 @@ fn view(arguments: &Arguments, db: &ServiceName) -> Result<View, Box<dyn Error>>
         })),
         services: BTreeMap::from([(db.clone(), Arc::new(service))]),
         intentions: Intentions::default(),
-        nodes: BTreeMap::new(),
+        ..View::default()
     })
 }
 

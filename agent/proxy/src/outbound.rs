@@ -15,7 +15,8 @@ use hawser_core::chain::Chain;
 use hawser_core::name::ServiceName;
 use hawser_core::reason::{DecidedBy, Reason};
 use hawser_core::route::route;
-use hawser_core::spiffe::{self, Role, SpiffeId};
+use hawser_core::sni::Sni;
+use hawser_core::spiffe::{Role, SpiffeId};
 use hawser_core::view::ServiceView;
 use hawser_identity::LeafError;
 use http::header::{self, HeaderValue};
@@ -109,9 +110,13 @@ impl Port {
             datacenter: identity.id.datacenter.clone(),
             role: Role::Service(self.destination.clone()),
         };
-        let sni = spiffe::sni(&self.destination, &callee.datacenter, &callee.trust_domain);
+        let sni = Sni::Internal {
+            service: self.destination.clone(),
+            datacenter: callee.datacenter.clone(),
+            trust_domain: callee.trust_domain.clone(),
+        };
         // A name that is too long for DNS is not sent: the verifier goes by the identity alone.
-        let name = ServerName::try_from(sni)
+        let name = ServerName::try_from(sni.to_string())
             .unwrap_or(ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()));
         *self.dial.borrow_mut() = Some(Rc::new(Dial {
             identity: identity.clone(),
@@ -125,7 +130,8 @@ impl Port {
 
     /// Takes over what the view says now of the destination.
     pub(crate) fn refresh(&self) {
-        let service = self.context.view.borrow().services.get(&self.destination).cloned();
+        let view = self.context.view.borrow().clone();
+        let service = view.services.get(&self.destination).cloned();
         let is_same = match (&*self.current.borrow(), &service) {
             (Some(old), Some(new)) => Arc::ptr_eq(old, new),
             (None, None) => true,
@@ -134,7 +140,8 @@ impl Port {
         if is_same {
             return;
         }
-        let groups = service.as_deref().map(|service| route(service, &self.context.locality));
+        let groups =
+            service.as_deref().map(|service| route(&view, service, &self.context.locality));
         let mut balancer = self.balancer.borrow_mut();
         balancer.update(&groups.unwrap_or_default(), self.context.clock.now());
         let known: Vec<PeerId> = balancer.peers().collect();

@@ -121,6 +121,27 @@ pub fn write(dump: &Dump, out: &mut impl Write) -> io::Result<()> {
         let (node, since_ms) = (node.to_string(), since.as_millis());
         records.put(Kind::DownSince(v1::DownSince { node, since_ms }))?;
     }
+    rules(dump, &mut records)?;
+    if let Some(authority) = &dump.authority {
+        records.put(Kind::Authority(authority.into()))?;
+    }
+    for token in &dump.join_tokens {
+        records.put(Kind::JoinToken(token.into()))?;
+    }
+    for row in &dump.peerings {
+        records.put(Kind::Peering(row.into()))?;
+    }
+    for (peer, row) in &dump.imports {
+        records.put(Kind::Import((peer, row).into()))?;
+    }
+    for row in crate::acl::rows(&dump.acl) {
+        records.put(Kind::Acl(row))?;
+    }
+    records.put(Kind::End(v1::SnapshotEnd { records: records.count }))
+}
+
+/// Writes what operators wrote: intentions and config entries.
+fn rules<W: Write>(dump: &Dump, records: &mut Writer<'_, W>) -> io::Result<()> {
     for Row { value, created, modified } in &dump.intentions {
         records.put(Kind::Intention(v1::IntentionRow {
             intention: Some((&**value).into()),
@@ -133,16 +154,7 @@ pub fn write(dump: &Dump, out: &mut impl Write) -> io::Result<()> {
         let entry = Some((&**value).into());
         records.put(Kind::Entry(v1::EntryRow { entry, created, modified }))?;
     }
-    if let Some(authority) = &dump.authority {
-        records.put(Kind::Authority(authority.into()))?;
-    }
-    for token in &dump.join_tokens {
-        records.put(Kind::JoinToken(token.into()))?;
-    }
-    for row in crate::acl::rows(&dump.acl) {
-        records.put(Kind::Acl(row))?;
-    }
-    records.put(Kind::End(v1::SnapshotEnd { records: records.count }))
+    Ok(())
 }
 
 /// Reads a snapshot to its very end: whole, or not at all.
@@ -189,6 +201,8 @@ fn header(dump: &Dump) -> v1::SnapshotHeader {
         emptied_index: dump.indexes.emptied.0,
         intentions_index: dump.intentions_index.0,
         entries_index: dump.entries_index.0,
+        peerings_index: dump.peerings_index.0,
+        imports_index: dump.imports_index.0,
     }
 }
 
@@ -198,6 +212,8 @@ fn from_header(header: v1::SnapshotHeader) -> Result<Dump, Invalid> {
         cluster: header.cluster.map(Cluster::try_from).transpose()?,
         intentions_index: Index(header.intentions_index),
         entries_index: Index(header.entries_index),
+        peerings_index: Index(header.peerings_index),
+        imports_index: Index(header.imports_index),
         ..Dump::default()
     };
     dump.indexes.nodes = Index(header.nodes_index);
@@ -238,6 +254,8 @@ fn add(dump: &mut Dump, kind: Kind) -> Result<bool, Invalid> {
         }
         Kind::JoinToken(token) => dump.join_tokens.push(token.try_into()?),
         Kind::Acl(row) => crate::acl::add(&mut dump.acl, row)?,
+        Kind::Peering(row) => dump.peerings.push(row.try_into()?),
+        Kind::Import(row) => dump.imports.push(row.try_into()?),
         Kind::DownSince(row) => {
             let node = parsed("down_since.node", &row.node)?;
             let since = UnixTime::from_millis(row.since_ms);

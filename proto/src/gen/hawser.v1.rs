@@ -395,6 +395,36 @@ pub struct Instance {
     pub mesh_port: u32,
     #[prost(bool, tag = "11")]
     pub enable_tag_override: bool,
+    /// host:port that other clusters dial, of a mesh gateway; empty for anything else.
+    #[prost(string, tag = "12")]
+    pub gateway: ::prost::alloc::string::String,
+}
+/// One instance as other hosts see it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Endpoint {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub instance: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub has_own_address: bool,
+    #[prost(uint32, tag = "5")]
+    pub port: u32,
+    /// host:port of the inbound mTLS listener; empty outside the mesh.
+    #[prost(string, tag = "6")]
+    pub mesh: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "7")]
+    pub locality: ::core::option::Option<Locality>,
+    #[prost(string, repeated, tag = "8")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint32, tag = "9")]
+    pub weight_passing: u32,
+    #[prost(uint32, tag = "10")]
+    pub weight_warning: u32,
+    #[prost(enumeration = "Status", tag = "11")]
+    pub status: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Check {
@@ -420,6 +450,9 @@ pub struct Pair {
     pub source: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub destination: ::prost::alloc::string::String,
+    /// The peer that the source is of; empty for one's own cluster.
+    #[prost(string, tag = "3")]
+    pub peer: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Intention {
@@ -633,8 +666,522 @@ impl Action {
         }
     }
 }
-/// What a host asks to see. Each message replaces the one before.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExchangeRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub secret: ::prost::alloc::vec::Vec<u8>,
+    /// The caller: its `calls_us` is not known to it yet, and is empty.
+    #[prost(message, optional, tag = "2")]
+    pub remote: ::core::option::Option<Remote>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExchangeReply {
+    #[prost(message, optional, tag = "1")]
+    pub remote: ::core::option::Option<Remote>,
+}
+/// Who a cluster is, as it tells a peer.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Remote {
+    /// The UUID of the peering in the cluster that speaks.
+    #[prost(string, tag = "1")]
+    pub peering: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub trust_domain: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub datacenter: ::prost::alloc::string::String,
+    /// What the cluster that speaks calls the one that it speaks to.
+    #[prost(string, tag = "4")]
+    pub calls_us: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub server_roots: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    pub roots: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// host:port
+    #[prost(string, repeated, tag = "7")]
+    pub servers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "8")]
+    pub gateways: ::prost::alloc::vec::Vec<PeerGateway>,
+    /// As measured by the cluster that keeps it; zero when unknown. Not sent.
+    #[prost(uint32, tag = "9")]
+    pub rtt_ms: u32,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerGateway {
+    /// ip:port as it is kept; host:port as a peer sends it, which the one who keeps it resolves.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub locality: ::core::option::Option<Locality>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerService {
+    #[prost(string, tag = "1")]
+    pub peer: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub service: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Import {
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(enumeration = "Protocol", tag = "2")]
+    pub protocol: i32,
+    #[prost(message, repeated, tag = "3")]
+    pub endpoints: ::prost::alloc::vec::Vec<Endpoint>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PeeringRow {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub meta: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Consul's word: PENDING, ESTABLISHING, ACTIVE, FAILING or TERMINATED.
+    #[prost(string, tag = "4")]
+    pub state: ::prost::alloc::string::String,
+    /// SHA-256 of the last token's secret; empty where the peer gave out the token.
+    #[prost(bytes = "vec", tag = "5")]
+    pub invitation: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "6")]
+    pub remote: ::core::option::Option<Remote>,
+    #[prost(uint64, tag = "7")]
+    pub created: u64,
+    #[prost(uint64, tag = "8")]
+    pub modified: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PeerUpdate {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub remote: ::core::option::Option<Remote>,
+    #[prost(bool, tag = "4")]
+    pub is_snapshot: bool,
+    #[prost(message, repeated, tag = "5")]
+    pub put: ::prost::alloc::vec::Vec<Import>,
+    #[prost(string, repeated, tag = "6")]
+    pub drop: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// One message of a peering's stream.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PeerMessage {
+    #[prost(oneof = "peer_message::Kind", tags = "1, 2, 3, 4, 5")]
+    pub kind: ::core::option::Option<peer_message::Kind>,
+}
+/// Nested message and enum types in `PeerMessage`.
+pub mod peer_message {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        /// First, and only once: the UUID of the peering in the cluster that is spoken to.
+        #[prost(string, tag = "1")]
+        Open(::prost::alloc::string::String),
+        /// Who the cluster that speaks is now.
+        #[prost(message, tag = "2")]
+        Remote(super::Remote),
+        /// What it exports now.
+        #[prost(message, tag = "3")]
+        Exported(super::ExportedChange),
+        #[prost(message, tag = "4")]
+        Heartbeat(super::Heartbeat),
+        /// The peering was deleted by the cluster that speaks.
+        #[prost(message, tag = "5")]
+        Ended(super::PeeringEnded),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExportedChange {
+    /// Whether services that it does not have are exported no more. A snapshot too large for one
+    /// message goes on in changes that are none.
+    #[prost(bool, tag = "1")]
+    pub is_snapshot: bool,
+    #[prost(message, repeated, tag = "2")]
+    pub put: ::prost::alloc::vec::Vec<Import>,
+    #[prost(string, repeated, tag = "3")]
+    pub drop: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Sent every second, and answered with the same number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Heartbeat {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(bool, tag = "2")]
+    pub is_answer: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeeringEnded {}
+/// Generated client implementations.
+pub mod peering_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Server to server, across clusters.
+    #[derive(Debug, Clone)]
+    pub struct PeeringClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> PeeringClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> PeeringClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            PeeringClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Takes up a peering token. The caller needs no certificate: the secret is its right. May be
+        /// repeated by the same cluster.
+        pub async fn exchange(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExchangeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ExchangeReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hawser.v1.Peering/Exchange",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hawser.v1.Peering", "Exchange"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What each cluster tells the other for as long as they are peers, both ways alike. Over mTLS
+        /// with the identity of a server of the peer; only the leader answers.
+        pub async fn stream(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::PeerMessage>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::PeerMessage>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hawser.v1.Peering/Stream");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("hawser.v1.Peering", "Stream"));
+            self.inner.streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod peering_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with PeeringServer.
+    #[async_trait]
+    pub trait Peering: std::marker::Send + std::marker::Sync + 'static {
+        /// Takes up a peering token. The caller needs no certificate: the secret is its right. May be
+        /// repeated by the same cluster.
+        async fn exchange(
+            &self,
+            request: tonic::Request<super::ExchangeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ExchangeReply>, tonic::Status>;
+        /// Server streaming response type for the Stream method.
+        type StreamStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::PeerMessage, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What each cluster tells the other for as long as they are peers, both ways alike. Over mTLS
+        /// with the identity of a server of the peer; only the leader answers.
+        async fn stream(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::PeerMessage>>,
+        ) -> std::result::Result<tonic::Response<Self::StreamStream>, tonic::Status>;
+    }
+    /// Server to server, across clusters.
+    #[derive(Debug)]
+    pub struct PeeringServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> PeeringServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for PeeringServer<T>
+    where
+        T: Peering,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/hawser.v1.Peering/Exchange" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExchangeSvc<T: Peering>(pub Arc<T>);
+                    impl<T: Peering> tonic::server::UnaryService<super::ExchangeRequest>
+                    for ExchangeSvc<T> {
+                        type Response = super::ExchangeReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExchangeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peering>::exchange(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExchangeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hawser.v1.Peering/Stream" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamSvc<T: Peering>(pub Arc<T>);
+                    impl<T: Peering> tonic::server::StreamingService<super::PeerMessage>
+                    for StreamSvc<T> {
+                        type Response = super::PeerMessage;
+                        type ResponseStream = T::StreamStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::PeerMessage>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peering>::stream(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for PeeringServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "hawser.v1.Peering";
+    impl<T> tonic::server::NamedService for PeeringServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// What a host asks to see. Each message replaces the one before.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Interest {
     #[prost(string, repeated, tag = "1")]
     pub services: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
@@ -642,6 +1189,11 @@ pub struct Interest {
     pub locals: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "3")]
     pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "4")]
+    pub imports: ::prost::alloc::vec::Vec<PeerService>,
+    /// Whether the host is a mesh gateway: it gets all that is exported.
+    #[prost(bool, tag = "5")]
+    pub gateway: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Trust {
@@ -653,32 +1205,6 @@ pub struct Trust {
     pub roots: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(enumeration = "Action", tag = "4")]
     pub default_action: i32,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Endpoint {
-    #[prost(string, tag = "1")]
-    pub node: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub instance: ::prost::alloc::string::String,
-    #[prost(string, tag = "3")]
-    pub address: ::prost::alloc::string::String,
-    #[prost(bool, tag = "4")]
-    pub has_own_address: bool,
-    #[prost(uint32, tag = "5")]
-    pub port: u32,
-    /// host:port of the inbound mTLS listener; empty outside the mesh.
-    #[prost(string, tag = "6")]
-    pub mesh: ::prost::alloc::string::String,
-    #[prost(message, optional, tag = "7")]
-    pub locality: ::core::option::Option<Locality>,
-    #[prost(string, repeated, tag = "8")]
-    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    #[prost(uint32, tag = "9")]
-    pub weight_passing: u32,
-    #[prost(uint32, tag = "10")]
-    pub weight_warning: u32,
-    #[prost(enumeration = "Status", tag = "11")]
-    pub status: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Chain {
@@ -704,6 +1230,64 @@ pub struct ServiceView {
     pub endpoints: ::prost::alloc::vec::Vec<Endpoint>,
     #[prost(uint64, tag = "3")]
     pub index: u64,
+    /// Empty for one's own cluster.
+    #[prost(string, tag = "4")]
+    pub peer: ::prost::alloc::string::String,
+    /// Consul's word: empty, none, local or remote.
+    #[prost(string, tag = "5")]
+    pub gateway_mode: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "6")]
+    pub failover: ::prost::alloc::vec::Vec<TargetView>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TargetView {
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub peer: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub gateway_mode: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub endpoints: ::prost::alloc::vec::Vec<Endpoint>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PeerView {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub trust_domain: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub datacenter: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub roots: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(string, tag = "5")]
+    pub calls_us: ::prost::alloc::string::String,
+    #[prost(bool, tag = "6")]
+    pub is_live: bool,
+    #[prost(message, repeated, tag = "7")]
+    pub gateways: ::prost::alloc::vec::Vec<PeerGateway>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PeerViews {
+    #[prost(message, repeated, tag = "1")]
+    pub all: ::prost::alloc::vec::Vec<PeerView>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Export {
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub peers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Exports {
+    #[prost(message, repeated, tag = "1")]
+    pub all: ::prost::alloc::vec::Vec<Export>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Gateways {
+    #[prost(message, repeated, tag = "1")]
+    pub all: ::prost::alloc::vec::Vec<PeerGateway>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeView {
@@ -725,7 +1309,7 @@ pub struct Intentions {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Change {
-    #[prost(oneof = "change::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "change::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub kind: ::core::option::Option<change::Kind>,
 }
 /// Nested message and enum types in `Change`.
@@ -740,6 +1324,15 @@ pub mod change {
         Intentions(super::Intentions),
         #[prost(message, tag = "4")]
         Node(super::NodeView),
+        /// A service of a peer.
+        #[prost(message, tag = "5")]
+        Import(super::ServiceView),
+        #[prost(message, tag = "6")]
+        Peers(super::PeerViews),
+        #[prost(message, tag = "7")]
+        Exports(super::Exports),
+        #[prost(message, tag = "8")]
+        Gateways(super::Gateways),
     }
 }
 /// One step of a host's view; as a snapshot, also what is kept on its disk.
@@ -760,7 +1353,7 @@ pub struct Command {
     pub time_ms: u64,
     #[prost(
         oneof = "command::Kind",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40, 21, 22, 23, 24, 25"
     )]
     pub kind: ::core::option::Option<command::Kind>,
 }
@@ -792,6 +1385,16 @@ pub mod command {
         UseJoinToken(super::UseJoinToken),
         #[prost(message, tag = "40")]
         Acl(super::AclChange),
+        #[prost(message, tag = "21")]
+        PutPeering(super::PeeringRow),
+        #[prost(string, tag = "22")]
+        DropPeering(::prost::alloc::string::String),
+        #[prost(message, tag = "23")]
+        AcceptPeering(super::AcceptPeering),
+        #[prost(message, tag = "24")]
+        SetPeerState(super::SetPeerState),
+        #[prost(message, tag = "25")]
+        SyncPeer(super::PeerUpdate),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -829,6 +1432,22 @@ pub struct UseJoinToken {
     #[prost(string, tag = "2")]
     pub node: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AcceptPeering {
+    #[prost(bytes = "vec", tag = "1")]
+    pub invitation: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    pub remote: ::core::option::Option<Remote>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetPeerState {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+}
 /// What became of a command, as the leader tells the server that forwarded it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Outcome {
@@ -840,7 +1459,7 @@ pub struct Outcome {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Rejection {
-    #[prost(oneof = "rejection::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 40")]
+    #[prost(oneof = "rejection::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11")]
     pub kind: ::core::option::Option<rejection::Kind>,
 }
 /// Nested message and enum types in `Rejection`.
@@ -865,6 +1484,12 @@ pub mod rejection {
         Full(super::Full),
         #[prost(message, tag = "40")]
         Acl(super::AclRefusal),
+        #[prost(message, tag = "9")]
+        PeeringToken(super::Nothing),
+        #[prost(string, tag = "10")]
+        UnknownPeering(::prost::alloc::string::String),
+        #[prost(message, tag = "11")]
+        PeerTaken(super::PeerTaken),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -886,11 +1511,52 @@ pub struct IndexMismatch {
     pub actual: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerTaken {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub trust_domain: ::prost::alloc::string::String,
+    #[prost(enumeration = "PeerConflict", tag = "3")]
+    pub why: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Full {
     #[prost(string, tag = "1")]
     pub what: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]
     pub max: u64,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PeerConflict {
+    Unspecified = 0,
+    Own = 1,
+    OtherName = 2,
+    OtherCluster = 3,
+}
+impl PeerConflict {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PEER_CONFLICT_UNSPECIFIED",
+            Self::Own => "PEER_CONFLICT_OWN",
+            Self::OtherName => "PEER_CONFLICT_OTHER_NAME",
+            Self::OtherCluster => "PEER_CONFLICT_OTHER_CLUSTER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PEER_CONFLICT_UNSPECIFIED" => Some(Self::Unspecified),
+            "PEER_CONFLICT_OWN" => Some(Self::Own),
+            "PEER_CONFLICT_OTHER_NAME" => Some(Self::OtherName),
+            "PEER_CONFLICT_OTHER_CLUSTER" => Some(Self::OtherCluster),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogId {
@@ -3241,7 +3907,7 @@ pub mod agent_server {
 pub struct SnapshotRecord {
     #[prost(
         oneof = "snapshot_record::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30, 12, 13"
     )]
     pub kind: ::core::option::Option<snapshot_record::Kind>,
 }
@@ -3273,6 +3939,10 @@ pub mod snapshot_record {
         End(super::SnapshotEnd),
         #[prost(message, tag = "30")]
         Acl(super::AclRow),
+        #[prost(message, tag = "12")]
+        Peering(super::PeeringRow),
+        #[prost(message, tag = "13")]
+        Import(super::ImportRow),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3293,6 +3963,10 @@ pub struct SnapshotHeader {
     pub intentions_index: u64,
     #[prost(uint64, tag = "8")]
     pub entries_index: u64,
+    #[prost(uint64, tag = "9")]
+    pub peerings_index: u64,
+    #[prost(uint64, tag = "10")]
+    pub imports_index: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeRow {
@@ -3341,6 +4015,17 @@ pub struct EntryRow {
     #[prost(uint64, tag = "2")]
     pub created: u64,
     #[prost(uint64, tag = "3")]
+    pub modified: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImportRow {
+    #[prost(string, tag = "1")]
+    pub peer: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub import: ::core::option::Option<Import>,
+    #[prost(uint64, tag = "3")]
+    pub created: u64,
+    #[prost(uint64, tag = "4")]
     pub modified: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -167,6 +167,7 @@ fn one_bad_name_refuses_a_whole_list() {
         services: services.iter().map(ToString::to_string).collect(),
         locals: vec![],
         nodes: nodes.iter().map(ToString::to_string).collect(),
+        ..v1::Interest::default()
     };
     assert_eq!(field::<_, Interest>(interest(&["web", "Web"], &[])), "interest.services");
     assert_eq!(field::<_, Interest>(interest(&[], &["a", "a/b"])), "interest.nodes");

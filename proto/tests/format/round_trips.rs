@@ -6,6 +6,7 @@ use std::time::Duration;
 use hawser_core::anti_entropy::Rows;
 use hawser_core::clock::{Index, UnixTime};
 use hawser_core::edge::{EdgeKey, Tally};
+use hawser_core::peering::PeerService;
 use hawser_core::state::{Command, Dump, Rejection, State};
 use hawser_core::view::{Change, Delta, Interest, View};
 use hawser_proto::codec;
@@ -76,6 +77,8 @@ fn small_nouns_come_back() {
         services: [parse("db"), parse("api")].into(),
         locals: [parse("web")].into(),
         nodes: [parse("vm-1")].into(),
+        imports: [PeerService { peer: parse("west"), service: parse("db") }].into(),
+        gateway: true,
     };
     assert_eq!(v1::Interest::from(&interest).try_into(), Ok(interest));
 

@@ -9,13 +9,17 @@ use hawser_core::chain::Chain;
 use hawser_core::clock::{Index, UnixTime};
 use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::entry::{
-    Body, Entry, EntryKey, Kind, ProxyDefaults, ProxyDefaultsConfig, ServiceDefaults,
-    ServiceResolver,
+    Body, Consumer, Entry, EntryKey, ExportedService, ExportedServices, Failover, FailoverTarget,
+    GatewayMode, Kind, MeshGatewayConfig, ProxyDefaults, ProxyDefaultsConfig, ServiceDefaults,
+    ServiceResolver, Target,
 };
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intention, Pair};
-use hawser_core::state::{Cluster, Command, Dump, JoinToken, NodeChanges, Rejection};
-use hawser_core::view::{Change, Delta, Endpoint, NodeView, ServiceView, Trust, View};
+use hawser_core::peering::{Import, PeerGateway, PeerState, PeerUpdate, Peering, Remote};
+use hawser_core::state::{Cluster, Command, Dump, JoinToken, NodeChanges, PeerConflict, Rejection};
+use hawser_core::view::{
+    Change, Delta, Endpoint, NodeView, PeerView, ServiceView, TargetView, Trust, View,
+};
 
 use crate::acl;
 
@@ -59,6 +63,7 @@ pub(crate) fn instance() -> Instance {
         protocol: Some(Protocol::Http2),
         mesh_port: Some(21000),
         enable_tag_override: true,
+        gateway: Some("gw.example.com:8443".into()),
     }
 }
 
@@ -74,6 +79,7 @@ fn bare_instance() -> Instance {
         protocol: None,
         mesh_port: None,
         enable_tag_override: false,
+        gateway: None,
     }
 }
 
@@ -102,13 +108,13 @@ fn node_check() -> Check {
 }
 
 pub(crate) fn pair(source: &str, destination: &str) -> Pair {
-    Pair { destination: parse(destination), source: parse(source) }
+    Pair { destination: parse(destination), source: parse(source), peer: None }
 }
 
 pub(crate) fn intention() -> Intention {
     Intention {
         id: "8f246b77-f3e1-ff88-5b48-8ec93abf3e05".into(),
-        pair: pair("web", "db"),
+        pair: Pair { peer: Some(parse("west")), ..pair("web", "db") },
         action: Action::Allow,
         description: "the web reads".into(),
         meta: meta(&[("ticket", "42")]),
@@ -117,13 +123,14 @@ pub(crate) fn intention() -> Intention {
     }
 }
 
-fn entries() -> [Entry; 3] {
+fn entries() -> [Entry; 4] {
     let note = || [("owner".to_owned(), "web team".to_owned())].into();
     let bodies = [
         (
             "global",
             Body::ProxyDefaults(ProxyDefaults {
                 config: ProxyDefaultsConfig { protocol: Some("http".into()) },
+                mesh_gateway: MeshGatewayConfig { mode: GatewayMode::Local },
                 meta: note(),
             }),
         ),
@@ -133,6 +140,7 @@ fn entries() -> [Entry; 3] {
                 protocol: Some("grpc".into()),
                 local_connect_timeout_ms: Some(250),
                 max_inbound_connections: Some(1000),
+                mesh_gateway: MeshGatewayConfig { mode: GatewayMode::None },
                 meta: note(),
             }),
         ),
@@ -141,11 +149,70 @@ fn entries() -> [Entry; 3] {
             Body::ServiceResolver(ServiceResolver {
                 connect_timeout: Some(Duration::from_micros(1500)),
                 request_timeout: Some(Duration::from_secs(90)),
+                failover: [("*".to_owned(), failover())].into(),
+                meta: note(),
+            }),
+        ),
+        (
+            "default",
+            Body::ExportedServices(ExportedServices {
+                services: vec![ExportedService {
+                    name: "web".into(),
+                    consumers: vec![Consumer { peer: "west".into() }],
+                }],
                 meta: note(),
             }),
         ),
     ];
     bodies.map(|(name, body)| Entry::new(name, body).expect("a good entry"))
+}
+
+fn failover() -> Failover {
+    let target = FailoverTarget { service: "db-eu".into(), peer: "west".into() };
+    Failover { service: String::new(), targets: vec![target] }
+}
+
+fn gateway() -> PeerGateway {
+    PeerGateway { address: parse("192.0.2.7:8443"), locality: node().locality }
+}
+
+fn remote() -> Remote {
+    Remote {
+        peering: "99999999-2222-3333-4444-555555555555".into(),
+        trust_domain: parse("22222222-2222-3333-4444-555555555555.consul"),
+        datacenter: parse("dc2"),
+        calls_us: parse("east"),
+        server_roots: vec![[5, 5].into()],
+        roots: vec![[6].into(), [7].into()],
+        servers: vec!["192.0.2.1:8300".into()],
+        gateways: vec![gateway()],
+        rtt_ms: Some(64),
+    }
+}
+
+fn peering() -> Peering {
+    Peering {
+        id: "33333333-2222-3333-4444-555555555555".into(),
+        name: parse("west"),
+        meta: meta(&[("team", "net")]),
+        state: PeerState::Active,
+        invitation: Some([0xef; 32]),
+        remote: Some(remote()),
+    }
+}
+
+fn bare_peering() -> Peering {
+    let (name, meta) = (parse("south"), Meta::new());
+    let (state, invitation, remote) = (PeerState::Pending, None, None);
+    Peering { id: "4".into(), name, meta, state, invitation, remote }
+}
+
+fn import() -> Import {
+    Import {
+        service: parse("db"),
+        protocol: Protocol::Grpc,
+        endpoints: vec![endpoint(), bare_endpoint()].into(),
+    }
 }
 
 fn validity(from: u64) -> Validity {
@@ -199,7 +266,7 @@ fn join_token() -> JoinToken {
 /// Every kind of command, by name. The match keeps the table whole: a kind that is added to core
 /// does not compile here until it has a name and a sample.
 pub(crate) fn commands() -> Vec<(&'static str, Command)> {
-    let [global, defaults, resolver] = entries();
+    let [global, defaults, resolver, exported] = entries();
     let all = vec![
         Command::Found(cluster()),
         Command::SyncNode(NodeChanges {
@@ -219,6 +286,7 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         Command::PutEntry { entry: global, expected: None },
         Command::PutEntry { entry: defaults, expected: Some(Index(0)) },
         Command::PutEntry { entry: resolver, expected: Some(Index(7)) },
+        Command::PutEntry { entry: exported, expected: None },
         Command::DropEntry {
             key: EntryKey { kind: Kind::ServiceResolver, name: "db".into() },
             expected: Some(Index(7)),
@@ -226,6 +294,18 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         Command::SetAuthority { authority: authority(), expected: Index(2) },
         Command::PutJoinToken(join_token()),
         Command::UseJoinToken { hash: [0xcd; 32], node: parse("vm-3") },
+        Command::PutPeering(peering()),
+        Command::DropPeering(parse("west")),
+        Command::AcceptPeering { invitation: [0xef; 32], remote: remote() },
+        Command::SetPeerState { name: parse("west"), id: "33".into(), state: PeerState::Failing },
+        Command::SyncPeer(PeerUpdate {
+            name: parse("west"),
+            id: "33".into(),
+            remote: Some(remote()),
+            is_snapshot: true,
+            put: vec![import()],
+            drop: vec![parse("web")],
+        }),
     ];
     let all = all.into_iter().chain(acl::changes().into_iter().map(|(_, it)| Command::Acl(it)));
     let name = |command: &Command| match command {
@@ -239,12 +319,18 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
             Kind::ProxyDefaults => "put-entry-proxy-defaults",
             Kind::ServiceDefaults => "put-entry-service-defaults",
             Kind::ServiceResolver => "put-entry-service-resolver",
+            Kind::ExportedServices => "put-entry-exported-services",
         },
         Command::DropEntry { .. } => "drop-entry",
         Command::SetAuthority { .. } => "set-authority",
         Command::PutJoinToken(_) => "put-join-token",
         Command::UseJoinToken { .. } => "use-join-token",
         Command::Acl(change) => acl::name(change),
+        Command::PutPeering(_) => "put-peering",
+        Command::DropPeering(_) => "drop-peering",
+        Command::AcceptPeering { .. } => "accept-peering",
+        Command::SetPeerState { .. } => "set-peer-state",
+        Command::SyncPeer(_) => "sync-peer",
     };
     all.map(|command| (name(&command), command)).collect()
 }
@@ -263,6 +349,13 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         Rejection::UnknownIntention { pair: pair("web", "*") },
         Rejection::IndexMismatch { expected: Index(0), actual: Index(12) },
         Rejection::JoinToken { node: parse("vm-1") },
+        Rejection::PeeringToken,
+        Rejection::UnknownPeering { name: parse("west") },
+        Rejection::PeerTaken {
+            name: parse("west"),
+            trust_domain: remote().trust_domain,
+            why: PeerConflict::OtherName,
+        },
     ];
     let tables = [
         "nodes",
@@ -271,6 +364,8 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         "intentions",
         "config entries",
         "unused join tokens",
+        "peerings",
+        "imported services",
     ];
     all.extend(tables.map(|what| Rejection::Full { what, max: 1024 }));
     all.extend(acl::refusals().into_iter().map(Rejection::Acl));
@@ -282,6 +377,9 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         Rejection::UnknownIntention { .. } => "unknown-intention",
         Rejection::IndexMismatch { .. } => "index-mismatch",
         Rejection::JoinToken { .. } => "join-token",
+        Rejection::PeeringToken => "peering-token",
+        Rejection::UnknownPeering { .. } => "unknown-peering",
+        Rejection::PeerTaken { .. } => "peer-taken",
         Rejection::Full { .. } => "full",
         Rejection::Acl(refusal) => acl::refusal_name(refusal),
     };
@@ -299,8 +397,30 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
             local_connect_timeout: Duration::from_secs(1),
             inbound_connections_max: Some(100),
         },
+        peer: None,
+        gateway_mode: GatewayMode::Default,
         endpoints: vec![endpoint(), bare_endpoint()].into(),
+        failover: vec![TargetView {
+            target: Target { service: parse("db"), peer: Some(parse("west")) },
+            gateway_mode: GatewayMode::Remote,
+            endpoints: vec![endpoint()].into(),
+        }]
+        .into(),
         index: Index(40),
+    };
+    let import = ServiceView {
+        peer: Some(parse("west")),
+        gateway_mode: GatewayMode::None,
+        failover: [].into(),
+        ..service.clone()
+    };
+    let peer = PeerView {
+        trust_domain: remote().trust_domain,
+        datacenter: remote().datacenter,
+        roots: remote().roots,
+        calls_us: remote().calls_us,
+        is_live: true,
+        gateways: vec![gateway()],
     };
     let all = vec![
         Change::Trust(Trust {
@@ -316,6 +436,10 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
             Some(NodeView { address: parse("10.0.0.1"), meta: meta(&[("env", "prod")]) }),
         ),
         Change::Node(parse("vm-9"), None),
+        Change::Import(import),
+        Change::Peers([(parse("west"), peer)].into()),
+        Change::Exports([(parse("web"), [parse("west")].into())].into()),
+        Change::Gateways(vec![gateway()]),
     ];
     let name = |change: &Change| match change {
         Change::Trust(_) => "trust",
@@ -323,6 +447,10 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
         Change::Intentions(_) => "intentions",
         Change::Node(_, Some(_)) => "node",
         Change::Node(_, None) => "node-gone",
+        Change::Import(_) => "import",
+        Change::Peers(_) => "peers",
+        Change::Exports(_) => "exports",
+        Change::Gateways(_) => "gateways",
     };
     all.into_iter().map(|change| (name(&change), change)).collect()
 }
@@ -412,6 +540,10 @@ pub(crate) fn dump() -> Dump {
         authority: Some(authority()),
         join_tokens: vec![join_token()],
         acl: acl::dump(),
+        peerings: vec![row(bare_peering(), 28), row(peering(), 30)],
+        peerings_index: Index(31),
+        imports: vec![(parse("west"), row(import(), 32))],
+        imports_index: Index(33),
         ..Dump::default()
     };
     // By kind and name, as a state holds them.

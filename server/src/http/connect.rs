@@ -94,7 +94,7 @@ pub(crate) fn check<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
     if ask.query.text("source-type").is_some_and(|kind| kind != "consul") {
         return Err(ApiError::bad_request("source-type: only \"consul\" is supported"));
     }
-    let Pair { source: Side::Exact(source), destination: Side::Exact(destination) } =
+    let Pair { source: Side::Exact(source), destination: Side::Exact(destination), peer } =
         queried_pair(ask)?
     else {
         return Err(ApiError::bad_request("source and destination must each be one service"));
@@ -102,7 +102,7 @@ pub(crate) fn check<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
     let default = default_action(state);
     let all = state.intentions();
     Ok(Found::new(ask, all.index(), [Topic::Intentions], move || json::IntentionCheck {
-        allowed: all.decide(&source, &destination, default).is_allowed(),
+        allowed: all.decide(&source, peer.as_ref(), &destination, default).is_allowed(),
     }))
 }
 
@@ -179,6 +179,7 @@ pub(crate) fn put_by_id(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, A
     let pair = Pair {
         source: written.source.clone().unwrap_or_else(|| held.source.clone()),
         destination: written.destination.clone().unwrap_or_else(|| held.destination.clone()),
+        peer: held.peer.clone(),
     };
     let mut commands = Vec::new();
     if pair != *held {
@@ -248,7 +249,7 @@ impl Written {
     fn pair(&self) -> Result<Pair, ApiError> {
         match (&self.source, &self.destination) {
             (Some(source), Some(destination)) => {
-                Ok(Pair { source: source.clone(), destination: destination.clone() })
+                Ok(Pair { source: source.clone(), destination: destination.clone(), peer: None })
             }
             (None, _) => Err(InvalidField::new("SourceName", "is missing").into()),
             (_, None) => Err(InvalidField::new("DestinationName", "is missing").into()),
@@ -331,7 +332,7 @@ fn queried_pair(ask: &Ask) -> Result<Pair, ApiError> {
             Err(ApiError::bad_request(format_args!("required query parameter '{key}' not set")))
         }
     };
-    Ok(Pair { source: side("source")?, destination: side("destination")? })
+    Ok(Pair { source: side("source")?, destination: side("destination")?, peer: None })
 }
 
 fn with_id<'a>(state: &'a State, id: &str) -> Option<&'a Row<Intention>> {

@@ -108,6 +108,7 @@ pub(crate) fn put(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiErro
                 Kind::ProxyDefaults => Body::ProxyDefaults(decoded(object)?),
                 Kind::ServiceDefaults => Body::ServiceDefaults(decoded(object)?),
                 Kind::ServiceResolver => Body::ServiceResolver(decoded(object)?),
+                Kind::ExportedServices => Body::ExportedServices(decoded(object)?),
             };
             let entry = Entry::new(&name, body).map_err(ApiError::bad_request)?;
             Some(vec![Command::PutEntry { entry, expected }])
@@ -184,7 +185,7 @@ fn put_intentions(
         source.finish()?;
         written.push(Intention {
             id: draw.uuid(number).into(),
-            pair: Pair { source: side, destination: destination.clone() },
+            pair: Pair { source: side, destination: destination.clone(), peer: None },
             action,
             description: description.into(),
             meta: meta.clone(),
@@ -259,11 +260,13 @@ fn entry(row: &Row<Entry>) -> Value {
         ProxyDefaults(&'a hawser_core::entry::ProxyDefaults),
         ServiceDefaults(&'a hawser_core::entry::ServiceDefaults),
         ServiceResolver(&'a hawser_core::entry::ServiceResolver),
+        ExportedServices(&'a hawser_core::entry::ExportedServices),
     }
     let written = match row.value.body() {
         Body::ProxyDefaults(body) => Written::ProxyDefaults(body),
         Body::ServiceDefaults(body) => Written::ServiceDefaults(body),
         Body::ServiceResolver(body) => Written::ServiceResolver(body),
+        Body::ExportedServices(body) => Written::ExportedServices(body),
     };
     // These types are plain structs with text keys, which JSON can always hold.
     let mut value = serde_json::to_value(written).unwrap_or_else(|_| json!({}));

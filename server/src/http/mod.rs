@@ -326,6 +326,7 @@ mod tests {
             protocol: None,
             mesh_port: Some(21000),
             enable_tag_override: false,
+            gateway: None,
         }
     }
 

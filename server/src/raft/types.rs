@@ -59,6 +59,11 @@ impl fmt::Display for Proposal {
             Command::PutJoinToken(_) => "put-join-token",
             Command::UseJoinToken { .. } => "use-join-token",
             Command::Acl(_) => "acl",
+            Command::PutPeering(_) => "put-peering",
+            Command::DropPeering(_) => "drop-peering",
+            Command::AcceptPeering { .. } => "accept-peering",
+            Command::SetPeerState { .. } => "set-peer-state",
+            Command::SyncPeer(_) => "sync-peer",
         })
     }
 }

@@ -388,8 +388,9 @@ impl Subscription {
         let first = first.map_err(|_| Status::deadline_exceeded("no interest was sent"))??;
         let Some(first) = first else { return Ok(()) };
         let mut interest = interest_of(first)?;
-        // Subscribed first and read after, so that no change is missed in between.
-        let mut watch = self.watches.subscribe(view::topics(&interest));
+        // Subscribed first and read after, so that no change is missed in between: those that
+        // change which topics there are, are watched from the start.
+        let mut watch = self.watches.subscribe(view::topics(&self.reader.current(), &interest));
         self.send(&view::snapshot(&self.reader.current(), &interest)).await?;
         let mut next_at = tokio::time::Instant::now();
         loop {
@@ -400,7 +401,6 @@ impl Subscription {
                 message = self.interests.message() => {
                     let Some(next) = message? else { return Ok(()) };
                     let next = interest_of(next)?;
-                    watch.retopic(view::topics(&next));
                     let added = added(&interest, &next);
                     interest = next;
                     added
@@ -413,7 +413,9 @@ impl Subscription {
                     changed
                 }
             };
-            let delta = view::delta(&self.reader.current(), &interest, &topics);
+            let state = self.reader.current();
+            watch.retopic(view::topics(&state, &interest));
+            let delta = view::delta(&state, &interest, &topics);
             if !delta.changes.is_empty() {
                 self.send(&delta).await?;
             }
@@ -436,9 +438,14 @@ fn added(old: &Interest, next: &Interest) -> BTreeSet<Topic> {
     let had = |name: &&ServiceName| !old.services.contains(*name) && !old.locals.contains(*name);
     let services = next.services.union(&next.locals).filter(had).cloned().map(Topic::Service);
     let nodes = next.nodes.difference(&old.nodes).cloned().map(Topic::Node);
-    let mut topics: BTreeSet<Topic> = services.chain(nodes).collect();
+    let imports = next.imports.difference(&old.imports);
+    let imports = imports.map(|key| Topic::Import(key.service.clone()));
+    let mut topics: BTreeSet<Topic> = services.chain(nodes).chain(imports).collect();
     if old.locals != next.locals {
-        topics.insert(Topic::Intentions);
+        topics.extend([Topic::Intentions, Topic::Exports]);
+    }
+    if old.gateway != next.gateway {
+        topics.insert(Topic::Exports);
     }
     topics
 }
@@ -448,6 +455,7 @@ fn interest_of(message: v1::Interest) -> Result<Interest, Status> {
         ("interest.services", message.services.len()),
         ("interest.locals", message.locals.len()),
         ("interest.nodes", message.nodes.len()),
+        ("interest.imports", message.imports.len()),
     ];
     for (field, count) in names {
         if count > INTEREST_MAX {
@@ -782,6 +790,7 @@ mod tests {
             protocol: None,
             mesh_port: Some(21_000),
             enable_tag_override: false,
+            gateway: None,
         }
     }
 

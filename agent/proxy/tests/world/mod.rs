@@ -238,8 +238,8 @@ impl World {
             weights: Weights::default(),
             status: self.status,
         };
-        let service = ServiceView {
-            chain: Chain {
+        let service = ServiceView::alone(
+            Chain {
                 service: name("db"),
                 protocol: self.protocol,
                 connect_timeout: self.connect_timeout,
@@ -247,12 +247,16 @@ impl World {
                 local_connect_timeout: Duration::from_secs(5),
                 inbound_connections_max: None,
             },
-            endpoints: self.instances.iter().enumerate().map(endpoint).collect(),
+            self.instances.iter().enumerate().map(endpoint).collect(),
             index,
-        };
+        );
         let intention = Arc::new(Intention {
             id: "1".into(),
-            pair: Pair { source: Side::Exact(name("web")), destination: Side::Exact(name("db")) },
+            pair: Pair {
+                source: Side::Exact(name("web")),
+                destination: Side::Exact(name("db")),
+                peer: None,
+            },
             action: self.action,
             description: "".into(),
             meta: BTreeMap::new(),
@@ -271,7 +275,7 @@ impl World {
             })),
             services: BTreeMap::from([(name("db"), Arc::new(service))]),
             intentions: Intentions::restore([row], index),
-            nodes: BTreeMap::new(),
+            ..View::default()
         };
         self.views.send_replace(Arc::new(view));
     }
