@@ -551,8 +551,9 @@ impl Raw {
                 agent::Join::Token(text.trim().to_owned())
             }
         };
-        let (method, pin) = (self.join_method.as_deref(), self.server_pin.as_deref());
-        Ok(aws::join(method, pin, self.join_token_file.is_some())?.unwrap_or(join))
+        let method = self.join_method.as_deref();
+        let pin = self.server_pin.clone().or_else(|| aws::ambient_pin(method));
+        Ok(aws::join(method, pin.as_deref(), self.join_token_file.is_some())?.unwrap_or(join))
     }
 
     fn agent(&self, basics: AgentBasics) -> Result<agent::Config> {

@@ -33,6 +33,13 @@ impl RawAwsIam {
     }
 }
 
+/// The pin that the environment tells whoever joins by role: it suits a task, whose configuration is
+/// written before the servers have a key.
+pub(super) fn ambient_pin(method: Option<&str>) -> Option<String> {
+    let pin = std::env::var(SERVER_PIN).ok().filter(|_| method == Some(AWS_IAM))?;
+    Some(pin.trim().to_owned())
+}
+
 /// How a host joins whose `join_method` says so; none for joining by token.
 ///
 /// # Errors
@@ -43,17 +50,20 @@ pub(super) fn join(method: Option<&str>, pin: Option<&str>, token: bool) -> Resu
             ensure!(pin.is_none(), "server_pin: only join_method = \"aws-iam\" needs it");
             Ok(None)
         }
-        Some("aws-iam") => {
+        Some(AWS_IAM) => {
             ensure!(!token, "join_token_file: leave it out, or set join_method = \"token\"");
             let pin = pin.context(
-                "server_pin: join_method = \"aws-iam\" needs it to know the servers; `hawser pin` \
-                 prints it from the operator key",
+                "server_pin: join_method = \"aws-iam\" needs it, or HAWSER_SERVER_PIN, to know the \
+                 servers; `hawser pin` prints it from the operator key",
             )?;
             Ok(Some(Join::AwsIam(pin.parse::<Pin>().context("server_pin")?)))
         }
         Some(other) => bail!("join_method: {other:?} is none; use \"token\" or \"aws-iam\""),
     }
 }
+
+const AWS_IAM: &str = "aws-iam";
+const SERVER_PIN: &str = "HAWSER_SERVER_PIN";
 
 #[cfg(test)]
 mod tests {
