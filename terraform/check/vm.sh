@@ -1,10 +1,11 @@
 #!/bin/bash
 # One "VM" of boot.py: vm.sh NAME FOLDER, in a network namespace and a mount namespace of its own.
-# Runs FOLDER/NAME.sh as cloud-init would, on a system whose aws, curl and systemctl are pretended,
-# and then what the installed unit runs, as its user, with its credentials.
+# Runs FOLDER/NAME.sh as cloud-init would, on a system whose systemctl is pretended, and then what the
+# installed unit runs, as its user, with its credentials, again whenever it ends.
 set -euo pipefail
 name=$1 rig=$2
 vm=$rig/vm-$name
+rm -rf "$vm"
 mkdir -p "$vm"
 
 # What the script writes stays in this VM.
@@ -16,18 +17,18 @@ for folder in etc usr/bin usr/local var/lib; do
   mount -t overlay overlay "/$folder" \
     -o "lowerdir=/$folder,upperdir=$vm/disk/$folder/upper,workdir=$vm/disk/$folder/work"
 done
-rm -rf /etc/hawser /var/lib/hawser /etc/credstore/hawser.join-token
+rm -rf /etc/hawser /var/lib/hawser
 echo '127.0.0.1 localhost' >/etc/hosts
 echo 'hosts: files dns' >/etc/nsswitch.conf
 echo 'nameserver 10.99.0.254' >/etc/resolv.conf
 mkdir -p /usr/local/sbin
 # The script looks here first.
-for program in aws curl systemctl; do
-  printf '#!/bin/bash\nexec %q %q %q "$@"\n' "$rig/pretend.sh" "$program" "$rig" >"/usr/local/sbin/$program"
+for program in aws systemctl; do
+  printf '#!/bin/bash\nexec %q %q %q %q "$@"\n' "$rig/pretend.sh" "$program" "$rig" "$vm" \
+    >"/usr/local/sbin/$program"
   chmod 755 "/usr/local/sbin/$program"
 done
 
-export VM=$vm
 bash "$rig/$name.sh"
 part=$(cat "$vm/part")
 
@@ -42,5 +43,10 @@ sed -n 's/^LoadCredential=//p' "$unit" | while IFS=: read -r id path; do
   [ ! -e "$path" ] || install -m 400 -o hawser -g hawser "$path" "$credentials/$id"
 done
 export CREDENTIALS_DIRECTORY=$credentials
-# shellcheck disable=SC2086 # the unit's words
-exec setpriv --reuid hawser --regid hawser --clear-groups $command
+while :; do
+  # shellcheck disable=SC2086 # the unit's words
+  setpriv --reuid hawser --regid hawser --clear-groups $command &
+  echo $! >"$vm/pid"
+  wait $! || true
+  sleep "$(sed -n 's/^RestartSec=//p' "$unit")"
+done

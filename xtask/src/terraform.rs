@@ -83,7 +83,11 @@ impl Workshop {
             "test" => self.each(&["modules"], |shop, folder| {
                 shown(shop.terraform(folder).args(["test", "-no-color"]))
             }),
-            "apply" => self.each(&["examples"], |shop, folder| shop.apply(folder, &[])),
+            "apply" => self.each(&["examples"], |shop, folder| {
+                shop.apply(folder, EXAMPLE, &[])?;
+                let more = ALSO.into_iter().filter(|file| folder.join(file).exists());
+                more.into_iter().try_for_each(|file| shop.apply(folder, file, &[]))
+            }),
             "boot" => self.boot(),
             "checkov" => shown(Command::new(self.shop.join("checkov/bin/checkov")).args([
                 "--directory".as_ref(),
@@ -98,10 +102,12 @@ impl Workshop {
         }
     }
 
-    /// Two virtual environments, because what checkov needs is in no other's interest, and the
-    /// package that the schema is read from.
+    /// Three virtual environments, because what checkov or moto needs is in no other's interest, and
+    /// the package that the schema is read from.
     fn install(&self) -> Result<()> {
-        for (name, list) in [("python", "requirements.txt"), ("checkov", "checkov.txt")] {
+        let lists =
+            [("python", "requirements.txt"), ("checkov", "checkov.txt"), ("cloud", "cloud.txt")];
+        for (name, list) in lists {
             let wanted = std::fs::read_to_string(self.check(list))?;
             let folder = self.shop.join(name);
             let stamp = folder.join("installed.txt");
@@ -154,7 +160,7 @@ impl Workshop {
     }
 
     /// Applies an example to nothing, and asks that a second plan finds nothing left to change.
-    fn apply(&self, folder: &Path, inputs: &[String]) -> Result<()> {
+    fn apply(&self, folder: &Path, variables: &str, inputs: &[String]) -> Result<()> {
         let state = self.state(folder);
         if state.exists() {
             std::fs::remove_file(&state)?;
@@ -162,7 +168,7 @@ impl Workshop {
         let with_inputs = |words: [&str; 4]| {
             let mut command = self.terraform(folder);
             command.args(words).arg(format!("-state={}", state.display()));
-            command.arg("-var-file=example.tfvars").args(inputs).stdout(Stdio::null());
+            command.arg(format!("-var-file={variables}")).args(inputs).stdout(Stdio::null());
             command
         };
         shown(&mut with_inputs(["apply", "-auto-approve", "-input=false", "-no-color"]))?;
@@ -189,21 +195,20 @@ impl Workshop {
         }
         std::fs::create_dir_all(&rig)?;
         let binary = rig.join("hawser");
-        std::fs::copy(&built, &binary).with_context(|| built.display().to_string())?;
+        // Without what a debugger needs: each of the VMs downloads it.
+        let mut strip = Command::new("strip");
+        shown(strip.arg("-o").arg(&binary).arg(&built)).context("stripping the binary")?;
         let install = format!(
             "-var=install={{url=\"s3://example-artifacts/hawser\",sha256=\"{}\"}}",
             sha256(&binary)?
         );
-        for (example, outputs) in RENDERED {
+        for (example, file) in BOOTED {
             let folder = self.sources.join("examples").join(example);
-            self.apply(&folder, std::slice::from_ref(&install))?;
-            for (output, file) in outputs {
-                let mut command = self.terraform(&folder);
-                command.arg("output").arg(format!("-state={}", self.state(&folder).display()));
-                let printed = command.args(["-json", output]).output()?;
-                ensure!(printed.status.success(), "{example} has no output {output}");
-                std::fs::write(rig.join(file), printed.stdout)?;
-            }
+            self.apply(&folder, EXAMPLE, std::slice::from_ref(&install))?;
+            let mut command = self.terraform(&folder);
+            let printed = command.args(["show", "-json"]).arg(self.state(&folder)).output()?;
+            ensure!(printed.status.success(), "{example}: its state cannot be shown");
+            std::fs::write(rig.join(file), printed.stdout)?;
         }
         shown(self.python().arg(self.check("boot.py")).arg(&rig))
     }
@@ -283,8 +288,10 @@ const PACKAGE: &str = "@cdktf/provider-aws@21.22.1";
 const STEPS: [&str; 7] = ["rules", "fmt", "validate", "test", "apply", "boot", "checkov"];
 const NEED_TERRAFORM: [&str; 5] = ["fmt", "validate", "test", "apply", "boot"];
 
-/// Which outputs of which example boot, and what `boot.py` calls them.
-const RENDERED: [(&str, &[(&str, &str)]); 2] = [
-    ("one-region-vms", &[("user_data", "user-data.json"), ("retry_join", "lb.json")]),
-    ("ecs-fargate-service", &[("container_definitions", "containers.json")]),
-];
+/// Which examples boot, and what `boot.py` calls the states that they leave.
+const BOOTED: [(&str, &str); 2] =
+    [("one-region-vms", "vms.json"), ("ecs-fargate-service", "tasks.json")];
+
+/// What each example is applied with, and what one of them is applied with besides.
+const EXAMPLE: &str = "example.tfvars";
+const ALSO: [&str; 1] = ["public.tfvars"];

@@ -8,5 +8,4 @@ install = {
 }
 
 sidecar_image     = "registry.example/hawser:0.1.0"
-shell_image       = "registry.example/busybox:1.37"
 application_image = "registry.example/hello:1"

@@ -22,6 +22,8 @@ module "servers" {
   subnet_ids = var.subnet_ids
   ami_id     = var.ami_id
   install    = var.install
+
+  allowed_roles = module.hello.allowed_roles
 }
 
 resource "aws_ecs_cluster" "apps" {
@@ -41,7 +43,6 @@ module "hello" {
   name            = "hello"
   subnet_ids      = var.subnet_ids
   sidecar_image   = var.sidecar_image
-  shell_image     = var.shell_image
 
   services = [{
     name     = "hello"

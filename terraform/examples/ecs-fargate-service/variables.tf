@@ -32,11 +32,6 @@ variable "sidecar_image" {
   type        = string
 }
 
-variable "shell_image" {
-  description = "An image with /bin/sh and base64."
-  type        = string
-}
-
 variable "application_image" {
   description = "The application's image."
   type        = string

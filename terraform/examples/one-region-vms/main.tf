@@ -1,4 +1,4 @@
-# Three servers over three zones, and two VMs of the mesh: web calls api by mTLS.
+# Three servers over three zones, and VMs of the mesh: web calls the fleet of api by mTLS.
 terraform {
   required_version = ">= 1.9.0, < 2.0.0"
 
@@ -23,6 +23,8 @@ module "servers" {
   ami_id     = var.ami_id
   install    = var.install
   founding   = var.founding
+
+  allowed_roles = merge(module.web.allowed_roles, module.api.allowed_roles)
 }
 
 module "web" {
@@ -46,7 +48,8 @@ module "api" {
   source = "../../modules/vm-agent"
 
   cluster   = module.servers.cluster
-  node_name = "api-1"
+  node_name = "api"
+  fleet     = true
   ami_id    = var.ami_id
   install   = var.install
 
@@ -72,16 +75,21 @@ resource "aws_instance" "web" {
   }
 }
 
-resource "aws_instance" "api" {
-  #checkov:skip=CKV_AWS_8:the launch template encrypts the root volume
-  #checkov:skip=CKV_AWS_79:the launch template asks for IMDSv2
-  #checkov:skip=CKV_AWS_126:the launch template turns detailed monitoring on
-  #checkov:skip=CKV2_AWS_41:the launch template gives the role
-  subnet_id     = var.subnet_ids[1 % length(var.subnet_ids)]
-  ebs_optimized = true
+resource "aws_autoscaling_group" "api" {
+  name                      = "demo-api"
+  min_size                  = 2
+  max_size                  = 4
+  vpc_zone_identifier       = var.subnet_ids
+  wait_for_capacity_timeout = "0"
 
   launch_template {
     id      = module.api.launch_template_id
     version = module.api.launch_template_version
+  }
+
+  tag {
+    key                 = "Name"
+    value               = "demo-api"
+    propagate_at_launch = true
   }
 }

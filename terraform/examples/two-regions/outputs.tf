@@ -6,10 +6,18 @@ output "operator_key_secrets" {
   }
 }
 
-output "retry_join" {
-  description = "What agents of each region join by."
+output "gateways" {
+  description = "The load balancers before the gateways of each cluster."
   value = {
-    east = module.east.retry_join
-    west = module.west.retry_join
+    east = module.east_gateway.address
+    west = module.west_gateway.address
   }
+}
+
+output "steps" {
+  description = "What to do once this is applied: print it by terraform output -raw steps."
+  value = templatefile("${path.module}/steps.txt.tftpl", {
+    east = { region = var.east.region, name = "demo-east", secret = module.east.operator_key_secret }
+    west = { region = var.west.region, name = "demo-west", secret = module.west.operator_key_secret }
+  })
 }

@@ -26,12 +26,15 @@ locals {
     },
   )]
 
-  config = {
-    node_name  = var.node_name
-    datacenter = var.datacenter
-    data_dir   = "/var/lib/hawser"
-    retry_join = var.retry_join
-    node_meta  = var.node_meta
-    services   = local.services
-  }
+  config = merge(
+    {
+      datacenter  = var.datacenter
+      data_dir    = "/var/lib/hawser"
+      retry_join  = var.retry_join
+      join_method = "aws-iam"
+      node_meta   = var.node_meta
+      services    = local.services
+    },
+    var.node_name == null ? {} : { node_name = var.node_name },
+  )
 }

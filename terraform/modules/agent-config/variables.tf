@@ -1,9 +1,10 @@
 variable "node_name" {
-  description = "The host's or task's name in the catalog, as its join token says it."
+  description = "The host's name in the catalog. Null: something else says it, such as a task's metadata."
   type        = string
+  default     = null
 
   validation {
-    condition     = can(regex("^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$", var.node_name))
+    condition     = var.node_name == null || can(regex("^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$", var.node_name))
     error_message = "node_name must be 1 to 63 letters, digits, -, _ or ., and begin and end with a letter or digit."
   }
 }
@@ -20,7 +21,7 @@ variable "datacenter" {
 }
 
 variable "retry_join" {
-  description = "Where servers answer: addresses or DNS names, host[:port]."
+  description = "Where servers answer: addresses or DNS names, host[:port], or a tag, provider=aws ..."
   type        = list(string)
 
   validation {

@@ -6,7 +6,7 @@ locals {
       Principal = { Service = "ecs-tasks.amazonaws.com" }
       Action    = "sts:AssumeRole"
       Condition = {
-        StringEquals = { "aws:SourceAccount" = data.aws_caller_identity.current.account_id }
+        StringEquals = { "aws:SourceAccount" = local.account }
       }
     }]
   })
@@ -20,7 +20,7 @@ resource "aws_iam_role" "execution" {
 
 resource "aws_iam_role_policy_attachment" "execution" {
   role       = aws_iam_role.execution.name
-  policy_arn = "arn:${data.aws_partition.current.partition}:iam::aws:policy/service-role/AmazonECSTaskExecutionRolePolicy"
+  policy_arn = "arn:${local.partition}:iam::aws:policy/service-role/AmazonECSTaskExecutionRolePolicy"
 }
 
 resource "aws_iam_role_policy" "execution" {
@@ -29,24 +29,12 @@ resource "aws_iam_role_policy" "execution" {
 
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [
-      {
-        Sid      = "ReadOwnJoinToken"
-        Effect   = "Allow"
-        Action   = "ssm:GetParameters"
-        Resource = local.join_parameter_arn
-      },
-      {
-        Sid      = "DecryptJoinToken"
-        Effect   = "Allow"
-        Action   = "kms:Decrypt"
-        Resource = var.cluster.kms_key_arn
-        # Not the operator key, which is under the same key.
-        Condition = {
-          StringEquals = { "kms:EncryptionContext:PARAMETER_ARN" = local.join_parameter_arn }
-        }
-      },
-    ]
+    Statement = [{
+      Sid      = "ReadServersPin"
+      Effect   = "Allow"
+      Action   = "ssm:GetParameters"
+      Resource = var.cluster.pin_parameter_arn
+    }]
   })
 }
 
@@ -63,13 +51,10 @@ resource "aws_iam_role_policy" "task" {
   policy = jsonencode({
     Version = "2012-10-17"
     Statement = [{
-      Sid      = "MountOwnIdentity"
+      Sid      = "FindServers"
       Effect   = "Allow"
-      Action   = ["elasticfilesystem:ClientMount", "elasticfilesystem:ClientWrite"]
-      Resource = aws_efs_file_system.identity.arn
-      Condition = {
-        StringEquals = { "elasticfilesystem:AccessPointArn" = aws_efs_access_point.identity.arn }
-      }
+      Action   = "ec2:DescribeInstances"
+      Resource = "*" # AWS knows no narrower permission for it
     }]
   })
 }

@@ -4,19 +4,30 @@ data "aws_region" "current" {}
 
 locals {
   full_name = "${var.cluster.name}-${var.name}"
-  # No name in the image is needed for a number, and nothing of root's.
+  partition = data.aws_partition.current.partition
+  account   = data.aws_caller_identity.current.account_id
+  # No name in the image is needed for a number, and nothing of root's. The image's folder is this user's.
   uid = 65532
 
-  join_parameter     = "${var.cluster.join_parameter_prefix}/${var.name}"
-  join_parameter_arn = "arn:${data.aws_partition.current.partition}:ssm:${data.aws_region.current.region}:${data.aws_caller_identity.current.account_id}:parameter${local.join_parameter}"
+  containers = jsondecode(var.containers)
+  # Those whose end ends the task decide about its health; only the task definition knows them.
+  essential = [for container in local.containers : container.name if try(container.essential, true)]
 
-  sidecar_config = jsonencode({
-    join_token_file = "/etc/hawser/join-token"
-    proxy           = { drain = "${var.drain_seconds}s" }
-  })
+  extra = jsondecode(var.extra_config)
+  config = merge(
+    jsondecode(module.config.json),
+    local.extra,
+    {
+      proxy = merge({ drain = "${var.drain_seconds}s" }, try(local.extra.proxy, {}))
+      ecs = merge(
+        { containers = local.essential, stop_timeout = "${var.application_stop_seconds}s" },
+        try(local.extra.ecs, {}),
+      )
+    },
+  )
 
   logs = {
-    for container in ["hawser-config", "hawser", "application"] : container => {
+    for container in ["hawser", "application"] : container => {
       logDriver = "awslogs"
       options = {
         "awslogs-group"         = aws_cloudwatch_log_group.task.name
@@ -26,66 +37,35 @@ locals {
     }
   }
 
-  write_config = <<-END
-    set -eu
-    umask 077
-    cd /etc/hawser
-    mkdir -p agent.d
-    printf %s "$CONFIG" | base64 -d > agent.d/10-terraform.json
-    printf %s "$SIDECAR" | base64 -d > agent.d/20-sidecar.json
-    printf %s "$EXTRA" | base64 -d > agent.d/30-extra.json
-    printf %s "$JOIN_TOKEN" > join-token
-    chown -R ${local.uid}:${local.uid} /etc/hawser
-  END
-
-  sidecar = [
-    {
-      name                   = "hawser-config"
-      image                  = var.shell_image
-      essential              = false
-      readonlyRootFilesystem = true
-      user                   = "0:0"
-      entryPoint             = ["/bin/sh", "-c"]
-      command                = [local.write_config]
-      environment = [
-        { name = "CONFIG", value = base64encode(module.config.json) },
-        { name = "SIDECAR", value = base64encode(local.sidecar_config) },
-        { name = "EXTRA", value = base64encode(var.extra_config) },
-      ]
-      secrets          = [{ name = "JOIN_TOKEN", valueFrom = local.join_parameter_arn }]
-      mountPoints      = [{ sourceVolume = "hawser-config", containerPath = "/etc/hawser", readOnly = false }]
-      logConfiguration = local.logs["hawser-config"]
-    },
-    {
-      name                   = "hawser"
-      image                  = var.sidecar_image
-      essential              = true
-      readonlyRootFilesystem = true
-      user                   = "${local.uid}:${local.uid}"
-      entryPoint             = [var.sidecar_binary]
-      command                = ["agent", "--config-dir", "/etc/hawser/agent.d"]
-      dependsOn              = [{ containerName = "hawser-config", condition = "SUCCESS" }]
-      healthCheck = {
-        command     = ["CMD", var.sidecar_binary, "health"]
-        interval    = 5
-        timeout     = 4
-        retries     = 3
-        startPeriod = 60
-      }
-      linuxParameters = { capabilities = { drop = ["ALL"] } }
-      # Leaving the catalog takes a moment before the drain, and closing one after it.
-      stopTimeout = var.drain_seconds + 15
-      mountPoints = [
-        { sourceVolume = "hawser-config", containerPath = "/etc/hawser", readOnly = true },
-        { sourceVolume = "hawser-data", containerPath = "/var/lib/hawser", readOnly = false },
-      ]
-      logConfiguration = local.logs["hawser"]
-    },
-  ]
+  sidecar = {
+    name                   = "hawser"
+    image                  = var.sidecar_image
+    essential              = true
+    readonlyRootFilesystem = true
+    user                   = "${local.uid}:${local.uid}"
+    entryPoint             = [var.sidecar_binary]
+    command                = ["agent"]
+    environment            = [{ name = "HAWSER_CONFIG_JSON", value = jsonencode(local.config) }]
+    # No secret, but written by the servers only once they have their key: ECS reads it at each start.
+    secrets = [{ name = "HAWSER_SERVER_PIN", valueFrom = var.cluster.pin_parameter_arn }]
+    healthCheck = {
+      command     = ["CMD", var.sidecar_binary, "health"]
+      interval    = 5
+      timeout     = 4
+      retries     = 3
+      startPeriod = 60
+    }
+    linuxParameters  = { capabilities = { drop = ["ALL"] } }
+    stopTimeout      = var.application_stop_seconds + var.drain_seconds + local.leaving_seconds
+    mountPoints      = [{ sourceVolume = "hawser", containerPath = "/var/lib/hawser", readOnly = false }]
+    logConfiguration = local.logs["hawser"]
+  }
+  # Leaving the catalog takes a moment before the drain, and closing one after it.
+  leaving_seconds = 10
 
   # A dependency also orders the stop: the application first, its sidecar after it.
-  application = [for container in jsondecode(var.containers) : merge(
-    { logConfiguration = local.logs["application"] },
+  application = [for container in local.containers : merge(
+    { logConfiguration = local.logs["application"], stopTimeout = var.application_stop_seconds },
     container,
     { dependsOn = concat(try(container.dependsOn, []), [{ containerName = "hawser", condition = "HEALTHY" }]) },
   )]
@@ -94,7 +74,6 @@ locals {
 module "config" {
   source = "../agent-config"
 
-  node_name  = var.name
   datacenter = var.cluster.datacenter
   retry_join = var.cluster.retry_join
   services   = var.services
@@ -108,49 +87,40 @@ resource "aws_ecs_task_definition" "task" {
   memory                   = var.memory_mib
   execution_role_arn       = aws_iam_role.execution.arn
   task_role_arn            = aws_iam_role.task.arn
-  # Two lists of unlike objects meet as text.
-  container_definitions = "[${join(",", concat([for container in local.sidecar : jsonencode(container)], [for container in local.application : jsonencode(container)]))}]"
+  # Unlike objects meet as text.
+  container_definitions = "[${join(",", concat([jsonencode(local.sidecar)], [for container in local.application : jsonencode(container)]))}]"
 
   runtime_platform {
     operating_system_family = "LINUX"
     cpu_architecture        = var.architecture
   }
 
+  # Empty, and gone with the task: each task is a node of its own.
   volume {
-    name = "hawser-config"
-  }
-
-  # The task's identity: it outlives the task, so that a new one need not join anew.
-  volume {
-    name = "hawser-data"
-
-    efs_volume_configuration {
-      file_system_id     = aws_efs_file_system.identity.id
-      transit_encryption = "ENABLED"
-
-      authorization_config {
-        access_point_id = aws_efs_access_point.identity.id
-        iam             = "ENABLED"
-      }
-    }
+    name = "hawser"
   }
 
   tags = var.tags
 }
 
-# One task, and never two at a time: they would be one node with one identity.
 resource "aws_ecs_service" "task" {
   name                               = var.name
   cluster                            = var.ecs_cluster_arn
   task_definition                    = aws_ecs_task_definition.task.arn
-  desired_count                      = 1
-  deployment_minimum_healthy_percent = 0
-  deployment_maximum_percent         = 100
-  availability_zone_rebalancing      = "DISABLED"
+  desired_count                      = var.desired_count
+  deployment_minimum_healthy_percent = 100
+  deployment_maximum_percent         = 200
+  availability_zone_rebalancing      = "ENABLED"
   launch_type                        = "FARGATE"
   platform_version                   = "LATEST"
   propagate_tags                     = "SERVICE"
-  wait_for_steady_state              = false
+  # Tasks wait for the operator key, which nobody has put in while this is applied first.
+  wait_for_steady_state = false
+
+  deployment_circuit_breaker {
+    enable   = var.roll_back
+    rollback = var.roll_back
+  }
 
   network_configuration {
     subnets          = var.subnet_ids
@@ -160,7 +130,7 @@ resource "aws_ecs_service" "task" {
 
   tags = var.tags
 
-  depends_on = [aws_efs_mount_target.identity, aws_iam_role_policy.execution, aws_iam_role_policy.task]
+  depends_on = [aws_iam_role_policy.execution, aws_iam_role_policy.task]
 }
 
 resource "aws_cloudwatch_log_group" "task" {

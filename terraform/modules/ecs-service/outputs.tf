@@ -23,7 +23,7 @@ output "task_role_name" {
   value       = aws_iam_role.task.name
 }
 
-output "join_parameter" {
-  description = "The SSM parameter that the first task takes its join token from; on a server, hawser-publish-token NAME puts one there."
-  value       = local.join_parameter
+output "allowed_roles" {
+  description = "What the cluster's variable allowed_roles must hold for the tasks to join: their role, and the names that tasks have."
+  value       = { "arn:${local.partition}:iam::${local.account}:role/${local.full_name}-task" = "ecs-*" }
 }

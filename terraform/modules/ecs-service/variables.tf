@@ -3,11 +3,12 @@ variable "cluster" {
   type = object({
     name                     = string
     datacenter               = string
+    region                   = string
     vpc_id                   = string
     retry_join               = list(string)
+    pin_parameter            = string
+    pin_parameter_arn        = string
     member_security_group_id = string
-    kms_key_arn              = string
-    join_parameter_prefix    = string
   })
 }
 
@@ -22,7 +23,7 @@ variable "ecs_cluster_arn" {
 }
 
 variable "name" {
-  description = "The ECS service's and task family's name, and the task's node name in the catalog."
+  description = "The ECS service's name; the task family's is the cluster's and this."
   type        = string
 
   validation {
@@ -32,7 +33,7 @@ variable "name" {
 }
 
 variable "subnet_ids" {
-  description = "Private subnets of the cluster's VPC, each in a zone of its own: the task runs in one of them and finds its identity from all."
+  description = "Private subnets of the cluster's VPC, each in a zone of its own: tasks are spread over them."
   type        = list(string)
 
   validation {
@@ -42,7 +43,7 @@ variable "subnet_ids" {
 }
 
 variable "containers" {
-  description = "The application's containers: a JSON list of ECS container definitions. Each gets a dependsOn: it starts when the sidecar is HEALTHY."
+  description = "The application's containers: a JSON list of ECS container definitions. Each gets a dependsOn: it starts when the sidecar is HEALTHY. The essential ones decide about the task's health."
   type        = string
 
   validation {
@@ -53,6 +54,16 @@ variable "containers" {
   validation {
     condition     = alltrue([for container in try(jsondecode(var.containers), []) : !startswith(try(container.name, ""), "hawser")])
     error_message = "Names of containers that begin with \"hawser\" are the sidecar's."
+  }
+
+  validation {
+    condition     = length([for container in try(jsondecode(var.containers), []) : container if try(container.essential, true)]) > 0
+    error_message = "At least one of the containers must be essential: its end ends the task."
+  }
+
+  validation {
+    condition     = alltrue([for container in try(jsondecode(var.containers), []) : try(container.stopTimeout, 0) <= var.application_stop_seconds])
+    error_message = "No container's stopTimeout may be above application_stop_seconds: the sidecar outlives the application no longer."
   }
 }
 
@@ -80,6 +91,23 @@ variable "services" {
   }
 }
 
+variable "desired_count" {
+  description = "How many tasks."
+  type        = number
+  default     = 2
+
+  validation {
+    condition     = var.desired_count >= 0 && var.desired_count == floor(var.desired_count)
+    error_message = "desired_count must be a whole number, 0 or more."
+  }
+}
+
+variable "roll_back" {
+  description = "Whether ECS gives up a deployment whose tasks do not get healthy, and goes back to the one before. Leave it false until the servers have their operator key: without it no task gets healthy."
+  type        = bool
+  default     = false
+}
+
 variable "sidecar_image" {
   description = "An image with the hawser binary, by digest or exact tag."
   type        = string
@@ -94,11 +122,6 @@ variable "sidecar_binary" {
     condition     = startswith(var.sidecar_binary, "/")
     error_message = "sidecar_binary must be an absolute path."
   }
-}
-
-variable "shell_image" {
-  description = "A small image with /bin/sh and base64, such as busybox, by digest or exact tag: it writes the sidecar's configuration before the sidecar starts."
-  type        = string
 }
 
 variable "cpu" {
@@ -134,14 +157,25 @@ variable "architecture" {
   }
 }
 
-variable "drain_seconds" {
-  description = "How long the sidecar may finish open requests when the task stops, in seconds."
+variable "application_stop_seconds" {
+  description = "How long the application's containers may take to stop, in seconds: their stopTimeout, unless they say less. So long the sidecar serves on."
   type        = number
   default     = 30
 
   validation {
-    condition     = var.drain_seconds >= 0 && var.drain_seconds <= 100
-    error_message = "drain_seconds must be from 0 to 100: Fargate stops a container after 120 s at most."
+    condition     = var.application_stop_seconds >= 2 && var.application_stop_seconds + var.drain_seconds <= 110
+    error_message = "application_stop_seconds must be at least 2, and with drain_seconds at most 110: Fargate stops a container after 120 s."
+  }
+}
+
+variable "drain_seconds" {
+  description = "How long the sidecar may finish open requests once the application has stopped, in seconds."
+  type        = number
+  default     = 10
+
+  validation {
+    condition     = var.drain_seconds >= 0
+    error_message = "drain_seconds must not be negative."
   }
 }
 
@@ -158,7 +192,7 @@ variable "log_retention_days" {
 }
 
 variable "extra_config" {
-  description = "More configuration of the sidecar: a JSON object with the keys of docs/configuration.md."
+  description = "More configuration of the sidecar: a JSON object with the keys of docs/configuration.md. Of proxy and ecs, what is not said here stays."
   type        = string
   default     = "{}"
 

@@ -1,5 +1,5 @@
 resource "aws_kms_key" "cluster" {
-  description             = "Hawser ${var.name}: operator key and join tokens at rest"
+  description             = "Hawser ${var.name}: operator key at rest"
   enable_key_rotation     = true
   deletion_window_in_days = 30
 
@@ -9,7 +9,7 @@ resource "aws_kms_key" "cluster" {
     Statement = [{
       Sid       = "AccountDecidesByIam"
       Effect    = "Allow"
-      Principal = { AWS = "arn:${data.aws_partition.current.partition}:iam::${data.aws_caller_identity.current.account_id}:root" }
+      Principal = { AWS = "arn:${local.partition}:iam::${local.account}:root" }
       Action    = "kms:*"
       Resource  = "*"
     }]
@@ -31,6 +31,13 @@ resource "aws_secretsmanager_secret" "operator_key" {
   kms_key_id              = aws_kms_key.cluster.arn
   recovery_window_in_days = 30
   tags                    = var.tags
+}
+
+locals {
+  arn_of = {
+    for what, name in local.parameters :
+    what => "arn:${local.partition}:ssm:${local.region}:${local.account}:parameter${name}"
+  }
 }
 
 resource "aws_iam_role" "server" {
@@ -68,23 +75,35 @@ resource "aws_iam_role_policy" "server" {
           Resource = aws_secretsmanager_secret.operator_key.arn
         },
         {
-          Sid      = "PublishJoinTokens"
+          Sid      = "DecryptOperatorKey"
           Effect   = "Allow"
-          Action   = "ssm:PutParameter"
-          Resource = "arn:${data.aws_partition.current.partition}:ssm:${data.aws_region.current.region}:${data.aws_caller_identity.current.account_id}:parameter${local.join_prefix}/*"
+          Action   = "kms:Decrypt"
+          Resource = aws_kms_key.cluster.arn
         },
         {
-          Sid      = "UseClusterKey"
+          Sid      = "ReadPinAndAllowList"
           Effect   = "Allow"
-          Action   = ["kms:Decrypt", "kms:Encrypt"]
-          Resource = aws_kms_key.cluster.arn
+          Action   = "ssm:GetParameter"
+          Resource = [local.arn_of.pin, local.arn_of.allow_list]
+        },
+        {
+          Sid      = "PublishPin"
+          Effect   = "Allow"
+          Action   = "ssm:PutParameter"
+          Resource = local.arn_of.pin
+        },
+        {
+          Sid      = "FindServers"
+          Effect   = "Allow"
+          Action   = "ec2:DescribeInstances"
+          Resource = "*" # AWS knows no narrower permission for it
         },
       ],
       startswith(var.install.url, "s3://") ? [{
         Sid      = "ReadProgram"
         Effect   = "Allow"
         Action   = "s3:GetObject"
-        Resource = "arn:${data.aws_partition.current.partition}:s3:::${trimprefix(var.install.url, "s3://")}"
+        Resource = "arn:${local.partition}:s3:::${trimprefix(var.install.url, "s3://")}"
       }] : [],
     )
   })
@@ -94,5 +113,5 @@ resource "aws_iam_role_policy_attachment" "session_manager" {
   count = var.session_manager ? 1 : 0
 
   role       = aws_iam_role.server.name
-  policy_arn = "arn:${data.aws_partition.current.partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"
+  policy_arn = "arn:${local.partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"
 }

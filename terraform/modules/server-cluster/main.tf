@@ -11,7 +11,17 @@ locals {
   server_port = 8300
   mesh_ports  = { from = 21000, to = 21255 }
 
-  join_prefix = "/hawser/${var.name}/join"
+  region    = data.aws_region.current.region
+  partition = data.aws_partition.current.partition
+  account   = data.aws_caller_identity.current.account_id
+
+  tag        = { key = "hawser-servers", value = var.name }
+  retry_join = ["provider=aws tag_key=${local.tag.key} tag_value=${local.tag.value} region=${local.region}"]
+
+  parameters = {
+    pin        = "/hawser/${var.name}/server-pin"
+    allow_list = "/hawser/${var.name}/allow-list"
+  }
 
   config = {
     for node, _ in local.servers : node => merge(
@@ -19,30 +29,73 @@ locals {
         node_name                = node
         datacenter               = var.datacenter
         data_dir                 = "/var/lib/hawser"
-        retry_join               = [aws_lb.servers.dns_name]
+        retry_join               = local.retry_join
         default_intention_policy = var.default_intention_policy
       },
       var.founding ? { bootstrap_expect = var.server_count } : {},
     )
   }
 
-  publish_token = templatefile("${path.module}/publish-token.sh.tftpl", {
-    region = data.aws_region.current.region
-    prefix = local.join_prefix
-    key    = aws_kms_key.cluster.arn
-  })
+  # Without roles there is no such block: one that lets in nobody would be a mistake, and is refused.
+  allow_list = length(var.allowed_roles) == 0 ? {} : {
+    aws_iam = {
+      region           = local.region
+      allowed_accounts = distinct(concat([local.account], var.allowed_accounts))
+      allowed_roles    = var.allowed_roles
+    }
+  }
 }
 
 module "user_data" {
   source   = "../user-data"
   for_each = local.servers
 
-  part         = "server"
-  install      = var.install
-  config       = jsonencode(local.config[each.key])
-  extra_config = var.extra_config
-  secret       = aws_secretsmanager_secret.operator_key.arn
-  before_start = local.publish_token
+  part                 = "server"
+  install              = var.install
+  config               = jsonencode(local.config[each.key])
+  extra_config         = var.extra_config
+  operator_key_secret  = aws_secretsmanager_secret.operator_key.arn
+  pin                  = { region = local.region, parameter = local.parameters.pin }
+  allow_list_parameter = local.parameters.allow_list
+}
+
+# The servers write it, from the operator key, which Terraform never sees.
+resource "aws_ssm_parameter" "pin" {
+  #checkov:skip=CKV2_AWS_34:a hash of a public key is no secret, and tasks of other modules read it
+  #checkov:skip=CKV_AWS_337:the same
+  name        = local.parameters.pin
+  description = "What hosts know the servers of ${var.name} by, as hawser pin prints it"
+  type        = "String"
+  value       = "unset"
+  tags        = var.tags
+
+  lifecycle {
+    ignore_changes = [value]
+  }
+}
+
+# Servers fetch it on their first boot, and whenever hawser-allow-list is run.
+resource "aws_ssm_parameter" "allow_list" {
+  #checkov:skip=CKV2_AWS_34:names of roles are no secret
+  #checkov:skip=CKV_AWS_337:the same
+  name        = local.parameters.allow_list
+  description = "Who may join ${var.name} by AWS role"
+  type        = "String"
+  tier        = "Intelligent-Tiering"
+  value       = jsonencode(local.allow_list)
+  tags        = var.tags
+
+  lifecycle {
+    precondition {
+      condition     = alltrue([for role in keys(var.allowed_roles) : contains(concat([local.account], var.allowed_accounts), split(":", role)[4])])
+      error_message = "allowed_roles names a role of an account that is neither this one nor in allowed_accounts."
+    }
+
+    precondition {
+      condition     = length(jsonencode(local.allow_list)) <= 8192
+      error_message = "The allow-list is longer than a parameter's 8 KiB: let a role's name end in *."
+    }
+  }
 }
 
 resource "aws_launch_template" "server" {
@@ -82,7 +135,7 @@ resource "aws_launch_template" "server" {
 
   tag_specifications {
     resource_type = "instance"
-    tags          = merge(var.tags, { Name = each.key })
+    tags          = merge(var.tags, { Name = each.key, (local.tag.key) = local.tag.value })
   }
 
   tag_specifications {
@@ -129,14 +182,14 @@ resource "aws_autoscaling_group" "server" {
 
 resource "aws_lb" "servers" {
   #checkov:skip=CKV_AWS_91:a network load balancer logs TLS listeners only, and this one passes TLS through
-  #checkov:skip=CKV_AWS_152:without cross-zone balancing each zone's address is one server, which is how servers find each other
+  #checkov:skip=CKV_AWS_152:without cross-zone balancing each zone's address is one server, so that a host which knows nothing but the name can try them all
   name               = "${var.name}-servers"
   internal           = true
   load_balancer_type = "network"
   subnets            = var.subnet_ids
   security_groups    = [aws_security_group.load_balancer.id]
 
-  # Each zone's address leads to that zone's server, so that servers find one another by the name.
+  # Each zone's address leads to that zone's server, so that a host can try one after the other.
   enable_cross_zone_load_balancing = false
   enable_deletion_protection       = var.deletion_protection
 
@@ -149,7 +202,7 @@ resource "aws_lb_target_group" "servers" {
   port     = local.server_port
   protocol = "TCP"
 
-  # A server that finds itself by the name must get an answer, and not wait for one.
+  # A server that asks by the name and reaches itself must get an answer, and not wait for one.
   preserve_client_ip   = false
   deregistration_delay = 30
 

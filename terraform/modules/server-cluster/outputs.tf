@@ -1,22 +1,30 @@
 output "cluster" {
-  description = "What vm-agent and ecs-service need to know of this cluster."
+  description = "What vm-agent, ecs-service and mesh-gateway need to know of this cluster."
   value = {
     name                     = var.name
     datacenter               = var.datacenter
+    region                   = local.region
     vpc_id                   = var.vpc_id
-    retry_join               = [aws_lb.servers.dns_name]
+    retry_join               = local.retry_join
+    pin_parameter            = local.parameters.pin
+    pin_parameter_arn        = local.arn_of.pin
     member_security_group_id = aws_security_group.members.id
-    kms_key_arn              = aws_kms_key.cluster.arn
-    join_parameter_prefix    = local.join_prefix
   }
-
-  # Whoever knows the name can also reach the servers behind it.
-  depends_on = [aws_lb_listener.servers]
 }
 
 output "retry_join" {
-  description = "The DNS name of the internal load balancer: what servers and agents join by."
+  description = "What servers and agents find the servers by: the tag that servers carry."
+  value       = one(local.retry_join)
+}
+
+output "load_balancer" {
+  description = "The DNS name of the internal load balancer: what hosts join by that cannot ask AWS."
   value       = aws_lb.servers.dns_name
+}
+
+output "pin_parameter" {
+  description = "The SSM parameter with what hosts know the servers by; \"unset\" until the servers have their operator key."
+  value       = aws_ssm_parameter.pin.name
 }
 
 output "operator_key_secret" {

@@ -73,6 +73,26 @@ resource "aws_vpc_security_group_ingress_rule" "from_elsewhere" {
   to_port           = local.server_port
 }
 
+# What leaves for peered clusters: members call through their gateways, and servers talk to servers,
+# themselves or through a gateway.
+resource "aws_vpc_security_group_egress_rule" "to_peers" {
+  for_each = {
+    for triple in setproduct(["members 8443", "servers 8443", "servers 8300"], var.peer_cidr_blocks) :
+    "${triple[0]} to ${triple[1]}" => {
+      of   = startswith(triple[0], "servers") ? aws_security_group.servers.id : aws_security_group.members.id
+      port = tonumber(split(" ", triple[0])[1])
+      cidr = triple[1]
+    }
+  }
+
+  description       = "Hawser: ${each.key}"
+  security_group_id = each.value.of
+  cidr_ipv4         = each.value.cidr
+  ip_protocol       = "tcp"
+  from_port         = each.value.port
+  to_port           = each.value.port
+}
+
 resource "aws_vpc_security_group_egress_rule" "servers_https" {
   description       = "AWS's APIs and the download of the program"
   security_group_id = aws_security_group.servers.id

@@ -97,8 +97,46 @@ variable "install" {
   })
 }
 
+variable "allowed_roles" {
+  description = "Which AWS roles may join, and as which nodes: a role's ARN without its path, and a pattern of node names; a * may stand at the end of either. The modules' outputs allowed_roles fit. Servers that run take a change by hawser-allow-list."
+  type        = map(string)
+  default     = {}
+
+  validation {
+    condition     = alltrue([for role in keys(var.allowed_roles) : can(regex("^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9+=,.@_-]*\\*?$", role)) && !endswith(role, ":role/")])
+    error_message = "allowed_roles must have keys like arn:aws:iam::123456789012:role/web, without the role's path; a * may stand at the end."
+  }
+
+  validation {
+    condition     = alltrue([for nodes in values(var.allowed_roles) : can(regex("^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?|([A-Za-z0-9][A-Za-z0-9._-]{0,61})?\\*)$", nodes))])
+    error_message = "allowed_roles must have values like web-1 or web-*: a node's name, or its beginning and a *."
+  }
+}
+
+variable "allowed_accounts" {
+  description = "AWS accounts besides this one whose roles allowed_roles names."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for account in var.allowed_accounts : can(regex("^[0-9]{12}$", account))])
+    error_message = "allowed_accounts must hold accounts' numbers, of twelve digits."
+  }
+}
+
+variable "peer_cidr_blocks" {
+  description = "Where mesh gateways and servers of peered clusters are: the servers may dial 8300 and 8443 there, and members 8443."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for block in var.peer_cidr_blocks : can(cidrhost(block, 0))])
+    error_message = "peer_cidr_blocks must be CIDR blocks."
+  }
+}
+
 variable "agent_cidr_blocks" {
-  description = "Address ranges whose agents may reach the servers besides the members' security group: peered VPCs, on-premises networks."
+  description = "Address ranges whose agents may reach the servers besides the members' security group: peered VPCs and their clusters' servers, on-premises networks."
   type        = list(string)
   default     = []
 
@@ -132,7 +170,7 @@ variable "session_manager" {
 }
 
 variable "deletion_protection" {
-  description = "Whether the load balancer is protected from deletion: agents know the cluster by its name."
+  description = "Whether the load balancer is protected from deletion: hosts outside AWS know the cluster by its name."
   type        = bool
   default     = true
 }

@@ -47,24 +47,60 @@ variable "extra_config" {
   }
 }
 
-variable "secret" {
-  description = "Where the instance fetches its secret: an operator key in Secrets Manager (servers) or a join token in SSM Parameter Store (agents)."
+variable "node_name_prefix" {
+  description = "For instances that share this script: each is called this and its instance id, whatever config says. Null: config says it."
   type        = string
+  default     = null
 
   validation {
-    condition     = can(regex("^[A-Za-z0-9/_+=.@:-]+$", var.secret))
-    error_message = "secret must be the name or ARN of a secret or parameter."
+    condition     = var.node_name_prefix == null || can(regex("^[A-Za-z0-9][A-Za-z0-9._-]{0,42}$", var.node_name_prefix))
+    error_message = "node_name_prefix must be 1 to 43 letters, digits, -, _ or ., and begin with a letter or digit."
   }
 }
 
-variable "secret_wait_seconds" {
-  description = "How long the first boot waits until the secret is there, in seconds."
+variable "pin" {
+  description = "The SSM parameter, and its region, that holds what hosts know the servers by. The servers fill it, agents wait for it."
+  type = object({
+    region    = string
+    parameter = string
+  })
+
+  validation {
+    condition     = can(regex("^[a-z0-9-]+$", var.pin.region)) && can(regex("^[A-Za-z0-9/_.-]+$", var.pin.parameter))
+    error_message = "pin must be a region and the name of an SSM parameter."
+  }
+}
+
+variable "operator_key_secret" {
+  description = "Servers: the Secrets Manager secret that holds the operator key."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.operator_key_secret == null ? var.part == "agent" : can(regex("^[A-Za-z0-9/_+=.@:-]+$", var.operator_key_secret))
+    error_message = "operator_key_secret must be the name or ARN of a secret; servers need one."
+  }
+}
+
+variable "allow_list_parameter" {
+  description = "Servers: the SSM parameter, in the pin's region, that holds who may join by AWS role, as configuration."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.allow_list_parameter == null ? var.part == "agent" : can(regex("^[A-Za-z0-9/_.-]+$", var.allow_list_parameter))
+    error_message = "allow_list_parameter must be the name of an SSM parameter; servers need one."
+  }
+}
+
+variable "wait_seconds" {
+  description = "How long the first boot waits for the operator key (servers) or the servers' pin (agents), in seconds."
   type        = number
   default     = 3600
 
   validation {
-    condition     = var.secret_wait_seconds >= 60 && var.secret_wait_seconds <= 86400
-    error_message = "secret_wait_seconds must be from 60 to 86400."
+    condition     = var.wait_seconds >= 60 && var.wait_seconds <= 86400
+    error_message = "wait_seconds must be from 60 to 86400."
   }
 }
 

@@ -1,11 +1,9 @@
 data "aws_caller_identity" "current" {}
 data "aws_partition" "current" {}
-data "aws_region" "current" {}
 
 locals {
-  name           = "${var.cluster.name}-${replace(var.node_name, ".", "-")}"
-  partition      = data.aws_partition.current.partition
-  join_parameter = "${var.cluster.join_parameter_prefix}/${var.node_name}"
+  name      = "${var.cluster.name}-${replace(var.node_name, ".", "-")}"
+  partition = data.aws_partition.current.partition
 }
 
 module "config" {
@@ -21,13 +19,14 @@ module "config" {
 module "user_data" {
   source = "../user-data"
 
-  part                = "agent"
-  install             = var.install
-  config              = module.config.json
-  extra_config        = var.extra_config
-  secret              = local.join_parameter
-  secret_wait_seconds = var.secret_wait_seconds
-  before_start        = var.before_start
+  part             = "agent"
+  install          = var.install
+  config           = module.config.json
+  extra_config     = var.extra_config
+  node_name_prefix = var.fleet ? "${var.node_name}-" : null
+  pin              = { region = var.cluster.region, parameter = var.cluster.pin_parameter }
+  wait_seconds     = var.wait_seconds
+  before_start     = var.before_start
 }
 
 resource "aws_launch_template" "agent" {
@@ -124,22 +123,16 @@ resource "aws_iam_role_policy" "agent" {
     Statement = concat(
       [
         {
-          Sid      = "TakeOwnJoinToken"
+          Sid      = "ReadServersPin"
           Effect   = "Allow"
-          Action   = ["ssm:GetParameter", "ssm:DeleteParameter"]
-          Resource = "arn:${local.partition}:ssm:${data.aws_region.current.region}:${data.aws_caller_identity.current.account_id}:parameter${local.join_parameter}"
+          Action   = "ssm:GetParameter"
+          Resource = var.cluster.pin_parameter_arn
         },
         {
-          Sid      = "DecryptJoinToken"
+          Sid      = "FindServers"
           Effect   = "Allow"
-          Action   = "kms:Decrypt"
-          Resource = var.cluster.kms_key_arn
-          # Not the operator key, which is under the same key.
-          Condition = {
-            StringEquals = {
-              "kms:EncryptionContext:PARAMETER_ARN" = "arn:${local.partition}:ssm:${data.aws_region.current.region}:${data.aws_caller_identity.current.account_id}:parameter${local.join_parameter}"
-            }
-          }
+          Action   = "ec2:DescribeInstances"
+          Resource = "*" # AWS knows no narrower permission for it
         },
       ],
       startswith(var.install.url, "s3://") ? [{

@@ -18,9 +18,11 @@ output "role_name" {
   value       = aws_iam_role.agent.name
 }
 
-output "join_parameter" {
-  description = "The SSM parameter that the VM fetches its join token from; on a server, hawser-publish-token NODE puts one there."
-  value       = local.join_parameter
+output "allowed_roles" {
+  description = "What the cluster's variable allowed_roles must hold for the VM to join: its role, and the names it may have."
+  value = {
+    "arn:${local.partition}:iam::${data.aws_caller_identity.current.account_id}:role/${local.name}" = var.fleet ? "${var.node_name}-*" : var.node_name
+  }
 }
 
 output "user_data" {

@@ -3,22 +3,39 @@ variable "cluster" {
   type = object({
     name                     = string
     datacenter               = string
+    region                   = string
     vpc_id                   = string
     retry_join               = list(string)
+    pin_parameter            = string
+    pin_parameter_arn        = string
     member_security_group_id = string
-    kms_key_arn              = string
-    join_parameter_prefix    = string
   })
 }
 
 variable "node_name" {
-  description = "The VM's name in the catalog. A join token is good for one name, so each VM has a module of its own."
+  description = "The VM's name in the catalog; in a fleet, what the names of its VMs begin with."
   type        = string
 
   validation {
     condition     = can(regex("^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$", var.node_name))
     error_message = "node_name must be 1 to 63 letters, digits, -, _ or ., and begin and end with a letter or digit."
   }
+
+  validation {
+    condition     = length(var.cluster.name) + 1 + length(var.node_name) <= 64
+    error_message = "The cluster's name, a - and node_name are an IAM role's name: 64 characters at most."
+  }
+
+  validation {
+    condition     = !var.fleet || length(var.node_name) <= 42
+    error_message = "In a fleet node_name must be at most 42 characters: an instance's id follows."
+  }
+}
+
+variable "fleet" {
+  description = "Whether several VMs start from the launch template, such as an autoscaling group's: each is then called node_name and its instance id, as web-i-0123456789abcdef0."
+  type        = bool
+  default     = false
 }
 
 variable "vpc_id" {
@@ -106,8 +123,8 @@ variable "before_start" {
   default     = ""
 }
 
-variable "secret_wait_seconds" {
-  description = "How long the first boot waits until its join token is there, in seconds."
+variable "wait_seconds" {
+  description = "How long the first boot waits until the servers have published their pin, in seconds."
   type        = number
   default     = 3600
 }

@@ -25,6 +25,19 @@ run "what_is_not_said_is_not_written" {
   }
 }
 
+run "the_agent_joins_by_its_role_and_tasks_name_themselves" {
+  command = plan
+
+  variables {
+    node_name = null
+  }
+
+  assert {
+    condition     = jsondecode(output.json).join_method == "aws-iam" && !can(jsondecode(output.json).node_name)
+    error_message = "The role joins, and no name is written."
+  }
+}
+
 run "upstreams_need_the_mesh" {
   command = plan
 

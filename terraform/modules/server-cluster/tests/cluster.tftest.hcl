@@ -59,14 +59,14 @@ run "three_servers_keep_their_names_and_zones" {
   }
 }
 
-run "servers_join_by_the_load_balancer_and_found_together" {
+run "servers_find_one_another_by_their_tag_and_found_together" {
   assert {
     condition = alltrue([for node, text in output.user_data :
       jsondecode(base64decode(regex("base64 -d <<<'([^']+)' \\| configure 10-", text)[0])) == {
         node_name                = node
         datacenter               = "dc1"
         data_dir                 = "/var/lib/hawser"
-        retry_join               = ["demo-servers.elb.example"]
+        retry_join               = ["provider=aws tag_key=hawser-servers tag_value=demo region=eu-central-1"]
         bootstrap_expect         = 3
         default_intention_policy = "deny"
       }
@@ -85,8 +85,81 @@ run "servers_join_by_the_load_balancer_and_found_together" {
   }
 
   assert {
-    condition     = output.cluster.retry_join == ["demo-servers.elb.example"]
-    error_message = "Agents join by the load balancer."
+    condition     = alltrue([for template in aws_launch_template.server : template.tag_specifications[0].tags["hawser-servers"] == "demo"])
+    error_message = "Servers carry the tag that they are found by."
+  }
+
+  assert {
+    condition     = output.cluster.retry_join == ["provider=aws tag_key=hawser-servers tag_value=demo region=eu-central-1"] && output.load_balancer == "demo-servers.elb.example"
+    error_message = "Agents find the servers by the tag; who cannot, by the load balancer."
+  }
+}
+
+run "nobody_joins_by_role_unasked" {
+  assert {
+    condition     = aws_ssm_parameter.allow_list.value == "{}" && aws_ssm_parameter.pin.value == "unset"
+    error_message = "Without roles there is no aws_iam block, and no pin without a key."
+  }
+}
+
+run "roles_join_as_the_nodes_that_they_may_be" {
+  variables {
+    allowed_accounts = ["210987654321"]
+
+    allowed_roles = {
+      "arn:aws:iam::123456789012:role/demo-web-1" = "web-1"
+      "arn:aws:iam::210987654321:role/demo-*"     = "ecs-*"
+    }
+  }
+
+  assert {
+    condition = jsondecode(aws_ssm_parameter.allow_list.value) == {
+      aws_iam = {
+        region           = "eu-central-1"
+        allowed_accounts = ["123456789012", "210987654321"]
+        allowed_roles = {
+          "arn:aws:iam::123456789012:role/demo-web-1" = "web-1"
+          "arn:aws:iam::210987654321:role/demo-*"     = "ecs-*"
+        }
+      }
+    }
+    error_message = "The allow-list is another."
+  }
+
+  assert {
+    condition     = alltrue([for text in values(output.user_data) : strcontains(text, "--name '/hawser/demo/allow-list'") && strcontains(text, "--name '/hawser/demo/server-pin' --overwrite")])
+    error_message = "Servers fetch the list, and publish their pin."
+  }
+}
+
+run "a_role_of_an_account_that_is_not_named_is_refused" {
+  command = plan
+
+  variables {
+    allowed_roles = { "arn:aws:iam::210987654321:role/demo-web" = "web-1" }
+  }
+
+  expect_failures = [aws_ssm_parameter.allow_list]
+}
+
+run "a_role_with_a_path_and_a_star_within_are_refused" {
+  command = plan
+
+  variables {
+    allowed_roles = { "arn:aws:iam::123456789012:role/team/web" = "w*b" }
+  }
+
+  expect_failures = [var.allowed_roles]
+}
+
+run "peers_are_dialled_where_they_are" {
+  variables {
+    peer_cidr_blocks = ["10.9.0.0/16"]
+  }
+
+  assert {
+    condition     = toset([for rule in values(aws_vpc_security_group_egress_rule.to_peers) : "${rule.cidr_ipv4}:${rule.from_port}-${rule.to_port}"]) == toset(["10.9.0.0/16:8443-8443", "10.9.0.0/16:8300-8300"]) && length(aws_vpc_security_group_egress_rule.to_peers) == 3
+    error_message = "Members and servers reach gateways, and servers reach servers."
   }
 }
 
@@ -159,14 +232,14 @@ run "instances_are_hardened_and_hold_no_secret" {
 
   assert {
     condition = toset(flatten([for statement in jsondecode(aws_iam_role_policy.server.policy).Statement : statement.Action])) == toset([
-      "secretsmanager:GetSecretValue", "ssm:PutParameter", "kms:Decrypt", "kms:Encrypt", "s3:GetObject",
+      "secretsmanager:GetSecretValue", "kms:Decrypt", "ssm:GetParameter", "ssm:PutParameter", "ec2:DescribeInstances", "s3:GetObject",
     ])
     error_message = "The servers' role may do more or less than it needs."
   }
 
   assert {
-    condition     = alltrue([for statement in jsondecode(aws_iam_role_policy.server.policy).Statement : statement.Resource != "*"])
-    error_message = "Every permission names what it is for."
+    condition     = [for statement in jsondecode(aws_iam_role_policy.server.policy).Statement : statement.Action if statement.Resource == "*"] == ["ec2:DescribeInstances"]
+    error_message = "Every permission names what it is for, where AWS has names for it."
   }
 }
 

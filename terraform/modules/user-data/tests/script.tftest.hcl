@@ -1,7 +1,7 @@
 variables {
   part   = "agent"
   config = "{\"node_name\": \"web-1\"}"
-  secret = "/hawser/demo/join/web-1"
+  pin    = { region = "eu-central-1", parameter = "/hawser/demo/server-pin" }
 
   install = {
     url    = "https://downloads.example/hawser"
@@ -65,14 +65,53 @@ run "a_download_without_a_hash_is_refused" {
   expect_failures = [var.install]
 }
 
-run "quotes_in_the_secrets_name_are_refused" {
+run "instances_that_share_a_script_are_named_by_their_ids" {
   command = plan
 
   variables {
-    secret = "a'; reboot; '"
+    node_name_prefix = "web-"
   }
 
-  expect_failures = [var.secret]
+  assert {
+    condition     = strcontains(output.text, "printf '{\"node_name\": \"%s%s\"}\\n' 'web-' \"$(about instance-id)\"")
+    error_message = "The name is made of the prefix and the instance's id."
+  }
+}
+
+run "an_agent_waits_for_the_pin_and_sees_no_key" {
+  command = plan
+
+  assert {
+    condition     = strcontains(output.text, "wait_for") && strcontains(output.text, "--name '/hawser/demo/server-pin'")
+    error_message = "The pin is waited for."
+  }
+
+  assert {
+    condition     = !strcontains(output.text, "secretsmanager") && !strcontains(output.text, "put-parameter")
+    error_message = "An agent asks for no key and publishes nothing."
+  }
+}
+
+run "a_server_needs_its_key_and_its_allow_list" {
+  command = plan
+
+  variables {
+    part = "server"
+  }
+
+  expect_failures = [var.operator_key_secret, var.allow_list_parameter]
+}
+
+run "quotes_in_names_are_refused" {
+  command = plan
+
+  variables {
+    pin                 = { region = "eu-central-1", parameter = "a'; reboot; '" }
+    operator_key_secret = "a'; reboot; '"
+    node_name_prefix    = "a'; reboot; '"
+  }
+
+  expect_failures = [var.pin, var.operator_key_secret, var.node_name_prefix]
 }
 
 run "what_ec2_would_refuse_is_refused" {

@@ -1,8 +1,4 @@
 mock_provider "aws" {
-  mock_data "aws_region" {
-    defaults = { region = "eu-central-1" }
-  }
-
   mock_data "aws_partition" {
     defaults = { partition = "aws" }
   }
@@ -19,11 +15,12 @@ variables {
   cluster = {
     name                     = "demo"
     datacenter               = "dc1"
+    region                   = "eu-central-1"
     vpc_id                   = "vpc-1"
-    retry_join               = ["demo-servers.elb.example"]
+    retry_join               = ["provider=aws tag_key=hawser-servers tag_value=demo region=eu-central-1"]
+    pin_parameter            = "/hawser/demo/server-pin"
+    pin_parameter_arn        = "arn:aws:ssm:eu-central-1:123456789012:parameter/hawser/demo/server-pin"
     member_security_group_id = "sg-members"
-    kms_key_arn              = "arn:aws:kms:eu-central-1:123456789012:key/1"
-    join_parameter_prefix    = "/hawser/demo/join"
   }
 
   install = {
@@ -40,14 +37,15 @@ variables {
   }]
 }
 
-run "the_agent_joins_by_the_load_balancer_with_its_services" {
+run "the_agent_joins_by_its_role_with_its_services" {
   assert {
     condition = jsondecode(base64decode(regex("base64 -d <<<'([^']+)' \\| configure 10-", output.user_data)[0])) == {
-      node_name  = "web-1"
-      datacenter = "dc1"
-      data_dir   = "/var/lib/hawser"
-      retry_join = ["demo-servers.elb.example"]
-      node_meta  = {}
+      node_name   = "web-1"
+      datacenter  = "dc1"
+      data_dir    = "/var/lib/hawser"
+      retry_join  = ["provider=aws tag_key=hawser-servers tag_value=demo region=eu-central-1"]
+      join_method = "aws-iam"
+      node_meta   = {}
       services = [{
         name     = "web"
         port     = 8080
@@ -67,26 +65,48 @@ run "the_agent_joins_by_the_load_balancer_with_its_services" {
   }
 }
 
-run "the_vm_reads_its_own_token_alone" {
-  assert {
-    condition     = strcontains(output.user_data, "--name '/hawser/demo/join/web-1'") && output.join_parameter == "/hawser/demo/join/web-1"
-    error_message = "The token comes from the parameter of this name."
-  }
-
+run "the_vm_may_find_the_servers_and_know_them" {
   assert {
     condition = {
       for statement in jsondecode(aws_iam_role_policy.agent.policy).Statement : join(" ", flatten([statement.Action])) => statement.Resource
       } == {
-      "ssm:GetParameter ssm:DeleteParameter" = "arn:aws:ssm:eu-central-1:123456789012:parameter/hawser/demo/join/web-1"
-      "kms:Decrypt"                          = "arn:aws:kms:eu-central-1:123456789012:key/1"
+      "ssm:GetParameter"      = "arn:aws:ssm:eu-central-1:123456789012:parameter/hawser/demo/server-pin"
+      "ec2:DescribeInstances" = "*"
     }
     error_message = "The VM's role may do more or less than it needs."
   }
 
   assert {
-    condition     = jsondecode(aws_iam_role_policy.agent.policy).Statement[1].Condition.StringEquals["kms:EncryptionContext:PARAMETER_ARN"] == "arn:aws:ssm:eu-central-1:123456789012:parameter/hawser/demo/join/web-1"
-    error_message = "The key decrypts this token and not the operator key."
+    condition     = output.allowed_roles == { "arn:aws:iam::123456789012:role/demo-web-1" = "web-1" } && aws_iam_role.agent.name == "demo-web-1"
+    error_message = "The VM's role is to be its node, and no other."
   }
+}
+
+run "a_fleet_is_named_by_its_instances" {
+  variables {
+    node_name = "web"
+    fleet     = true
+  }
+
+  assert {
+    condition     = output.allowed_roles == { "arn:aws:iam::123456789012:role/demo-web" = "web-*" }
+    error_message = "The fleet's role may be any of its nodes."
+  }
+
+  assert {
+    condition     = strcontains(output.user_data, "'web-' \"$(about instance-id)\"")
+    error_message = "Each VM names itself."
+  }
+}
+
+run "a_role_s_name_that_aws_would_refuse_is_refused" {
+  command = plan
+
+  variables {
+    node_name = "a-name-of-sixty-characters-which-is-too-long-beside-a-clusters"
+  }
+
+  expect_failures = [var.node_name]
 }
 
 run "membership_comes_from_the_members_group" {
