@@ -2,12 +2,16 @@
 //!
 //! Empty collections are written as `[]` and `{}`, never null.
 
+mod store;
+
 use std::collections::BTreeMap;
 
 use hawser_core::clock::UnixTime;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+pub use self::store::{KvPair, Session, SessionServiceCheck};
 
 /// Free pairs.
 pub type Pairs = BTreeMap<String, String>;

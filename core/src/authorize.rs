@@ -3,11 +3,15 @@
 //! It looks at the operation, never at the path that it came by; so there is no way around it by
 //! another path. A command without an arm here does not compile.
 
+mod store;
+
 use crate::acl::{Access, Authorizer, Denied, Resource};
 use crate::catalog::Instance;
 use crate::entry::{EntryKey, Kind};
 use crate::name::{InstanceId, NodeName};
 use crate::state::{Command, NodeChanges, State};
+
+pub use self::store::operation;
 
 /// Whether `may` allows `command`, given what there is.
 ///
@@ -31,6 +35,10 @@ pub fn command(may: &Authorizer, state: &State, command: &Command) -> Result<(),
         | Command::AcceptPeering { .. }
         | Command::SetPeerState { .. }
         | Command::SyncPeer(_) => may.demand(Resource::Peering, Access::Write, ""),
+        Command::Kv(change) => store::change(may, change),
+        Command::CreateSession(session) => store::create(may, session),
+        Command::EndSession(id) => store::end(may, state, id),
+        Command::Txn(ops) => ops.iter().try_for_each(|op| operation(may, state, op)),
         // A join token makes a node of its bearer, and an ACL command makes a token.
         Command::PutJoinToken(_) | Command::UseJoinToken { .. } | Command::Acl(_) => {
             may.demand(Resource::Acl, Access::Write, "")

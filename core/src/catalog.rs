@@ -292,6 +292,11 @@ impl Catalog {
         self.instances.get(&(node.clone(), id.clone()))
     }
 
+    /// One check.
+    pub fn check(&self, node: &NodeName, id: &CheckId) -> Option<&Row<Check>> {
+        self.checks.get(&(node.clone(), id.clone()))
+    }
+
     /// The instances that stand on `node`, by id.
     pub fn instances_on<'a>(
         &'a self,

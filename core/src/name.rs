@@ -120,6 +120,14 @@ name! {
     /// A check's id, unique on its node: any printable text.
     CheckId, printable
 }
+name! {
+    /// A key of the key-value store: any printable text, folders told apart by slashes.
+    Key, printable
+}
+name! {
+    /// A session's id: any printable text; ours are UUIDs.
+    SessionId, printable
+}
 
 fn label(text: &str) -> Result<(), InvalidName> {
     let allowed = |octet: &u8| matches!(octet, b'a'..=b'z' | b'0'..=b'9' | b'-');

@@ -1,5 +1,8 @@
 //! What the servers agree on: commands, and the one function that applies them.
 
+mod store;
+mod txn;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -12,9 +15,14 @@ use crate::clock::{Index, Stamp, UnixTime};
 use crate::entry::{Entries, Entry, EntryKey, Kind};
 use crate::health::Status;
 use crate::intention::{Action, Intention, Intentions, Pair};
-use crate::name::{CheckId, Datacenter, InstanceId, NodeName, PeerName, ServiceName};
+use crate::kv::{self, Kv};
+use crate::name::{
+    CheckId, Datacenter, InstanceId, Key, NodeName, PeerName, ServiceName, SessionId,
+};
 use crate::peering::{Import, PeerState, PeerUpdate, Peering, PeeringTouched, Peerings, Remote};
+use crate::session::{Session, Sessions};
 use crate::spiffe::TrustDomain;
+use crate::txn::{Failure, Found, Op, Recent};
 
 /// What never changes about a cluster once it is born.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -131,6 +139,14 @@ pub enum Command {
     },
     /// Records what a peer said of itself and of its services.
     SyncPeer(PeerUpdate),
+    /// Changes the key-value store.
+    Kv(kv::Change),
+    /// Makes a session.
+    CreateSession(Session),
+    /// Ends a session.
+    EndSession(SessionId),
+    /// Does several things, or none of them.
+    Txn(Vec<Op>),
 }
 
 /// What a change woke: each names the readers whose answer may differ now.
@@ -166,6 +182,12 @@ pub enum Topic {
     Imports,
     /// Readers of what is exported to peers.
     Exports,
+    /// Readers of one key.
+    Key(Key),
+    /// Readers of keys that begin with something in this folder: all up to the last slash.
+    Folder(Arc<str>),
+    /// Readers of sessions.
+    Sessions,
 }
 
 /// A command that the state refuses: an outcome like any other, replicated too.
@@ -244,6 +266,42 @@ pub enum Rejection {
         /// Why not.
         why: PeerConflict,
     },
+    /// Another session holds the lock, or held it until just now.
+    #[error("key {key} is locked by another session, or was until just now")]
+    Locked {
+        /// The key.
+        key: Key,
+    },
+    /// A lock cannot be given up by who does not hold it.
+    #[error("key {key} is not locked by this session")]
+    NotHolder {
+        /// The key.
+        key: Key,
+    },
+    /// No such session.
+    #[error("invalid session {:?}", session.as_str())]
+    UnknownSession {
+        /// Which.
+        session: SessionId,
+    },
+    /// A session is to end with a check that its node does not have.
+    #[error("Missing check '{check}' registration")]
+    UnknownCheck {
+        /// The check.
+        check: CheckId,
+    },
+    /// A session is to end with a check that is critical.
+    #[error("Check '{check}' is in critical state")]
+    CriticalCheck {
+        /// The check.
+        check: CheckId,
+    },
+    /// A transaction did not happen.
+    #[error("the transaction did not happen: {}", why(.failures))]
+    Txn {
+        /// Which operations could not, and why.
+        failures: Vec<Failure>,
+    },
     /// A table is at its bound.
     #[error("there are {max} {what} already, which is the most: remove some first")]
     Full {
@@ -284,6 +342,9 @@ pub struct State {
     join_tokens: RedBlackTreeMapSync<[u8; 32], JoinToken>,
     acl: acl::Tables,
     peerings: Peerings,
+    kv: Kv,
+    sessions: Sessions,
+    recent: Recent,
 }
 
 impl State {
@@ -327,6 +388,21 @@ impl State {
         &self.peerings
     }
 
+    /// The key-value store.
+    pub fn kv(&self) -> &Kv {
+        &self.kv
+    }
+
+    /// The sessions.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// What the transaction that was applied at `index` found; none once it is long ago.
+    pub fn found_at(&self, index: Index) -> Option<&Arc<Vec<Found>>> {
+        self.recent.get(index)
+    }
+
     /// Since when each dead node is dead.
     pub fn down_since(&self) -> impl Iterator<Item = (&NodeName, UnixTime)> {
         self.down_since.iter().map(|(node, since)| (node, *since))
@@ -342,6 +418,12 @@ impl State {
     pub fn apply(&mut self, stamp: Stamp, command: Command) -> Result<Vec<Topic>, Rejection> {
         debug_assert!(stamp.index > self.applied, "the log only moves forward");
         self.applied = stamp.index;
+        let mut topics = self.apply_one(stamp, command)?;
+        self.end_sessions_of(&mut topics, stamp);
+        Ok(topics)
+    }
+
+    fn apply_one(&mut self, stamp: Stamp, command: Command) -> Result<Vec<Topic>, Rejection> {
         let at = stamp.index;
         match command {
             Command::Found(cluster) => self.found(cluster),
@@ -374,6 +456,10 @@ impl State {
             }
             Command::SetPeerState { name, id, state } => self.set_peer_state(name, &id, state, at),
             Command::SyncPeer(update) => self.sync_peer(update, at),
+            Command::Kv(change) => self.change_key(change, stamp),
+            Command::CreateSession(session) => self.create_session(session, at),
+            Command::EndSession(id) => Ok(self.end_session(&id, stamp)),
+            Command::Txn(ops) => self.txn(ops, stamp),
         }
     }
 
@@ -761,6 +847,9 @@ impl State {
                 .map(|(peer, row)| (peer.clone(), row.clone()))
                 .collect(),
             imports_index: self.peerings.imports_index(),
+            kv: self.kv.dump(),
+            sessions: self.sessions.iter().cloned().collect(),
+            sessions_index: self.sessions.index(),
         }
     }
 
@@ -793,6 +882,9 @@ impl State {
                 dump.peerings_index,
                 dump.imports_index,
             ),
+            kv: Kv::restore(dump.kv),
+            sessions: Sessions::restore(dump.sessions, dump.sessions_index),
+            recent: Recent::default(),
         }
     }
 }
@@ -836,6 +928,17 @@ pub struct Dump {
     pub imports: Vec<(PeerName, Row<Import>)>,
     /// The last entry that changed them.
     pub imports_index: Index,
+    /// The key-value store.
+    pub kv: kv::Rows,
+    /// Sessions.
+    pub sessions: Vec<Row<Session>>,
+    /// The last entry that made or ended one.
+    pub sessions_index: Index,
+}
+
+fn why(failures: &[Failure]) -> String {
+    let texts: Vec<&str> = failures.iter().map(|failure| failure.why.as_str()).collect();
+    texts.join("; ")
 }
 
 fn peering_topics(touched: PeeringTouched) -> Vec<Topic> {

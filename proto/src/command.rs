@@ -3,7 +3,7 @@
 use hawser_core::clock::{Index, UnixTime};
 use hawser_core::state::{Cluster, Command, JoinToken};
 
-use crate::field::{Invalid, each_parsed, hash, parsed, present, required, texts};
+use crate::field::{Invalid, each, each_parsed, hash, parsed, present, required, texts};
 use crate::model::action;
 use crate::v1;
 use crate::v1::command::Kind;
@@ -104,6 +104,12 @@ impl From<&Command> for Kind {
                 state: state.to_string(),
             }),
             Command::SyncPeer(update) => Self::SyncPeer(update.into()),
+            Command::Kv(change) => Self::Kv(change.into()),
+            Command::CreateSession(session) => Self::CreateSession(session.into()),
+            Command::EndSession(id) => Self::EndSession(id.to_string()),
+            Command::Txn(ops) => {
+                Self::Txn(v1::Txn { ops: ops.iter().map(v1::TxnOp::from).collect() })
+            }
         }
     }
 }
@@ -169,6 +175,10 @@ impl TryFrom<Kind> for Command {
                 state: parsed("set_peer_state.state", &set.state)?,
             },
             Kind::SyncPeer(update) => Self::SyncPeer(update.try_into()?),
+            Kind::Kv(change) => Self::Kv(change.try_into()?),
+            Kind::CreateSession(session) => Self::CreateSession(session.try_into()?),
+            Kind::EndSession(id) => Self::EndSession(parsed("command.end_session", &id)?),
+            Kind::Txn(txn) => Self::Txn(each(txn.ops)?),
         })
     }
 }

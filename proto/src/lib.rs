@@ -17,6 +17,7 @@ mod entry;
 mod ca;
 pub mod acl;
 mod peering;
+mod store;
 mod command;
 mod rejection;
 mod view;

@@ -25,6 +25,15 @@ impl From<&Rejection> for v1::Rejection {
                 Kind::IndexMismatch(v1::IndexMismatch { expected: expected.0, actual: actual.0 })
             }
             Rejection::JoinToken { node } => Kind::JoinToken(node.to_string()),
+            Rejection::Locked { key } => Kind::Locked(key.to_string()),
+            Rejection::NotHolder { key } => Kind::NotHolder(key.to_string()),
+            Rejection::UnknownSession { session } => Kind::UnknownSession(session.to_string()),
+            Rejection::UnknownCheck { check } => Kind::UnknownCheck(check.to_string()),
+            Rejection::CriticalCheck { check } => Kind::CriticalCheck(check.to_string()),
+            Rejection::Txn { failures } => {
+                let failures = failures.iter().map(v1::TxnFailure::from).collect();
+                Kind::Txn(v1::TxnFailures { failures })
+            }
             Rejection::Full { what, max } => {
                 let max = u64::try_from(*max).unwrap_or(u64::MAX);
                 Kind::Full(v1::Full { what: (*what).to_owned(), max })
@@ -69,6 +78,20 @@ impl TryFrom<v1::Rejection> for Rejection {
             },
             Kind::JoinToken(node) => {
                 Self::JoinToken { node: parsed("rejection.join_token", &node)? }
+            }
+            Kind::Locked(key) => Self::Locked { key: parsed("rejection.locked", &key)? },
+            Kind::NotHolder(key) => Self::NotHolder { key: parsed("rejection.not_holder", &key)? },
+            Kind::UnknownSession(session) => {
+                Self::UnknownSession { session: parsed("rejection.unknown_session", &session)? }
+            }
+            Kind::UnknownCheck(check) => {
+                Self::UnknownCheck { check: parsed("rejection.unknown_check", &check)? }
+            }
+            Kind::CriticalCheck(check) => {
+                Self::CriticalCheck { check: parsed("rejection.critical_check", &check)? }
+            }
+            Kind::Txn(failed) => {
+                Self::Txn { failures: failed.failures.into_iter().map(Into::into).collect() }
             }
             Kind::Full(full) => Self::Full {
                 what: TABLES.into_iter().find(|table| *table == full.what).ok_or_else(|| {
@@ -134,7 +157,7 @@ impl TryFrom<v1::Outcome> for Result<Index, Rejection> {
 }
 
 /// What `core::state` may find full. Words are never taken away: older servers still say them.
-pub(crate) const TABLES: [&str; 8] = [
+pub(crate) const TABLES: [&str; 12] = [
     "nodes",
     "instances on this node",
     "checks on this node",
@@ -143,4 +166,8 @@ pub(crate) const TABLES: [&str; 8] = [
     "unused join tokens",
     "peerings",
     "imported services",
+    "keys",
+    "octets of keys and values",
+    "sessions",
+    "operations",
 ];

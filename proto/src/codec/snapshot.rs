@@ -14,6 +14,7 @@ use hawser_core::state::{Cluster, Dump};
 use prost::Message;
 
 use crate::field::{Invalid, parsed, required};
+use crate::store;
 use crate::v1;
 use crate::v1::snapshot_record::Kind;
 
@@ -136,6 +137,9 @@ pub fn write(dump: &Dump, out: &mut impl Write) -> io::Result<()> {
     }
     for row in crate::acl::rows(&dump.acl) {
         records.put(Kind::Acl(row))?;
+    }
+    for kind in store::rows(dump) {
+        records.put(kind)?;
     }
     records.put(Kind::End(v1::SnapshotEnd { records: records.count }))
 }
@@ -264,6 +268,14 @@ fn add(dump: &mut Dump, kind: Kind) -> Result<bool, Invalid> {
         Kind::ServiceIndex(row) => {
             let service = parsed("service_index.service", &row.service)?;
             return Ok(dump.indexes.services.insert(service, Index(row.index)).is_none());
+        }
+        Kind::KvIndexes(indexes) => store::add_indexes(dump, &indexes),
+        Kind::Kv(row) => dump.kv.items.push(row.try_into()?),
+        Kind::KvTombstone(row) => dump.kv.tombstones.push(row.try_into()?),
+        Kind::KvDelay(row) => dump.kv.delays.push(row.try_into()?),
+        Kind::Session(row) => {
+            let session = required("session_row.session", row.session)?;
+            dump.sessions.push(stored(session, row.created, row.modified));
         }
     }
     Ok(true)

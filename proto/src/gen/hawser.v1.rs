@@ -1345,6 +1345,268 @@ pub struct Delta {
     #[prost(message, repeated, tag = "3")]
     pub changes: ::prost::alloc::vec::Vec<Change>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KvWrite {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub value: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    pub flags: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KvCas {
+    #[prost(message, optional, tag = "1")]
+    pub write: ::core::option::Option<KvWrite>,
+    #[prost(uint64, tag = "2")]
+    pub expected: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KvLock {
+    #[prost(message, optional, tag = "1")]
+    pub write: ::core::option::Option<KvWrite>,
+    #[prost(string, tag = "2")]
+    pub session: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KvAt {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KvChange {
+    #[prost(oneof = "kv_change::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub kind: ::core::option::Option<kv_change::Kind>,
+}
+/// Nested message and enum types in `KvChange`.
+pub mod kv_change {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Set(super::KvWrite),
+        #[prost(message, tag = "2")]
+        Cas(super::KvCas),
+        #[prost(message, tag = "3")]
+        Lock(super::KvLock),
+        #[prost(message, tag = "4")]
+        Unlock(super::KvLock),
+        #[prost(string, tag = "5")]
+        Delete(::prost::alloc::string::String),
+        #[prost(message, tag = "6")]
+        DeleteCas(super::KvAt),
+        #[prost(string, tag = "7")]
+        DeleteTree(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Session {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub lock_delay_ms: u64,
+    #[prost(enumeration = "SessionBehavior", tag = "5")]
+    pub behavior: i32,
+    /// Zero: it needs no renewal.
+    #[prost(uint64, tag = "6")]
+    pub ttl_ms: u64,
+    #[prost(string, repeated, tag = "7")]
+    pub node_checks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "8")]
+    pub service_checks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Txn {
+    #[prost(message, repeated, tag = "1")]
+    pub ops: ::prost::alloc::vec::Vec<TxnOp>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TxnOp {
+    #[prost(
+        oneof = "txn_op::Kind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17"
+    )]
+    pub kind: ::core::option::Option<txn_op::Kind>,
+}
+/// Nested message and enum types in `TxnOp`.
+pub mod txn_op {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Change(super::KvChange),
+        #[prost(string, tag = "2")]
+        Get(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        GetOrEmpty(::prost::alloc::string::String),
+        #[prost(string, tag = "4")]
+        GetTree(::prost::alloc::string::String),
+        #[prost(message, tag = "5")]
+        CheckIndex(super::KvAt),
+        #[prost(message, tag = "6")]
+        CheckSession(super::KvHolder),
+        #[prost(string, tag = "7")]
+        CheckNotExists(::prost::alloc::string::String),
+        #[prost(string, tag = "8")]
+        EndSession(::prost::alloc::string::String),
+        #[prost(message, tag = "9")]
+        PutNode(super::TxnNode),
+        #[prost(string, tag = "10")]
+        GetNode(::prost::alloc::string::String),
+        #[prost(message, tag = "11")]
+        DropNode(super::TxnDropNode),
+        #[prost(message, tag = "12")]
+        PutInstance(super::TxnInstance),
+        #[prost(message, tag = "13")]
+        GetInstance(super::TxnId),
+        #[prost(message, tag = "14")]
+        DropInstance(super::TxnId),
+        #[prost(message, tag = "15")]
+        PutCheck(super::TxnCheck),
+        #[prost(message, tag = "16")]
+        GetCheck(super::TxnId),
+        #[prost(message, tag = "17")]
+        DropCheck(super::TxnId),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KvHolder {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub session: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TxnNode {
+    #[prost(message, optional, tag = "1")]
+    pub node: ::core::option::Option<Node>,
+    #[prost(uint64, optional, tag = "2")]
+    pub expected: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TxnDropNode {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(uint64, optional, tag = "2")]
+    pub expected: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TxnInstance {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub instance: ::core::option::Option<Instance>,
+    #[prost(uint64, optional, tag = "3")]
+    pub expected: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TxnCheck {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub check: ::core::option::Option<Check>,
+    #[prost(uint64, optional, tag = "3")]
+    pub expected: ::core::option::Option<u64>,
+}
+/// An instance or a check on its node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TxnId {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(uint64, optional, tag = "3")]
+    pub expected: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TxnFailures {
+    #[prost(message, repeated, tag = "1")]
+    pub failures: ::prost::alloc::vec::Vec<TxnFailure>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TxnFailure {
+    #[prost(uint32, tag = "1")]
+    pub op: u32,
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KvIndexes {
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// The newest among the tombstones that were cleared away.
+    #[prost(uint64, tag = "2")]
+    pub cleared: u64,
+    #[prost(uint64, tag = "3")]
+    pub sessions: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KvRow {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub value: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    pub flags: u64,
+    #[prost(uint64, tag = "4")]
+    pub lock_index: u64,
+    /// Empty: nobody holds the lock.
+    #[prost(string, tag = "5")]
+    pub session: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "6")]
+    pub created: u64,
+    #[prost(uint64, tag = "7")]
+    pub modified: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KvDelay {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub until_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionRow {
+    #[prost(message, optional, tag = "1")]
+    pub session: ::core::option::Option<Session>,
+    #[prost(uint64, tag = "2")]
+    pub created: u64,
+    #[prost(uint64, tag = "3")]
+    pub modified: u64,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SessionBehavior {
+    Unspecified = 0,
+    Release = 1,
+    Delete = 2,
+}
+impl SessionBehavior {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SESSION_BEHAVIOR_UNSPECIFIED",
+            Self::Release => "SESSION_BEHAVIOR_RELEASE",
+            Self::Delete => "SESSION_BEHAVIOR_DELETE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SESSION_BEHAVIOR_UNSPECIFIED" => Some(Self::Unspecified),
+            "SESSION_BEHAVIOR_RELEASE" => Some(Self::Release),
+            "SESSION_BEHAVIOR_DELETE" => Some(Self::Delete),
+            _ => None,
+        }
+    }
+}
 /// One change that the servers agree on: what a log entry carries.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Command {
@@ -1353,7 +1615,7 @@ pub struct Command {
     pub time_ms: u64,
     #[prost(
         oneof = "command::Kind",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40, 21, 22, 23, 24, 25"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40, 21, 22, 23, 24, 25, 30, 31, 32, 33"
     )]
     pub kind: ::core::option::Option<command::Kind>,
 }
@@ -1395,6 +1657,14 @@ pub mod command {
         SetPeerState(super::SetPeerState),
         #[prost(message, tag = "25")]
         SyncPeer(super::PeerUpdate),
+        #[prost(message, tag = "30")]
+        Kv(super::KvChange),
+        #[prost(message, tag = "31")]
+        CreateSession(super::Session),
+        #[prost(string, tag = "32")]
+        EndSession(::prost::alloc::string::String),
+        #[prost(message, tag = "33")]
+        Txn(super::Txn),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1449,7 +1719,7 @@ pub struct SetPeerState {
     pub state: ::prost::alloc::string::String,
 }
 /// What became of a command, as the leader tells the server that forwarded it.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Outcome {
     #[prost(uint64, tag = "1")]
     pub index: u64,
@@ -1457,14 +1727,17 @@ pub struct Outcome {
     #[prost(message, optional, tag = "2")]
     pub rejection: ::core::option::Option<Rejection>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Rejection {
-    #[prost(oneof = "rejection::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11")]
+    #[prost(
+        oneof = "rejection::Kind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11, 30, 31, 32, 33, 34, 35"
+    )]
     pub kind: ::core::option::Option<rejection::Kind>,
 }
 /// Nested message and enum types in `Rejection`.
 pub mod rejection {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         #[prost(message, tag = "1")]
         AlreadyFounded(super::Nothing),
@@ -1490,6 +1763,18 @@ pub mod rejection {
         UnknownPeering(::prost::alloc::string::String),
         #[prost(message, tag = "11")]
         PeerTaken(super::PeerTaken),
+        #[prost(string, tag = "30")]
+        Locked(::prost::alloc::string::String),
+        #[prost(string, tag = "31")]
+        NotHolder(::prost::alloc::string::String),
+        #[prost(string, tag = "32")]
+        UnknownSession(::prost::alloc::string::String),
+        #[prost(string, tag = "33")]
+        UnknownCheck(::prost::alloc::string::String),
+        #[prost(string, tag = "34")]
+        CriticalCheck(::prost::alloc::string::String),
+        #[prost(message, tag = "35")]
+        Txn(super::TxnFailures),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1745,6 +2030,9 @@ pub struct ReadIndexReply {
 pub struct Leases {
     #[prost(string, repeated, tag = "1")]
     pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Sessions whose holders renewed them.
+    #[prost(string, repeated, tag = "2")]
+    pub sessions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeasesReply {}
@@ -3907,7 +4195,7 @@ pub mod agent_server {
 pub struct SnapshotRecord {
     #[prost(
         oneof = "snapshot_record::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30, 12, 13"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30, 12, 13, 20, 21, 22, 23, 24"
     )]
     pub kind: ::core::option::Option<snapshot_record::Kind>,
 }
@@ -3943,6 +4231,16 @@ pub mod snapshot_record {
         Peering(super::PeeringRow),
         #[prost(message, tag = "13")]
         Import(super::ImportRow),
+        #[prost(message, tag = "20")]
+        KvIndexes(super::KvIndexes),
+        #[prost(message, tag = "21")]
+        Kv(super::KvRow),
+        #[prost(message, tag = "22")]
+        KvTombstone(super::KvAt),
+        #[prost(message, tag = "23")]
+        KvDelay(super::KvDelay),
+        #[prost(message, tag = "24")]
+        Session(super::SessionRow),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -15,7 +15,7 @@ use hawser_core::view::Delta;
 use hawser_proto::{codec, v1};
 use prost::Message;
 
-use crate::samples;
+use crate::{samples, store};
 
 #[test]
 fn what_releases_wrote_decodes_for_ever() {
@@ -66,6 +66,7 @@ fn written_today() -> Vec<(String, Vec<u8>)> {
     all.push(("snapshot".into(), samples::snapshot(&samples::dump())));
     let acl = Dump { acl: crate::acl::dump(), ..Dump::default() };
     all.push(("snapshot-acl".into(), samples::snapshot(&acl)));
+    all.push(("snapshot-store".into(), samples::snapshot(&store::dump())));
     all
 }
 

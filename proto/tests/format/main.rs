@@ -1,6 +1,7 @@
 //! The format as others rely on it: round trips, refusals, damage, and files of old releases.
 
 mod acl;
+mod store;
 mod samples;
 
 mod damage;

@@ -23,6 +23,8 @@ use hawser_core::view::{
 
 use crate::acl;
 
+use crate::store;
+
 pub(crate) fn parse<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
     text.parse().expect(text)
 }
@@ -331,8 +333,11 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         Command::AcceptPeering { .. } => "accept-peering",
         Command::SetPeerState { .. } => "set-peer-state",
         Command::SyncPeer(_) => "sync-peer",
+        Command::Kv(_) | Command::CreateSession(_) | Command::EndSession(_) | Command::Txn(_) => {
+            unreachable!("the store's samples have names of their own")
+        }
     };
-    all.map(|command| (name(&command), command)).collect()
+    all.map(|command| (name(&command), command)).chain(store::commands()).collect()
 }
 
 /// Every kind of rejection, by name, and every table that may be full.
@@ -366,6 +371,10 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         "unused join tokens",
         "peerings",
         "imported services",
+        "keys",
+        "octets of keys and values",
+        "sessions",
+        "operations",
     ];
     all.extend(tables.map(|what| Rejection::Full { what, max: 1024 }));
     all.extend(acl::refusals().into_iter().map(Rejection::Acl));
@@ -382,8 +391,15 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         Rejection::PeerTaken { .. } => "peer-taken",
         Rejection::Full { .. } => "full",
         Rejection::Acl(refusal) => acl::refusal_name(refusal),
+        Rejection::Locked { .. }
+        | Rejection::NotHolder { .. }
+        | Rejection::UnknownSession { .. }
+        | Rejection::UnknownCheck { .. }
+        | Rejection::CriticalCheck { .. }
+        | Rejection::Txn { .. } => unreachable!("the store's samples have names of their own"),
     };
-    all.into_iter().map(|rejection| (name(&rejection), rejection)).collect()
+    let all = all.into_iter().map(|rejection| (name(&rejection), rejection));
+    all.chain(store::rejections()).collect()
 }
 
 /// Every kind of change, by name.
@@ -544,7 +560,7 @@ pub(crate) fn dump() -> Dump {
         peerings_index: Index(31),
         imports: vec![(parse("west"), row(import(), 32))],
         imports_index: Index(33),
-        ..Dump::default()
+        ..store::dump()
     };
     // By kind and name, as a state holds them.
     dump.entries.sort_by(|one, other| one.value.key().cmp(other.value.key()));

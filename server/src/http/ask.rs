@@ -26,6 +26,8 @@ pub(crate) struct Ask {
     pub(crate) datacenter: Datacenter,
     /// The body, within its bound.
     pub(crate) body: Bytes,
+    /// The node whose agent passed it on, where one did.
+    pub(crate) from: Option<NodeName>,
 }
 
 impl Ask {
@@ -114,6 +116,8 @@ pub(crate) struct Found<'a> {
     pub(crate) topics: BTreeSet<Topic>,
     /// Writes the answer; not called while the reader waits.
     pub(crate) answer: Box<dyn FnOnce() -> Result<Bytes, ApiError> + 'a>,
+    /// Whether the answer is whatever somebody stored, and no document of ours.
+    pub(crate) is_raw: bool,
 }
 
 impl<'a> Found<'a> {
@@ -148,7 +152,17 @@ impl<'a> Found<'a> {
         topics: impl IntoIterator<Item = Topic>,
         answer: impl FnOnce() -> Result<Bytes, ApiError> + 'a,
     ) -> Self {
-        Self { index, topics: topics.into_iter().collect(), answer: Box::new(answer) }
+        let topics = topics.into_iter().collect();
+        Self { index, topics, answer: Box::new(answer), is_raw: false }
+    }
+
+    /// Octets that somebody stored, as they are.
+    pub(crate) fn raw(
+        index: Index,
+        topics: impl IntoIterator<Item = Topic>,
+        octets: impl FnOnce() -> Bytes + 'a,
+    ) -> Self {
+        Self { is_raw: true, ..Self::lazily(index, topics, move || Ok(octets())) }
     }
 
     /// There is no such object yet.
@@ -157,8 +171,7 @@ impl<'a> Found<'a> {
         topics: impl IntoIterator<Item = Topic>,
         why: String,
     ) -> Self {
-        let topics = topics.into_iter().collect();
-        Self { index, topics, answer: Box::new(move || Err(ApiError::NotFound(why))) }
+        Self::lazily(index, topics, move || Err(ApiError::NotFound(why)))
     }
 }
 

@@ -187,8 +187,8 @@ pub(crate) fn deregister(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, Api
 }
 
 /// What `/v1/catalog/register` is told.
-struct Registration {
-    name: NodeName,
+pub(crate) struct Registration {
+    pub(crate) name: NodeName,
     id: Option<String>,
     address: Option<std::net::IpAddr>,
     meta: hawser_core::catalog::Meta,
@@ -205,24 +205,10 @@ impl Registration {
         let name: NodeName = fields
             .parsed(&["Node"])?
             .ok_or_else(|| ApiError::bad_request("Must provide node: set Node to its name"))?;
-        let id = match fields.text(&["ID"])? {
-            Some((path, text)) if text.len() > NODE_ID_OCTETS_MAX => {
-                let why = format_args!("{NODE_ID_OCTETS_MAX} octets is the most");
-                return Err(InvalidField::new(path, why).into());
-            }
-            id => id.map(|(_, text)| text.to_owned()),
-        };
+        let id = node_id(&mut fields)?;
         let address = fields.parsed(&["Address"])?;
         let meta = fields.meta(&["NodeMeta"])?;
-        let locality = match fields.object(&["Locality"])? {
-            None => Locality::default(),
-            Some(mut fields) => {
-                let region = fields.text(&["Region"])?.map(|(_, text)| text.into());
-                let zone = fields.text(&["Zone"])?.map(|(_, text)| text.into());
-                fields.finish()?;
-                Locality { region, zone }
-            }
-        };
+        let locality = locality(&mut fields)?;
         let service = match fields.take(&["Service"])? {
             None => None,
             Some(Field { path, value }) => Some(instance(Fields::open(value, &path)?, &path)?),
@@ -239,8 +225,24 @@ impl Registration {
         Ok(Self { name, id, address, meta, locality, skip_node_update, service, checks })
     }
 
+    /// What an operation of a transaction says of a node alone.
+    pub(crate) fn of_node(mut fields: Fields<'_>, ask: &Ask) -> Result<Self, ApiError> {
+        datacenter(&mut fields, ask)?;
+        fields.default_tenancy()?;
+        let missing = InvalidField::new(fields.path_of("Node"), "is missing: name the node");
+        let name = fields.parsed(&["Node"])?.ok_or(missing)?;
+        let id = node_id(&mut fields)?;
+        let address = fields.parsed(&["Address"])?;
+        let meta = fields.meta(&["Meta"])?;
+        let locality = locality(&mut fields)?;
+        fields.ignore(&["TaggedAddresses", "CreateIndex", "ModifyIndex", "PeerName"]);
+        fields.finish()?;
+        let (service, checks) = (None, Vec::new());
+        Ok(Self { name, id, address, meta, locality, skip_node_update: false, service, checks })
+    }
+
     /// The node as it is from now on. The row of a node that has an agent is the agent's.
-    fn node(&self, held: Option<&Row<Node>>, draw: &Draw) -> Result<Node, ApiError> {
+    pub(crate) fn node(&self, held: Option<&Row<Node>>, draw: &Draw) -> Result<Node, ApiError> {
         if let Some(row) = held
             && (self.skip_node_update || !row.value.is_external())
         {
@@ -267,7 +269,25 @@ impl Registration {
     }
 }
 
-fn instance(fields: Fields<'_>, path: &str) -> Result<Instance, ApiError> {
+fn node_id(fields: &mut Fields<'_>) -> Result<Option<String>, ApiError> {
+    match fields.text(&["ID"])? {
+        Some((path, text)) if text.len() > NODE_ID_OCTETS_MAX => {
+            let why = format_args!("{NODE_ID_OCTETS_MAX} octets is the most");
+            Err(InvalidField::new(path, why).into())
+        }
+        id => Ok(id.map(|(_, text)| text.to_owned())),
+    }
+}
+
+fn locality(fields: &mut Fields<'_>) -> Result<Locality, ApiError> {
+    let Some(mut fields) = fields.object(&["Locality"])? else { return Ok(Locality::default()) };
+    let region = fields.text(&["Region"])?.map(|(_, text)| text.into());
+    let zone = fields.text(&["Zone"])?.map(|(_, text)| text.into());
+    fields.finish()?;
+    Ok(Locality { region, zone })
+}
+
+pub(crate) fn instance(fields: Fields<'_>, path: &str) -> Result<Instance, ApiError> {
     let service = definition::service(fields)?;
     if !service.checks.is_empty() || service.sidecar.is_some() {
         return Err(InvalidField::new(
@@ -279,7 +299,7 @@ fn instance(fields: Fields<'_>, path: &str) -> Result<Instance, ApiError> {
     Ok(service.instance)
 }
 
-fn check(mut fields: Fields<'_>, node: &NodeName) -> Result<Check, ApiError> {
+pub(crate) fn check(mut fields: Fields<'_>, node: &NodeName) -> Result<Check, ApiError> {
     if let Some((path, text)) = fields.text(&["Node"])?
         && text != node.as_str()
     {

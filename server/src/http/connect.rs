@@ -28,7 +28,12 @@ pub(crate) fn roots<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
         let roots = authority.roots.iter().map(|root| encode::pem(&root.certificate));
         let text: String = roots.collect();
         let answer = Box::new(move || Ok(text.into()));
-        return Ok(Found { index: authority.index, topics: [Topic::Authority].into(), answer });
+        return Ok(Found {
+            index: authority.index,
+            topics: [Topic::Authority].into(),
+            answer,
+            is_raw: false,
+        });
     }
     let trust_domain = &cluster.trust_domain;
     Ok(Found::new(ask, authority.index, [Topic::Authority], move || {

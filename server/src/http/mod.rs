@@ -9,6 +9,9 @@ mod catalog;
 mod health;
 mod connect;
 mod entries;
+mod kv;
+mod session;
+mod txn;
 mod cluster;
 mod routes;
 
@@ -16,8 +19,11 @@ use bytes::Bytes;
 use hawser_api::error::ApiError;
 use hawser_api::query::{Freshness, Query, QueryOptions};
 use hawser_core::clock::Index;
+use hawser_core::spiffe::Role;
 use hawser_core::state::{Rejection, State, Topic};
-use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{Method, Request, Response, StatusCode};
 use std::collections::BTreeSet;
 use tokio::time::{Instant, timeout_at};
@@ -28,6 +34,7 @@ use crate::Handle;
 use crate::identity::now;
 use crate::propose::ProposeError;
 use crate::read::{Consistency, ReadError, Reading};
+use crate::tls::Peer;
 
 /// Answers one request whose body is in memory already.
 ///
@@ -103,7 +110,11 @@ async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiE
     if options.datacenter.as_deref().is_some_and(|asked| asked != datacenter.as_str()) {
         return Err(ApiError::UnknownDatacenter);
     }
-    let ask = Ask { params, query, options, datacenter, body };
+    let from = head.extensions.get().and_then(|peer: &Peer| match &peer.id.role {
+        Role::Agent(node) | Role::Server(node) => Some(node.clone()),
+        Role::Service(_) | Role::MeshGateway => None,
+    });
+    let ask = Ask { params, query, options, datacenter, body, from };
     match handler {
         Handler::Read(look) => read(handle, &ask, look).await,
         Handler::Write(plan) => write(handle, &ask, plan).await,
@@ -152,12 +163,16 @@ async fn read(handle: &Handle, ask: &Ask, look: Look) -> Result<Answer, ApiError
             }
         }
     }
-    let Seen::New { index, answer } = seen else { return Err(ApiError::Unknown) };
+    let Seen::New { index, answer, is_raw } = seen else { return Err(ApiError::Unknown) };
     let mut reply = match answer {
         Ok(body) => Answer::json(StatusCode::OK, body),
         Err(refused) => Answer::refusal(&refused),
     };
-    if reply.body.starts_with(PEM_START) {
+    if is_raw && reply.status == StatusCode::OK {
+        // A browser must not run what anybody may have stored.
+        reply.content_type = TEXT;
+        reply.headers.push((CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox")));
+    } else if reply.body.starts_with(PEM_START) {
         reply.content_type = PEM;
     }
     let millis = u64::try_from(reading.last_contact.as_millis()).unwrap_or(u64::MAX);
@@ -179,7 +194,7 @@ enum Seen {
     /// Nothing newer than the client has.
     Old(BTreeSet<Topic>),
     /// An answer, or that there is no such object.
-    New { index: Index, answer: Result<Bytes, ApiError> },
+    New { index: Index, answer: Result<Bytes, ApiError>, is_raw: bool },
 }
 
 fn attempt(ask: &Ask, state: &State, look: Look, beyond: Option<Index>) -> Result<Seen, ApiError> {
@@ -188,7 +203,7 @@ fn attempt(ask: &Ask, state: &State, look: Look, beyond: Option<Index>) -> Resul
     let index = found.index.max(Index(1));
     match beyond {
         Some(beyond) if index <= beyond => Ok(Seen::Old(found.topics)),
-        _ => Ok(Seen::New { index, answer: (found.answer)() }),
+        _ => Ok(Seen::New { index, answer: (found.answer)(), is_raw: found.is_raw }),
     }
 }
 
@@ -231,9 +246,11 @@ async fn write(
             Err(ProposeError::Rejected(
                 Rejection::UnknownIntention { .. } | Rejection::UnknownNode { .. },
             )) => {}
-            Err(ProposeError::Rejected(Rejection::IndexMismatch { .. }))
-                if reply == Reply::Swapped =>
-            {
+            Err(ProposeError::Rejected(
+                Rejection::IndexMismatch { .. }
+                | Rejection::Locked { .. }
+                | Rejection::NotHolder { .. },
+            )) if reply == Reply::Swapped => {
                 return Ok(Answer::json(StatusCode::OK, Bytes::from_static(b"false")));
             }
             Err(refused) => return Err(unwritten(refused)),
@@ -375,6 +392,7 @@ mod tests {
             options,
             datacenter,
             body: Bytes::copy_from_slice(body.as_bytes()),
+            from: Some("a".parse().expect("a name")),
         })
     }
 
@@ -392,7 +410,7 @@ mod tests {
         let (handler, params) = find(&Method::GET, path)?;
         let Handler::Read(look) = handler else { panic!("{path} is no read of the state") };
         match attempt(&ask(path, params, "")?, state, look, None)? {
-            Seen::New { index, answer } => {
+            Seen::New { index, answer, .. } => {
                 Ok((index, serde_json::from_slice(&answer?).expect("JSON")))
             }
             Seen::Old(_) => panic!("nothing to wait for"),

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 
 use super::ask::{Ask, Draw, Found, Plan};
 use super::cluster::Said;
-use super::{catalog, cluster, connect, entries, health};
+use super::{catalog, cluster, connect, entries, health, kv, session, txn};
 use crate::Handle;
 
 /// Who answers.
@@ -76,16 +76,21 @@ fn part(text: &str) -> Result<String, ApiError> {
 
 fn matches(pattern: &str, parts: &[String]) -> Option<Vec<String>> {
     let mut open = Vec::new();
-    let mut parts = parts.iter();
+    let mut left = parts;
     for have in pattern.split('/') {
-        match (have, parts.next()) {
-            ("*", _) => return Some(open),
+        let part = left.first();
+        if have == "*" {
+            open.push(left.join("/"));
+            return Some(open);
+        }
+        left = left.get(1..).unwrap_or_default();
+        match (have, part) {
             (":", Some(part)) if !part.is_empty() => open.push(part.clone()),
             (have, Some(part)) if have == part => {}
             _ => return None,
         }
     }
-    parts.next().is_none().then_some(open)
+    left.is_empty().then_some(open)
 }
 
 macro_rules! routes {
@@ -141,9 +146,16 @@ pub(crate) const ROUTES: &[Route] = routes![
     PUT "hawser/join-token" Other(cluster::join_token),
     GET "hawser/edges" Other(cluster::edges),
     GET "acl/*" Refuse(|| ApiError::AclDisabled),
-    GET "kv/*" Refuse(|| absent("the key-value store")),
-    GET "session/*" Refuse(|| absent("sessions")),
-    GET "txn" Refuse(|| absent("transactions")),
+    GET "kv/*" Read(kv::get),
+    PUT "kv/*" Write(kv::put),
+    DELETE "kv/*" Write(kv::delete),
+    PUT "session/create" Write(session::create),
+    PUT "session/destroy/:" Write(session::destroy),
+    PUT "session/renew/:" Other(session::renew),
+    GET "session/info/:" Read(session::info),
+    GET "session/list" Read(session::list),
+    GET "session/node/:" Read(session::of_node),
+    PUT "txn" Other(txn::run),
     GET "event/*" Refuse(|| absent("events")),
     GET "query" Refuse(|| absent("prepared queries")),
     GET "query/*" Refuse(|| absent("prepared queries")),

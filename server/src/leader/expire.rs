@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hawser_core::name::NodeName;
+use hawser_core::name::{NodeName, SessionId};
 use hawser_core::state::{Command, State};
 use hawser_proto::{Member, v1};
 use tokio_util::sync::CancellationToken;
 
+use super::sessions::Renewals;
 use super::{Duties, every};
 use crate::dial::{Dialer, Lane};
 use crate::raft::Raft;
@@ -23,6 +24,7 @@ struct Table {
     heard: BTreeSet<NodeName>,
     /// At the leader: when each node was heard last.
     renewed: BTreeMap<NodeName, Instant>,
+    sessions: Renewals,
 }
 
 impl Leases {
@@ -34,6 +36,21 @@ impl Leases {
         }
     }
 
+    /// Notes that a session's holder is well: the leader knows within a second.
+    pub fn renew_session(&self, session: SessionId) {
+        self.table().sessions.renew(session);
+    }
+
+    /// Notes, at the leader, which sessions were renewed at a follower.
+    pub(crate) fn renew_sessions(&self, sessions: impl IntoIterator<Item = SessionId>) {
+        self.table().sessions.renew_all(sessions);
+    }
+
+    /// Which sessions were not renewed in time.
+    pub(super) fn sessions_due(&self, state: &State, now: Instant) -> Vec<SessionId> {
+        self.table().sessions.due(state, now)
+    }
+
     /// Notes, at the leader, whom a follower heard.
     pub(crate) fn renew_all(&self, nodes: impl IntoIterator<Item = NodeName>) {
         let now = Instant::now();
@@ -43,7 +60,9 @@ impl Leases {
 
     /// Begins every lease anew: a new leader has heard nobody yet.
     pub(crate) fn extend_all(&self) {
-        self.table().renewed.clear();
+        let mut table = self.table();
+        table.renewed.clear();
+        table.sessions.extend_all();
     }
 
     /// Who died and who came back, as of `now`. A node that was never heard of begins its lease.
@@ -76,8 +95,9 @@ impl Leases {
         (dead, alive)
     }
 
-    fn take_heard(&self) -> BTreeSet<NodeName> {
-        std::mem::take(&mut self.table().heard)
+    fn take_heard(&self) -> (BTreeSet<NodeName>, BTreeSet<SessionId>) {
+        let mut table = self.table();
+        (std::mem::take(&mut table.heard), std::mem::take(&mut table.sessions.heard))
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -100,24 +120,33 @@ pub(crate) async fn report(leases: Leases, raft: Raft, dialer: Dialer, drain: Ca
             (status.is_leader, leader.cloned())
         };
         if is_leader {
-            leases.renew_all(leases.take_heard());
+            let (nodes, sessions) = leases.take_heard();
+            leases.renew_all(nodes);
+            leases.renew_sessions(sessions);
         } else if let Some(leader) = leader {
-            let heard = leases.take_heard();
-            if heard.is_empty() {
+            let (nodes, sessions) = leases.take_heard();
+            if nodes.is_empty() && sessions.is_empty() {
                 continue;
             }
-            if !send(&dialer, &leader, &heard).await {
+            if !send(&dialer, &leader, &nodes, &sessions).await {
                 // The next leader hears of them; renewing twice does no harm.
-                heard.into_iter().for_each(|node| leases.renew(node));
+                nodes.into_iter().for_each(|node| leases.renew(node));
+                sessions.into_iter().for_each(|session| leases.renew_session(session));
             }
         }
     }
 }
 
-async fn send(dialer: &Dialer, leader: &Member, heard: &BTreeSet<NodeName>) -> bool {
+async fn send(
+    dialer: &Dialer,
+    leader: &Member,
+    nodes: &BTreeSet<NodeName>,
+    sessions: &BTreeSet<SessionId>,
+) -> bool {
     let Ok(mut client) = dialer.client_of(leader, Lane::Request) else { return false };
-    let nodes = heard.iter().map(ToString::to_string).collect();
-    let call = client.renew_leases(v1::Leases { nodes });
+    let nodes = nodes.iter().map(ToString::to_string).collect();
+    let sessions = sessions.iter().map(ToString::to_string).collect();
+    let call = client.renew_leases(v1::Leases { nodes, sessions });
     matches!(tokio::time::timeout(REPORT_MAX, call).await, Ok(Ok(_)))
 }
 
@@ -140,7 +169,7 @@ pub(super) async fn run(duties: &Duties) {
 
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 const REPORT_MAX: Duration = Duration::from_secs(2);
-const EXPIRE_EVERY: Duration = Duration::from_millis(500);
+pub(super) const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 /// Nodes in one report or table: as many as a catalog may hold.
 const HEARD_MAX: usize = 100_000;
 /// Nodes in one write.

@@ -2,6 +2,7 @@
 //!
 //! Tasks: none of its own; [`run`] is one, and all duties of a term live and end inside it.
 
+mod sessions;
 pub(crate) mod expire;
 mod members;
 mod reap;
@@ -71,6 +72,7 @@ impl Duties {
             self.keep_authority(),
             members::run(&self.raft),
             expire::run(self),
+            sessions::run(self),
             reap::run(self),
             self.watch_disk(),
         );

@@ -64,6 +64,10 @@ impl fmt::Display for Proposal {
             Command::AcceptPeering { .. } => "accept-peering",
             Command::SetPeerState { .. } => "set-peer-state",
             Command::SyncPeer(_) => "sync-peer",
+            Command::Kv(_) => "kv",
+            Command::CreateSession(_) => "create-session",
+            Command::EndSession(_) => "end-session",
+            Command::Txn(_) => "txn",
         })
     }
 }

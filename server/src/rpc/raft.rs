@@ -223,8 +223,9 @@ impl Service for Answers {
         if !self.raft.status().borrow().is_leader {
             return Err(Status::aborted("this server does not lead"));
         }
-        let nodes = request.into_inner().nodes;
+        let v1::Leases { nodes, sessions } = request.into_inner();
         self.leases.renew_all(nodes.iter().filter_map(|node| node.parse().ok()));
+        self.leases.renew_sessions(sessions.iter().filter_map(|session| session.parse().ok()));
         Ok(Response::new(v1::LeasesReply {}))
     }
 

@@ -27,7 +27,10 @@ impl From<ProposeError> for Status {
                     Self::not_found(text)
                 }
                 Rejection::Full { .. } => Self::resource_exhausted(text),
-                Rejection::IndexMismatch { .. } => Self::aborted(text),
+                Rejection::IndexMismatch { .. }
+                | Rejection::Locked { .. }
+                | Rejection::NotHolder { .. }
+                | Rejection::Txn { .. } => Self::aborted(text),
                 _ => Self::failed_precondition(text),
             },
             ProposeError::TooLarge { .. } => Self::invalid_argument(text),
