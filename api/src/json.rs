@@ -329,6 +329,9 @@ pub struct Intention {
     pub source_ns: String,
     /// The caller, or `*`.
     pub source_name: String,
+    /// The peer that the caller is of; empty for callers of one's own cluster.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub source_peer: String,
     /// Always `default`.
     #[serde(rename = "DestinationNS")]
     pub destination_ns: String,

@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
 enum What {
     /// Let one service call another, or forbid it; * stands for every service.
     Create {
-        /// The caller.
+        /// The caller; peer:PEER/SERVICE for one of a peer.
         source: String,
         /// The callee.
         destination: String,
@@ -45,7 +45,7 @@ enum What {
     },
     /// Remove an intention.
     Delete {
-        /// The caller, or the intention's id.
+        /// The caller (peer:PEER/SERVICE for one of a peer), or the intention's id.
         #[arg(value_name = "SOURCE|ID")]
         source: String,
         /// The callee; left out with an id.
@@ -53,7 +53,7 @@ enum What {
     },
     /// Show one intention.
     Get {
-        /// The caller, or the intention's id.
+        /// The caller (peer:PEER/SERVICE for one of a peer), or the intention's id.
         #[arg(value_name = "SOURCE|ID")]
         source: String,
         /// The callee; left out with an id.
@@ -81,7 +81,7 @@ enum What {
     },
     /// Ask whether one service may call another: exit status 0 if it may, 2 if it may not.
     Check {
-        /// The caller.
+        /// The caller; peer:PEER/SERVICE for one of a peer.
         source: String,
         /// The callee.
         destination: String,
@@ -112,7 +112,8 @@ pub(crate) async fn run(arguments: Arguments, client: &Client) -> Result<ExitCod
         What::Delete { source, destination } => {
             let which = Which::new(&source, destination.as_deref());
             let Some(found) = which.find(client).await? else { bail!(which.is_missing()) };
-            let pair = pair_query(&found.source_name, &found.destination_name);
+            let source = source_of(&found);
+            let pair = pair_query(&source, &found.destination_name);
             client.delete::<Value>(EXACT, &pair).await?;
             output::print("Intention deleted.\n")?;
         }
@@ -194,17 +195,28 @@ fn pair_query<'a>(source: &'a str, destination: &'a str) -> [(&'static str, &'a 
 
 fn table(intentions: &[Intention]) -> String {
     let mut table = Table::new(["ID", "Source", "Action", "Destination", "Precedence"]);
-    for Intention { id, source_name, action, destination_name, precedence, .. } in intentions {
-        table.row([id, source_name, action, destination_name, &precedence.to_string()]);
+    for intention in intentions {
+        let Intention { id, action, destination_name, precedence, .. } = intention;
+        let source = source_of(intention);
+        table.row([id, &source, action, destination_name, &precedence.to_string()]);
     }
     table.into_text()
 }
 
+/// The caller as it is typed: `web`, or `peer:west/web` for one of a peer.
+fn source_of(intention: &Intention) -> String {
+    match intention.source_peer.as_str() {
+        "" => intention.source_name.clone(),
+        peer => format!("peer:{peer}/{}", intention.source_name),
+    }
+}
+
 fn details(intention: &Intention) -> String {
+    let source = source_of(intention);
     let precedence = intention.precedence.to_string();
     let mut lines = vec![
         ("ID:".to_owned(), intention.id.as_str()),
-        ("Source:".to_owned(), intention.source_name.as_str()),
+        ("Source:".to_owned(), source.as_str()),
         ("Destination:".to_owned(), intention.destination_name.as_str()),
         ("Action:".to_owned(), intention.action.as_str()),
         ("Precedence:".to_owned(), precedence.as_str()),
@@ -281,6 +293,18 @@ mod tests {
             let asked = "GET /v1/connect/intentions/check?source=web&destination=db";
             assert_eq!(stub.requests(), [asked]);
         }
+    }
+
+    #[tokio::test]
+    async fn a_caller_of_a_peer_is_written_as_it_is_shown() {
+        let found = r#"{"SourceName": "web", "SourcePeer": "west", "DestinationName": "db"}"#;
+        let stub = Stub::answering(&[(200, found), (200, "true")]).await;
+        asked!(Arguments, "delete peer:west/web db", &stub).expect("deleted");
+        let pair = "/v1/connect/intentions/exact?source=peer%3Awest%2Fweb&destination=db";
+        assert_eq!(stub.requests(), [format!("GET {pair}"), format!("DELETE {pair}")]);
+        let intention: Intention = serde_json::from_str(found).expect("an intention");
+        assert!(table(std::slice::from_ref(&intention)).contains("peer:west/web"));
+        assert!(details(&intention).contains("Source:         peer:west/web\n"));
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use hawser_core::catalog::Row;
 use hawser_core::clock::Index;
 use hawser_core::duration;
 use hawser_core::intention::{Action, Intention, Pair, Side};
+use hawser_core::name::PeerName;
 use hawser_core::state::{Command, State, Topic};
 use serde_json::json;
 
@@ -112,9 +113,9 @@ pub(crate) fn check<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
 }
 
 pub(crate) fn matching<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
-    let side: fn(&Pair) -> &Side = match ask.query.text("by") {
-        Some("source") => |pair| &pair.source,
-        Some("destination") => |pair| &pair.destination,
+    let is_source = match ask.query.text("by") {
+        Some("source") => true,
+        Some("destination") => false,
         _ => {
             return Err(ApiError::bad_request(
                 "required query parameter 'by' is source or destination",
@@ -123,17 +124,21 @@ pub(crate) fn matching<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, 
     };
     let mut names = Vec::new();
     for text in ask.query.all("name") {
-        names.push((text, side_of("name", text)?));
+        let named =
+            if is_source { source_of("name", text)? } else { (None, side_of("name", text)?) };
+        names.push((text, named));
     }
     if names.is_empty() {
         return Err(ApiError::bad_request("required query parameter 'name' not set"));
     }
     let all = state.intentions();
     Ok(Found::new(ask, all.index(), [Topic::Intentions], move || {
-        let matches = |name: &Side| {
+        let matches = |(peer, name): &(Option<PeerName>, Side)| {
             let covers = |row: &&Row<Intention>| {
-                let held = side(&row.value.pair);
-                *held == Side::Any || held == name
+                let pair = &row.value.pair;
+                let held = if is_source { &pair.source } else { &pair.destination };
+                // A callee's rules are about callers of every cluster, a caller's about its own.
+                (*held == Side::Any || held == name) && (!is_source || pair.peer == *peer)
             };
             let mut rows: Vec<_> = all.iter().filter(covers).collect();
             rows.sort_by_key(|row| Reverse(row.value.pair.precedence()));
@@ -154,6 +159,11 @@ pub(crate) fn put_exact(ask: &Ask, _: &State, draw: &Draw) -> Result<Plan, ApiEr
             let why = format_args!("is {expected} in the URL");
             return Err(InvalidField::new(name, why).into());
         }
+    }
+    if written.peer.is_some() && written.peer != queried.peer {
+        let named = queried.peer.as_ref().map_or("none", PeerName::as_str);
+        let why = format_args!("is {named} in the URL: write source=peer:NAME/SERVICE there");
+        return Err(InvalidField::new("SourcePeer", why).into());
     }
     Ok(Plan::new([Command::PutIntention(written.intention(queried, &draw.uuid(0), draw))]))
 }
@@ -184,7 +194,7 @@ pub(crate) fn put_by_id(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, A
     let pair = Pair {
         source: written.source.clone().unwrap_or_else(|| held.source.clone()),
         destination: written.destination.clone().unwrap_or_else(|| held.destination.clone()),
-        peer: held.peer.clone(),
+        peer: written.peer.clone().or_else(|| held.peer.clone()),
     };
     let mut commands = Vec::new();
     if pair != *held {
@@ -211,6 +221,7 @@ pub(crate) fn delete_by_id(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, A
 /// An intention as a client writes it.
 struct Written {
     source: Option<Side>,
+    peer: Option<PeerName>,
     destination: Option<Side>,
     action: Action,
     description: String,
@@ -241,20 +252,21 @@ impl Written {
                 return Err(InvalidField::new(path, "only \"default\" exists").into());
             }
         }
-        let elsewhere = "services of other clusters are not supported: leave it out";
-        fields.refuse(&["SourcePeer", "SourceSamenessGroup"], elsewhere)?;
+        let peer = fields.parsed(&["SourcePeer"])?;
+        fields.refuse(&["SourceSamenessGroup"], NO_GROUPS)?;
         catalog::datacenter(&mut fields, ask)?;
         // What a client read it may write back; these are the servers' to say.
         fields.ignore(&["ID", "Precedence", "CreatedAt", "UpdatedAt", "Hash"]);
         fields.ignore(&["CreateIndex", "ModifyIndex", "DefaultAddr", "DefaultPort"]);
         fields.finish()?;
-        Ok(Self { source, destination, action, description, meta })
+        Ok(Self { source, peer, destination, action, description, meta })
     }
 
     fn pair(&self) -> Result<Pair, ApiError> {
         match (&self.source, &self.destination) {
             (Some(source), Some(destination)) => {
-                Ok(Pair { source: source.clone(), destination: destination.clone(), peer: None })
+                let (source, destination) = (source.clone(), destination.clone());
+                Ok(Pair { source, destination, peer: self.peer.clone() })
             }
             (None, _) => Err(InvalidField::new("SourceName", "is missing").into()),
             (_, None) => Err(InvalidField::new("DestinationName", "is missing").into()),
@@ -319,7 +331,7 @@ pub(crate) fn side_of(field: &str, text: &str) -> Result<Side, ApiError> {
     let name = match parts.as_slice() {
         [name] | ["default", name] | ["default", "default", name] => *name,
         [peer, ..] if peer.starts_with("peer:") => {
-            let why = "services of other clusters are not supported";
+            let why = "a service of a peer can only be the source";
             return Err(InvalidField::new(field, why).into());
         }
         _ => {
@@ -330,14 +342,25 @@ pub(crate) fn side_of(field: &str, text: &str) -> Result<Side, ApiError> {
     name.parse().map_err(|why| InvalidField::new(field, format_args!("{name:?}: {why}")).into())
 }
 
-fn queried_pair(ask: &Ask) -> Result<Pair, ApiError> {
-    let side = |key: &str| match ask.query.text(key) {
-        Some(text) => side_of(key, text),
-        None => {
-            Err(ApiError::bad_request(format_args!("required query parameter '{key}' not set")))
-        }
+/// Reads a caller: as [`side_of`], or `peer:<peer>/<name>` for one of a peer.
+fn source_of(field: &str, text: &str) -> Result<(Option<PeerName>, Side), ApiError> {
+    let Some(rest) = text.strip_prefix("peer:") else { return Ok((None, side_of(field, text)?)) };
+    let invalid = |why: &dyn std::fmt::Display| InvalidField::new(field, why);
+    let Some((peer, name)) = rest.split_once('/') else {
+        return Err(invalid(&"a service of a peer is written peer:PEER/SERVICE").into());
     };
-    Ok(Pair { source: side("source")?, destination: side("destination")?, peer: None })
+    let peer = peer.parse().map_err(|why| invalid(&format_args!("peer {peer:?}: {why}")))?;
+    Ok((Some(peer), side_of(field, name)?))
+}
+
+fn queried_pair(ask: &Ask) -> Result<Pair, ApiError> {
+    let text = |key: &str| {
+        ask.query.text(key).ok_or_else(|| {
+            ApiError::bad_request(format_args!("required query parameter '{key}' not set"))
+        })
+    };
+    let (peer, source) = source_of("source", text("source")?)?;
+    Ok(Pair { source, destination: side_of("destination", text("destination")?)?, peer })
 }
 
 fn with_id<'a>(state: &'a State, id: &str) -> Option<&'a Row<Intention>> {
@@ -357,5 +380,7 @@ pub(crate) fn newest<'a>(rows: impl Iterator<Item = &'a Row<Intention>>) -> Inde
     rows.map(|row| row.modified).max().unwrap_or_default()
 }
 
+/// Why a sameness group is refused.
+pub(crate) const NO_GROUPS: &str = "sameness groups are not supported: name each peer";
 const NOT_FOUND: &str = "Intention not found";
 const DESCRIPTION_OCTETS_MAX: usize = 512;

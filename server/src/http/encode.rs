@@ -168,6 +168,7 @@ pub(crate) fn intention(row: &Row<Intention>) -> json::Intention {
         description: intention.description.to_string(),
         source_ns: DEFAULT_NAMESPACE.to_owned(),
         source_name: intention.pair.source.to_string(),
+        source_peer: intention.pair.peer.iter().map(ToString::to_string).collect(),
         destination_ns: DEFAULT_NAMESPACE.to_owned(),
         destination_name: intention.pair.destination.to_string(),
         source_type: "consul".to_owned(),

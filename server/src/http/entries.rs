@@ -7,7 +7,8 @@ use hawser_api::fields::{Field, Fields, InvalidField, normal};
 use hawser_core::catalog::Row;
 use hawser_core::clock::Index;
 use hawser_core::entry::{Body, Entry, EntryKey, Kind};
-use hawser_core::intention::{Intention, Pair, Side};
+use hawser_core::intention::{Action, Intention, Pair, Side};
+use hawser_core::name::PeerName;
 use hawser_core::state::{Command, State, Topic};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -161,33 +162,20 @@ fn put_intentions(
     let mut sources = BTreeSet::new();
     let meta = fields.meta(&["Meta"])?;
     for (number, Field { path, value }) in (0..).zip(fields.list(&["Sources"])?) {
-        let mut source = Fields::open(value, &path)?;
-        let (name_path, text) = source
-            .text(&["Name"])?
-            .ok_or_else(|| InvalidField::new(source.path_of("Name"), "is missing"))?;
-        let side = connect::side_of(&name_path, text)?;
-        if !sources.insert(side.clone()) {
-            return Err(InvalidField::new(name_path, format_args!("{side} is there twice")).into());
+        let source = Source::read(Fields::open(value, &path)?)?;
+        let pair =
+            Pair { source: source.side, destination: destination.clone(), peer: source.peer };
+        if !sources.insert((pair.peer.clone(), pair.source.clone())) {
+            let of_peer = pair.peer.iter().map(|peer| format!(" of peer {peer}"));
+            let of_peer: String = of_peer.collect();
+            let why = format_args!("{}{of_peer} is there twice", pair.source);
+            return Err(InvalidField::new(source.name_path, why).into());
         }
-        connect::refuse_requests(&mut source)?;
-        let action = connect::action(&mut source)?;
-        let description = connect::description(&mut source)?;
-        if let Some((path, kind)) = source.text(&["Type"])?
-            && kind != "consul"
-        {
-            return Err(InvalidField::new(path, "only \"consul\" is supported").into());
-        }
-        let elsewhere = "services of other clusters are not supported: leave it out";
-        source.refuse(&["Peer", "SamenessGroup"], elsewhere)?;
-        source.default_tenancy()?;
-        source.ignore(&["Precedence", "LegacyID", "LegacyMeta"]);
-        source.ignore(&["LegacyCreateTime", "LegacyUpdateTime"]);
-        source.finish()?;
         written.push(Intention {
             id: draw.uuid(number).into(),
-            pair: Pair { source: side, destination: destination.clone(), peer: None },
-            action,
-            description: description.into(),
+            pair,
+            action: source.action,
+            description: source.description.into(),
             meta: meta.clone(),
             created_at: draw.now,
             updated_at: draw.now,
@@ -198,16 +186,52 @@ fn put_intentions(
         let why = format_args!("{SOURCES_MAX} sources are the most");
         return Err(InvalidField::new("Sources", why).into());
     }
-    written.sort_by_key(|intention| intention.action != hawser_core::intention::Action::Deny);
+    written.sort_by_key(|intention| intention.action != Action::Deny);
     let mut commands: Vec<Command> = written.into_iter().map(Command::PutIntention).collect();
     commands.extend(drops(state, &destination, &sources));
     Ok(Some(commands))
 }
 
-fn drops(state: &State, destination: &Side, kept: &BTreeSet<Side>) -> Vec<Command> {
+/// One element of `Sources`, as a client writes it.
+struct Source {
+    name_path: String,
+    side: Side,
+    peer: Option<PeerName>,
+    action: Action,
+    description: String,
+}
+
+impl Source {
+    fn read(mut fields: Fields<'_>) -> Result<Self, ApiError> {
+        let (name_path, text) = fields
+            .text(&["Name"])?
+            .ok_or_else(|| InvalidField::new(fields.path_of("Name"), "is missing"))?;
+        let side = connect::side_of(&name_path, text)?;
+        let peer = fields.parsed(&["Peer"])?;
+        connect::refuse_requests(&mut fields)?;
+        let action = connect::action(&mut fields)?;
+        let description = connect::description(&mut fields)?;
+        if let Some((path, kind)) = fields.text(&["Type"])?
+            && kind != "consul"
+        {
+            return Err(InvalidField::new(path, "only \"consul\" is supported").into());
+        }
+        fields.refuse(&["SamenessGroup"], connect::NO_GROUPS)?;
+        fields.default_tenancy()?;
+        fields.ignore(&["Precedence", "LegacyID", "LegacyMeta"]);
+        fields.ignore(&["LegacyCreateTime", "LegacyUpdateTime"]);
+        fields.finish()?;
+        Ok(Self { name_path, side, peer, action, description })
+    }
+}
+
+/// A caller, and the peer that it is of.
+type Caller = (Option<PeerName>, Side);
+
+fn drops(state: &State, destination: &Side, kept: &BTreeSet<Caller>) -> Vec<Command> {
     connect::to_destination(state, destination)
         .map(|row| &row.value.pair)
-        .filter(|pair| !kept.contains(&pair.source))
+        .filter(|pair| !kept.contains(&(pair.peer.clone(), pair.source.clone())))
         .map(|pair| Command::DropIntention(pair.clone()))
         .collect()
 }
@@ -233,6 +257,9 @@ fn about(state: &State, destination: &Side) -> Option<Value> {
                 "Precedence": row.value.pair.precedence(),
                 "Type": "consul",
             });
+            if let Some(peer) = &row.value.pair.peer {
+                source["Peer"] = json!(peer.as_str());
+            }
             if !row.value.description.is_empty() {
                 source["Description"] = json!(row.value.description);
             }

@@ -676,6 +676,63 @@ mod tests {
     }
 
     #[test]
+    fn callers_of_peers_have_rules_of_their_own() {
+        let mut state = state();
+        let (put, post, delete) = (Method::PUT, Method::POST, Method::DELETE);
+        let sources = json!({"Kind": "service-intentions", "Name": "db", "Sources": [
+            {"Name": "web", "Action": "deny"},
+            {"Name": "web", "Peer": "west", "Action": "allow"},
+            {"Name": "*", "Peer": "west", "Action": "deny"},
+        ]});
+        write(&mut state, &put, "/v1/config", &sources).expect("the same name of two clusters");
+        let (_, entry) = get(&state, "/v1/config/service-intentions/db").expect("good");
+        let pairs = entry["Sources"].as_array().expect("a list").iter();
+        let pairs: Vec<_> = pairs.map(|it| (it["Name"].clone(), it.get("Peer").cloned())).collect();
+        let expected = [("web", None), ("web", Some("west")), ("*", Some("west"))];
+        let expected = expected.map(|(name, peer)| (json!(name), peer.map(|peer| json!(peer))));
+        assert_eq!(pairs, expected, "as written: a peer's has it, one's own has none");
+        let exact = "/v1/connect/intentions/exact?source=peer:east/web&destination=db";
+        write(&mut state, &put, exact, &json!({"Action": "allow"})).expect("by the URL");
+        let api = json!({"SourceName": "web", "SourcePeer": "west", "DestinationName": "api",
+                         "Action": "allow"});
+        write(&mut state, &post, "/v1/connect/intentions", &api).expect("by the body");
+        assert!(write(&mut state, &post, "/v1/connect/intentions", &api).is_err(), "twice");
+        let checks = [
+            // source, destination, allowed, why
+            ("web", "db", false, "one's own is denied"),
+            ("peer:west/web", "db", true, "the peer's is allowed"),
+            ("peer:west/cron", "db", false, "the peer's catch-all"),
+            ("peer:east/web", "db", true, "written by the URL"),
+            ("peer:east/cron", "db", false, "no rule: the default"),
+            ("peer:west/web", "api", true, "written by the body"),
+            ("web", "api", false, "a peer's rule is not one's own"),
+        ];
+        for (source, destination, allowed, why) in checks {
+            let path =
+                format!("/v1/connect/intentions/check?source={source}&destination={destination}");
+            let (_, answer) = get(&state, &path).expect("good");
+            assert_eq!(answer, json!({ "Allowed": allowed }), "{path}: {why}");
+        }
+        let shown = |path: &str, name: &str| {
+            let (_, matched) = get(&state, path).expect(path);
+            let all = matched[name].as_array().expect("a list").clone();
+            let side = |it: &Value, key: &str| it[key].as_str().unwrap_or_default().to_owned();
+            let text =
+                |it: &Value| format!("{}/{}", side(it, "SourcePeer"), side(it, "SourceName"));
+            all.iter().map(text).collect::<Vec<_>>()
+        };
+        let path = "/v1/connect/intentions/match?by=destination&name=db";
+        assert_eq!(shown(path, "db"), ["/web", "east/web", "west/web", "west/*"]);
+        let path = "/v1/connect/intentions/match?by=source&name=peer:west/web";
+        assert_eq!(shown(path, "peer:west/web"), ["west/web", "west/web", "west/*"]);
+        let path = "/v1/connect/intentions/match?by=source&name=web";
+        assert_eq!(shown(path, "web"), ["/web"]);
+        assert_eq!(get(&state, exact).expect("good").1["SourcePeer"], "east");
+        write(&mut state, &delete, exact, &Value::Null).expect("removed");
+        assert_eq!(get(&state, exact).expect_err("gone").status(), 404);
+    }
+
+    #[test]
     fn what_is_wrong_is_refused_where_it_is_wrong() {
         let mut state = state();
         let (put, get, post) = (Method::PUT, Method::GET, Method::POST);
@@ -738,10 +795,28 @@ mod tests {
             ),
             (
                 &put,
-                "/v1/connect/intentions/exact?source=peer:x/web&destination=db",
+                "/v1/connect/intentions/exact?source=web&destination=peer:x/db",
                 json!({"Action": "allow"}),
                 400,
-                "other clusters",
+                "can only be the source",
+            ),
+            (
+                &put,
+                "/v1/connect/intentions/exact?source=peer:x&destination=db",
+                json!({"Action": "allow"}),
+                400,
+                "peer:PEER/SERVICE",
+            ),
+            (&put, exact, json!({"Action": "allow", "SourcePeer": "x"}), 400, "is none in the URL"),
+            (
+                &put,
+                "/v1/config",
+                json!({"Kind": "service-intentions", "Name": "db", "Sources": [
+                    {"Name": "web", "Peer": "west", "Action": "allow"},
+                    {"Name": "web", "Peer": "west", "Action": "deny"},
+                ]}),
+                400,
+                "web of peer west is there twice",
             ),
             (
                 &put,
