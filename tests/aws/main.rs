@@ -34,6 +34,24 @@ impl Moto {
         Self { endpoint, made: serde_json::from_slice(&made.stdout).expect("JSON") }
     }
 
+    /// What `join.py` is answered.
+    fn join_by_hand(&self, arguments: &[&str]) -> Value {
+        let python = std::env::var("HAWSER_MOTO_PYTHON").expect("set: moto was filled by it");
+        let mut child = Command::new(python)
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aws/join.py"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("Python runs");
+        let mut input = child.stdin.take().expect("piped");
+        input.write_all(self.made["roles"].to_string().as_bytes()).expect("it reads");
+        drop(input);
+        let told = child.wait_with_output().expect("it ends");
+        assert!(told.status.success(), "join.py failed");
+        serde_json::from_slice(&told.stdout).expect("JSON")
+    }
+
     /// The variables that make a process one of `role`'s.
     fn role(&self, role: &str) -> Vec<(&'static str, String)> {
         let keys = &self.made["roles"][role];
@@ -218,4 +236,40 @@ fn a_user_is_no_role_and_no_server_is_believed_without_its_pin() {
         stranger.log().contains("not joined yet").then_some(())
     });
     assert!(is_member(&net, "web-8").is_none());
+}
+
+#[test]
+fn a_signature_holds_once_and_for_what_it_was_made_for() {
+    let net = Net::new();
+    let moto = Moto::fill(&net.address(1));
+    let server = server(&net, &moto);
+    let roots = get_json(net.http(1), "/v1/connect/ca/roots").expect("roots");
+    let trust_domain = roots["TrustDomain"].as_str().expect("a trust domain");
+    let address = net.address(1);
+    let network = address.rsplit_once('.').expect("an address").0;
+    let answers = moto.join_by_hand(&[&address, network, trust_domain]);
+    let cases = [
+        // what was done to a good request, what the server must say; none: it lets the host in
+        ("whole", None),
+        ("replayed", Some("the nonce was used before")),
+        ("replayed for another node", Some("the nonce was used before")),
+        ("csr", Some("SignatureDoesNotMatch")),
+        ("nonce", Some("the nonce is not of this server")),
+        ("access_key_id", Some("AWS refuses the signature")),
+        ("date", Some("SignatureDoesNotMatch")),
+        ("session_token", Some("AWS refuses the signature")),
+        ("signature", Some("SignatureDoesNotMatch")),
+        ("foreign", Some("account 999999999999 may not join")),
+    ];
+    assert_eq!(answers.as_object().expect("answers").len(), cases.len());
+    for (case, says) in cases {
+        let told = answers[case].as_str();
+        assert_eq!(told.is_some(), says.is_some(), "{case}: {told:?}");
+        let told = told.unwrap_or_default();
+        assert!(told.contains(says.unwrap_or_default()), "{case}: {told}");
+        assert!(server.log().contains(says.unwrap_or_default()), "{case} is not in the log");
+    }
+    for node in ["web-102", "web-111", "web-121"] {
+        assert!(is_member(&net, node).is_none(), "{node} is a member");
+    }
 }

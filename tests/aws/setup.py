@@ -48,6 +48,9 @@ for name in ("web", "other", "web-but-not"):
     # The session is named after a role that may join: that must count for nothing.
     session = sts.assume_role(RoleArn=role["Arn"], RoleSessionName="web")
     roles[name] = session["Credentials"]
+# The same name in an account that is not the servers'.
+foreign = sts.assume_role(RoleArn="arn:aws:iam::999999999999:role/web", RoleSessionName="web")
+roles["foreign"] = foreign["Credentials"]
 iam.create_user(UserName="web")
 user = iam.create_access_key(UserName="web")["AccessKey"]
 

@@ -72,6 +72,25 @@ mod tests {
     }
 
     #[test]
+    fn the_guide_for_vms_counts_its_steps() {
+        let guide = include_str!("../../../docs/vm.md");
+        let blocks = blocks(guide).expect("a good guide");
+        let is_step = |heading: &str| heading.starts_with(|start: char| start.is_ascii_digit());
+        let steps =
+            guide.lines().filter_map(|line| line.strip_prefix("## ")).filter(|h| is_step(h));
+        let commands =
+            blocks.iter().filter(|block| block.file.is_none() && is_step(&block.heading));
+        let to_the_call = commands
+            .filter(|block| block.heading < "8".to_owned())
+            .map(|block| block.text.lines().count() * block.hosts.len());
+        let files = blocks.iter().filter(|block| block.file.is_some()).count();
+        let counted = (steps.count(), to_the_call.sum::<usize>(), files);
+        assert_eq!(counted, (9, 15, 3));
+        let stated = "in nine steps; the call is made in the seventh, after\nthree files and as the fifteenth";
+        assert!(guide.contains(stated));
+    }
+
+    #[test]
     fn a_command_that_nobody_runs_is_refused() {
         assert!(blocks("## A\n```sh\nrm x\n```\n").is_err());
     }
