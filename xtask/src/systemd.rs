@@ -423,18 +423,31 @@ impl Walk<'_> {
         })
     }
 
+    /// The same package under a higher version, for dpkg to upgrade to.
+    fn newer_package(&self) -> Result<PathBuf> {
+        let s1 = self.host("s1")?;
+        s1.run(
+            "dpkg-deb --raw-extract hawser_*.deb newer && \
+             sed -i 's/^Version: .*/&+newer/' newer/DEBIAN/control && \
+             dpkg-deb --build -Zgzip -z1 newer built.deb && rm -r newer",
+        )?;
+        Ok(s1.path("/root/built.deb"))
+    }
+
     fn upgrade(&mut self) -> Result<()> {
         self.check("an upgrade restarts what runs, and keeps data and configuration", |walk| {
             let catalog =
                 "curl --silent 127.0.0.1:8500/v1/catalog/nodes | tr ',' '\\n' | grep '\"ID\"' | \
                  sort";
             let before = walk.host("s1")?.until(catalog, |told| told.lines().count() == 3)?;
+            let newer = walk.newer_package()?;
             for vm in walk.site.hosts() {
+                fs::copy(&newer, vm.path("/root/newer.deb"))?;
                 vm.run("echo HAWSER_LOG=info >> /etc/default/hawser")?;
                 let unit = if vm.name == "s1" { "hawser-server" } else { "hawser-agent" };
                 let pid = format!("systemctl show {unit} --property=MainPID --value");
                 let old = vm.ask(&pid)?;
-                vm.run("dpkg -i hawser_*.deb")?;
+                vm.run("dpkg -i newer.deb && dpkg-query --show hawser | grep -q '+newer$'")?;
                 ensure!(vm.ask(&pid)? != old, "{}: {unit} was not restarted", vm.name);
                 vm.run(&format!(
                     "systemctl is-active {unit} && systemctl is-enabled {unit} && hawser health"))?;
