@@ -1,74 +1,18 @@
 //! An agent as the sidecar of an ECS task, with the task's metadata played on loopback.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
+use hawser_rig::metadata::{Metadata, task};
 use serde_json::{Value, json};
 
-use crate::harness::{Net, eventually, get_json, request};
+use crate::harness::{Net, eventually, get_json, hawser, request};
 
-/// The endpoint of one task, which answers with what the test says of it.
-struct Metadata {
-    address: SocketAddr,
-    task: Arc<Mutex<Value>>,
-}
-
-impl Metadata {
-    /// A task whose containers share `address`, and whose application runs well.
-    fn new(address: &str) -> Self {
-        let networks = json!([{ "NetworkMode": "awsvpc", "IPv4Addresses": [address] }]);
-        let task = json!({
-            "Cluster": "arn:aws:ecs:eu-west-1:111122223333:cluster/prod",
-            "TaskARN": format!("arn:aws:ecs:eu-west-1:111122223333:task/prod/{TASK}"),
-            "Family": "Web_Shop", "Revision": "12", "AvailabilityZone": "eu-west-1b",
-            "DesiredStatus": "RUNNING", "KnownStatus": "RUNNING",
-            "Containers": [
-                { "Name": "hawser", "Type": "NORMAL", "KnownStatus": "RUNNING", "Networks": networks },
-                {
-                    "Name": "app", "Type": "NORMAL", "KnownStatus": "RUNNING",
-                    "Health": { "status": "UNKNOWN" }, "Networks": networks,
-                },
-            ],
-        });
-        let task = Arc::new(Mutex::new(task));
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("bound");
-        let told = task.clone();
-        std::thread::spawn(move || {
-            for socket in listener.incoming().flatten() {
-                // Whoever asks and goes away again is no fault of the endpoint's.
-                let _ = answer(socket, &told);
-            }
-        });
-        Self { address, task }
-    }
-
-    fn tell(&self, pointer: &str, value: &str) {
-        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        *task.pointer_mut(pointer).expect("in the task") = value.into();
-    }
-}
-
-fn answer(mut socket: TcpStream, task: &Mutex<Value>) -> std::io::Result<()> {
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut reader = BufReader::new(socket.try_clone()?);
-    let mut first = String::new();
-    reader.read_line(&mut first)?;
-    let mut line = String::from("-");
-    while !line.trim().is_empty() {
-        line.clear();
-        reader.read_line(&mut line)?;
-    }
-    let task = task.lock().unwrap_or_else(PoisonError::into_inner);
-    let body = match first.split(' ').nth(1) {
-        Some("/v4/id/task") => task.to_string(),
-        Some("/v4/id") => task["Containers"][0].to_string(),
-        _ => return write!(socket, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
-    };
-    write!(socket, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+/// The endpoint of a task whose containers share `address`, and whose application runs well.
+fn metadata(address: &str) -> Metadata {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = address.parse().expect("an address");
+    Metadata::serve(listener, task(TASK, "Web_Shop", address)).expect("bound")
 }
 
 /// A sidecar that runs, configured by its environment alone; killed when it goes out of scope.
@@ -90,7 +34,7 @@ impl Sidecar {
         });
         let child = Command::new(env!("CARGO_BIN_EXE_hawser"))
             .arg("agent")
-            .env("ECS_CONTAINER_METADATA_URI_V4", format!("http://{}/v4/id", metadata.address))
+            .env("ECS_CONTAINER_METADATA_URI_V4", metadata.uri())
             .env("HAWSER_ECS_METADATA_LOOPBACK", "1")
             .env("HAWSER_CONFIG_JSON", config.to_string())
             .env("HAWSER_JOIN_TOKEN", token)
@@ -160,7 +104,7 @@ fn until_passing(net: &Net, count: usize, what: &str) {
 fn a_task_joins_follows_its_containers_and_outlives_its_application() {
     let net = Net::new();
     let _server = net.server(1, 1, json!({}));
-    let metadata = Metadata::new(&net.address(2));
+    let metadata = metadata(&net.address(2));
     let token = token(&net);
     let mut sidecar = Sidecar::start(&net, &metadata, &token);
     eventually("the sidecar to be ready", || sidecar.is_ready().then_some(()));
@@ -199,7 +143,7 @@ fn a_task_joins_follows_its_containers_and_outlives_its_application() {
 fn a_task_that_ecs_stops_leaves_before_it_is_signalled() {
     let net = Net::new();
     let _server = net.server(1, 1, json!({}));
-    let metadata = Metadata::new(&net.address(2));
+    let metadata = metadata(&net.address(2));
     metadata.tell("/Containers/1/Health/status", "HEALTHY");
     let mut sidecar = Sidecar::start(&net, &metadata, &token(&net));
     until_passing(&net, 1, "the healthy application to pass");
@@ -232,4 +176,38 @@ fn metadata_is_asked_for_nowhere_else_than_ecs_puts_it() {
     }
 }
 
+#[test]
+fn the_guide_counts_its_steps_and_its_configurations_are_valid() {
+    let counted = |before: &str, heading: &str| {
+        let section = GUIDE.split("\n## ").find(|section| section.starts_with(heading));
+        let lines = section.expect("a section").lines();
+        let steps = lines.filter_map(|line| line.strip_prefix(before));
+        steps.filter(|step| step.starts_with(|first: char| first.is_ascii_digit())).count()
+    };
+    assert_eq!(counted("", "With Terraform, in six steps"), 6);
+    assert_eq!(counted("### ", "By hand, in five steps"), 5);
+
+    let net = Net::new();
+    let block = |fence: &str| {
+        let rest = GUIDE.split_once(fence).expect("a block").1;
+        rest.split_once("\n```").expect("its end").0.to_owned()
+    };
+    let containers: Value =
+        serde_json::from_str(&format!("[{}]", block("```json\n"))).expect("JSON");
+    let sidecar = containers[0]["environment"][0]["value"].as_str().expect("a configuration");
+    let pin = hawser(&["pin", net.operator_key().to_str().expect("UTF-8")]).stdout;
+    for (name, text) in [("server.hcl", block("```hcl\n")), ("sidecar.json", sidecar.to_owned())] {
+        let path = net.folder().join(name);
+        std::fs::write(&path, text).expect("written");
+        let told = Command::new(env!("CARGO_BIN_EXE_hawser"))
+            .arg("validate")
+            .arg(path)
+            .env("HAWSER_SERVER_PIN", String::from_utf8_lossy(&pin).trim())
+            .output()
+            .expect("the binary runs");
+        assert!(told.status.success(), "{name}: {}", String::from_utf8_lossy(&told.stderr));
+    }
+}
+
+const GUIDE: &str = include_str!("../../docs/ecs.md");
 const TASK: &str = "e9028f8d5d8e4f258373e7b93ce9a3c3";

@@ -1,4 +1,4 @@
-//! A bounded load of HTTP GETs at a steady rate from one host, each answer kept.
+//! A bounded load of HTTP requests at a steady rate from one host, each answer kept.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use hawser_rig::Host;
 use http_body_util::{BodyExt, Empty};
-use hyper::Uri;
 use hyper::body::Bytes;
+use hyper::{Method, Request, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -38,6 +38,16 @@ pub(crate) struct Load {
 impl Load {
     /// Starts `rate` GETs a second from `host` to `target`; ends by itself after `at_most`.
     pub(crate) fn start(host: Host, target: SocketAddr, rate: u32, at_most: Duration) -> Self {
+        Self::of(Method::GET, host, target, rate, at_most)
+    }
+
+    /// The same of POSTs, which nobody may send a second time once they have reached an
+    /// application.
+    pub(crate) fn posts(host: Host, target: SocketAddr, rate: u32, at_most: Duration) -> Self {
+        Self::of(Method::POST, host, target, rate, at_most)
+    }
+
+    fn of(method: Method, host: Host, target: SocketAddr, rate: u32, at_most: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let began = Instant::now();
         let worker = thread::spawn({
@@ -46,7 +56,7 @@ impl Load {
                 // The sockets are made by this thread alone, so they are all the host's.
                 host.enter()?;
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(send(target, rate, began, at_most, &stop))
+                runtime.block_on(send(method, target, rate, began, at_most, &stop))
             }
         });
         Self { began, stop, worker }
@@ -94,6 +104,7 @@ pub(crate) fn quantile(answers: &[Answer], from: Duration, permille: usize) -> D
 }
 
 async fn send(
+    method: Method,
     target: SocketAddr,
     rate: u32,
     began: Instant,
@@ -110,7 +121,8 @@ async fn send(
     tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
     while !stop.load(Ordering::Relaxed) && began.elapsed() < at_most {
         tick.tick().await;
-        let (client, uri, done) = (client.clone(), uri.clone(), done.clone());
+        let (client, method, uri, done) =
+            (client.clone(), method.clone(), uri.clone(), done.clone());
         let at = began.elapsed();
         let Ok(place) = Arc::clone(&under_way).try_acquire_owned() else {
             let outcome = Err(format!("{UNDER_WAY_MAX} requests hang already"));
@@ -119,7 +131,7 @@ async fn send(
         };
         tokio::spawn(async move {
             let sent = Instant::now();
-            let outcome = match timeout(PATIENCE, get(&client, uri)).await {
+            let outcome = match timeout(PATIENCE, ask(&client, method, uri)).await {
                 Ok(outcome) => outcome.map_err(|why| format!("{why:#}")),
                 Err(_) => Err(format!("no answer within {PATIENCE:?}")),
             };
@@ -136,8 +148,13 @@ async fn send(
     Ok(all)
 }
 
-async fn get(client: &Client<HttpConnector, Empty<Bytes>>, uri: Uri) -> Result<String> {
-    let response = client.get(uri).await?;
+async fn ask(
+    client: &Client<HttpConnector, Empty<Bytes>>,
+    method: Method,
+    uri: Uri,
+) -> Result<String> {
+    let request = Request::builder().method(method).uri(uri).body(Empty::new())?;
+    let response = client.request(request).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
     let text = String::from_utf8_lossy(&body);

@@ -1,7 +1,7 @@
 //! What the mesh must show between hosts, with real programs: nginx, PostgreSQL, dig, openssl.
 //!
 //! Each test sets up the whole scene of `tests/rig` anew: three servers and three agents of the
-//! real binary in network namespaces. Needs root; run by `cargo xtask hosts test`, one at a time.
+//! real binary in network namespaces; that of tasks has servers, one agent and ECS tasks. Needs root; run by `cargo xtask hosts test`, one at a time.
 #![allow(clippy::print_stdout, reason = "figures are shown beside the verdicts")]
 
 mod scene;
@@ -12,4 +12,6 @@ mod refused;
 mod flipped;
 mod leaderless;
 mod instances;
+mod task;
+mod tasks;
 mod malformed;

@@ -18,6 +18,9 @@ pub(crate) enum Action {
     Down,
     /// Run tests/hosts; what follows `--` goes to the test program.
     Test {
+        /// Run this `hawser`, such as the one of `cargo xtask dist`, instead of the debug build's.
+        #[arg(long, value_name = "FILE")]
+        binary: Option<PathBuf>,
         /// Arguments of the test program, such as a part of a test's name.
         #[arg(last = true)]
         arguments: Vec<String>,
@@ -40,7 +43,7 @@ pub(crate) fn run(root: &Path, action: &Action) -> Result<()> {
     match action {
         Action::Up => up(root),
         Action::Down => down(),
-        Action::Test { arguments } => test(root, arguments),
+        Action::Test { binary, arguments } => test(root, binary.as_deref(), arguments),
         Action::Run { host, command } => {
             let (program, arguments) = command.split_first().context("no command")?;
             shown(Host::named(host)?.command(program).args(arguments))
@@ -81,7 +84,7 @@ fn down() -> Result<()> {
     Ok(())
 }
 
-fn test(root: &Path, arguments: &[String]) -> Result<()> {
+fn test(root: &Path, binary: Option<&Path>, arguments: &[String]) -> Result<()> {
     for program in PROGRAMS {
         let found = std::env::var_os("PATH").is_some_and(|path| {
             std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
@@ -94,6 +97,9 @@ fn test(root: &Path, arguments: &[String]) -> Result<()> {
     let mut command = cargo(root, &["test", "--test", "hosts", "--"]);
     command.args(flags);
     command.args(arguments);
+    if let Some(binary) = binary {
+        command.env("HAWSER_BINARY", binary.canonicalize()?);
+    }
     let ended = timed("hosts", || shown(&mut command));
     // A test program that was killed could not clear up behind itself.
     net::clear().and(ended)

@@ -65,12 +65,23 @@ impl Cluster {
     /// # Errors
     /// Anything that does not start, with what it printed.
     pub fn start(options: Options) -> Result<Self> {
-        let mut cluster = Self::bare(options)?;
-        let built = cluster.furnish();
+        Self::bare(options)?.built(Self::furnish)
+    }
+
+    /// The three servers, and the other hosts with nothing on them.
+    ///
+    /// # Errors
+    /// Anything that does not start, with what it printed.
+    pub fn servers(options: Options) -> Result<Self> {
+        Self::bare(options)?.built(Self::serve)
+    }
+
+    fn built(mut self, build: impl FnOnce(&mut Self) -> Result<()>) -> Result<Self> {
+        let built = build(&mut self);
         if built.is_err() {
-            cluster.tell_logs();
+            self.tell_logs();
         }
-        built.map(|()| cluster)
+        built.map(|()| self)
     }
 
     /// The hosts alone, with nothing on them.
@@ -88,12 +99,17 @@ impl Cluster {
         Ok(Self { options, processes: BTreeMap::new(), net })
     }
 
-    fn furnish(&mut self) -> Result<()> {
+    fn serve(&mut self) -> Result<()> {
         self.write_servers()?;
         for server in SERVERS {
             self.start_hawser(server)?;
         }
         self.await_leader(SERVERS[0], STARTED)?;
+        Ok(())
+    }
+
+    fn furnish(&mut self) -> Result<()> {
+        self.serve()?;
         self.start_applications()?;
         for agent in AGENTS {
             self.write_agent(agent)?;
@@ -140,6 +156,12 @@ impl Cluster {
     /// There is none.
     pub fn process(&mut self, name: &str) -> Result<&mut Process> {
         self.processes.get_mut(name).with_context(|| format!("no process {name:?}"))
+    }
+
+    /// The `hawser` that runs here.
+    #[must_use]
+    pub fn binary(&self) -> &Path {
+        &self.options.binary
     }
 
     /// The hosts' network.
@@ -380,7 +402,8 @@ impl Cluster {
         Ok(())
     }
 
-    fn keep_running(&mut self, process: Process) {
+    /// Holds `process` by its name until the scene goes, and tells its log if the test fails.
+    pub fn keep_running(&mut self, process: Process) {
         self.processes.insert(process.name().to_owned(), process);
     }
 

@@ -7,6 +7,7 @@
 pub mod wait;
 pub mod process;
 pub mod net;
+pub mod metadata;
 pub mod application;
 pub mod cluster;
 

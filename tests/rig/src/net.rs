@@ -16,7 +16,7 @@ use crate::wait::wait_for;
 /// One machine of the rig.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Host {
-    /// `s1`…`s3` are servers, `a1`…`a3` agents, `r` an outsider.
+    /// `s1`…`s3` are servers, `a1`…`a3` agents, `r` an outsider, `t0`…`t19` ECS tasks.
     pub name: &'static str,
     /// Its one address, in 10.77.0.0/24.
     pub address: Ipv4Addr,
@@ -113,19 +113,26 @@ impl Net {
         ip(&["netns", "add", ROOT])?;
         ip(&["-n", ROOT, "link", "add", BRIDGE, "type", "bridge"])?;
         ip(&["-n", ROOT, "link", "set", BRIDGE, "up"])?;
-        for host in HOSTS {
-            let (space, cable) = (host.namespace(), host.cable());
-            let address = format!("{}/24", host.address);
-            ip(&["netns", "add", &space])?;
-            let peer = ["peer", "name", "eth0", "netns", &space];
-            let link = ["-n", ROOT, "link", "add", &cable, "type", "veth"];
-            ip(&[&link[..], &peer[..]].concat())?;
-            ip(&["-n", ROOT, "link", "set", &cable, "master", BRIDGE, "up"])?;
-            ip(&["-n", &space, "address", "add", &address, "dev", "eth0"])?;
-            ip(&["-n", &space, "link", "set", "eth0", "up"])?;
-            ip(&["-n", &space, "link", "set", "lo", "up"])?;
-        }
-        Ok(Self { kept: false, _lock: lock })
+        let net = Self { kept: false, _lock: lock };
+        HOSTS.iter().try_for_each(|host| net.attach(*host))?;
+        Ok(net)
+    }
+
+    /// Sets up one more host: of [`TASKS`], since those of [`HOSTS`] stand from the beginning.
+    ///
+    /// # Errors
+    /// It stands already, or `ip` fails.
+    pub fn attach(&self, host: Host) -> Result<()> {
+        let (space, cable) = (host.namespace(), host.cable());
+        let address = format!("{}/24", host.address);
+        ip(&["netns", "add", &space])?;
+        let peer = ["peer", "name", "eth0", "netns", &space];
+        let link = ["-n", ROOT, "link", "add", &cable, "type", "veth"];
+        ip(&[&link[..], &peer[..]].concat())?;
+        ip(&["-n", ROOT, "link", "set", &cable, "master", BRIDGE, "up"])?;
+        ip(&["-n", &space, "address", "add", &address, "dev", "eth0"])?;
+        ip(&["-n", &space, "link", "set", "eth0", "up"])?;
+        ip(&["-n", &space, "link", "set", "lo", "up"])
     }
 
     /// A command that will run `program` beside the bridge, where every cable ends.
@@ -158,7 +165,8 @@ impl Drop for Net {
 /// # Errors
 /// A process does not end or `ip` fails.
 pub fn clear() -> Result<()> {
-    let spaces: Vec<String> = HOSTS.iter().map(Host::namespace).chain([ROOT.to_owned()]).collect();
+    let hosts = HOSTS.iter().chain(&TASKS).map(Host::namespace);
+    let spaces: Vec<String> = hosts.chain([ROOT.to_owned()]).collect();
     let standing = told_ip(&["netns", "list"])?;
     let stands = |space: &&String| {
         standing.lines().any(|line| line.split_whitespace().next() == Some(space.as_str()))
@@ -199,6 +207,21 @@ pub const HOSTS: [Host; 7] = [
     Host { name: "a3", address: Ipv4Addr::new(10, 77, 0, 23) },
     Host { name: "r", address: Ipv4Addr::new(10, 77, 0, 31) },
 ];
+
+/// Hosts that are ECS tasks, each with the address of a network interface of its own.
+pub const TASKS: [Host; 20] = {
+    let names = [
+        "t0", "t1", "t2", "t3", "t4", "t5", "t6", "t7", "t8", "t9", "t10", "t11", "t12", "t13",
+        "t14", "t15", "t16", "t17", "t18", "t19",
+    ];
+    let mut tasks = [HOSTS[0]; 20];
+    let mut at = 0;
+    while at < tasks.len() {
+        tasks[at] = Host { name: names[at], address: Ipv4Addr::new(10, 77, 0, 100 + at as u8) };
+        at += 1;
+    }
+    tasks
+};
 
 const ROOT: &str = "hw-net";
 const BRIDGE: &str = "hwbr0";

@@ -81,7 +81,7 @@ mod tests {
         let commands =
             blocks.iter().filter(|block| block.file.is_none() && is_step(&block.heading));
         let to_the_call = commands
-            .filter(|block| block.heading < "8".to_owned())
+            .filter(|block| block.heading.as_str() < "8")
             .map(|block| block.text.lines().count() * block.hosts.len());
         let files = blocks.iter().filter(|block| block.file.is_some()).count();
         let counted = (steps.count(), to_the_call.sum::<usize>(), files);
