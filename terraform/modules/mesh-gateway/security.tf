@@ -46,3 +46,22 @@ resource "aws_vpc_security_group_ingress_rule" "to_gateways" {
   from_port         = local.port
   to_port           = local.port
 }
+
+# With a mesh gateway's mode "local", services go out by their own cluster's gateways.
+resource "aws_vpc_security_group_ingress_rule" "from_members" {
+  description                  = "Hawser: members to their own gateways"
+  security_group_id            = module.vm.security_group_id
+  referenced_security_group_id = var.cluster.member_security_group_id
+  ip_protocol                  = "tcp"
+  from_port                    = local.port
+  to_port                      = local.port
+}
+
+resource "aws_vpc_security_group_egress_rule" "from_members" {
+  description                  = "Hawser: members to their own gateways"
+  security_group_id            = var.cluster.member_security_group_id
+  referenced_security_group_id = module.vm.security_group_id
+  ip_protocol                  = "tcp"
+  from_port                    = local.port
+  to_port                      = local.port
+}

@@ -83,7 +83,12 @@ run "only_callers_come_in_and_only_through_the_load_balancer" {
 
   assert {
     condition     = aws_vpc_security_group_ingress_rule.from_load_balancer.referenced_security_group_id == aws_security_group.load_balancer.id && length(aws_vpc_security_group_ingress_rule.to_gateways) == 0
-    error_message = "Gateways are reached through the load balancer alone."
+    error_message = "From elsewhere gateways are reached through the load balancer alone."
+  }
+
+  assert {
+    condition     = aws_vpc_security_group_ingress_rule.from_members.referenced_security_group_id == "sg-members" && aws_vpc_security_group_egress_rule.from_members.security_group_id == "sg-members"
+    error_message = "Members may go out by their own gateways."
   }
 }
 
