@@ -85,19 +85,19 @@ struct Agent {
 }
 
 impl Agent {
+    /// Starts one; it knows the servers by its file, or by its environment where that says how.
     fn start(net: &Net, node: &str, n: u8, variables: &[(&str, String)], join: &str) -> Self {
-        let key = net.operator_key();
-        let pin = hawser(&["pin", key.to_str().expect("UTF-8")]);
-        let pin = String::from_utf8(pin.stdout).expect("text");
-        let config = json!({
+        let mut config = json!({
             "node_name": node,
             "data_dir": net.folder().join(node),
             "bind_addr": net.address(n),
             "client_addr": net.address(n),
             "retry_join": [join],
             "join_method": "aws-iam",
-            "server_pin": pin.trim(),
         });
+        if !variables.iter().any(|(name, _)| *name == SERVER_PIN) {
+            config["server_pin"] = pin(net).trim().into();
+        }
         let path = net.folder().join(format!("{node}.json"));
         std::fs::write(&path, config.to_string()).expect("written");
         let log = net.folder().join(format!("{node}.log"));
@@ -149,6 +149,13 @@ impl Drop for Agent {
     }
 }
 
+/// What hosts know the servers of `net` by.
+fn pin(net: &Net) -> String {
+    let key = net.operator_key();
+    let printed = hawser(&["pin", key.to_str().expect("UTF-8")]);
+    String::from_utf8(printed.stdout).expect("text")
+}
+
 fn server(net: &Net, moto: &Moto) -> Process {
     let server = net.server(1, 1, moto.policy());
     let http = net.http(1);
@@ -178,6 +185,10 @@ fn a_role_joins_a_server_that_is_found_by_its_tag() {
     for (name, secret) in &keys[1..] {
         assert!(!log.contains(secret.as_str()), "{name} is in the log");
     }
+    let mut told = keys.clone();
+    told.push((SERVER_PIN, pin(&net)));
+    let _task = Agent::start(&net, "web-9", 13, &told, &found);
+    eventually("an agent that is told the pin by its environment", || is_member(&net, "web-9"));
     let other = format!(
         "provider=aws tag_key=hawser tag_value=\"something else\" region=eu-west-1 endpoint={}",
         moto.endpoint
@@ -273,3 +284,5 @@ fn a_signature_holds_once_and_for_what_it_was_made_for() {
         assert!(is_member(&net, node).is_none(), "{node} is a member");
     }
 }
+
+const SERVER_PIN: &str = "HAWSER_SERVER_PIN";
