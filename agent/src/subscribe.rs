@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_core::name::{NodeName, ServiceName};
+use hawser_core::peering::PeerService;
 use hawser_core::view::{Delta, Interest, View};
 use hawser_dns::Want;
 use hawser_proto::codec;
@@ -45,6 +46,7 @@ pub(crate) struct Asked {
 enum Name {
     Service(ServiceName),
     Node(NodeName),
+    Import(PeerService),
 }
 
 impl Asked {
@@ -57,6 +59,9 @@ impl Asked {
         for name in view.nodes.keys() {
             asked.put(Name::Node(name.clone()));
         }
+        for key in view.imports.keys() {
+            asked.put(Name::Import(key.clone()));
+        }
         asked
     }
 
@@ -64,6 +69,7 @@ impl Asked {
         self.put(match want {
             Want::Service(name) => Name::Service(name),
             Want::Node(name) => Name::Node(name),
+            Want::Import(key) => Name::Import(key),
         });
     }
 
@@ -91,6 +97,7 @@ pub(crate) fn interest(local: &Local, asked: &Asked) -> Interest {
         match name {
             Name::Service(name) => interest.services.insert(name.clone()),
             Name::Node(name) => interest.nodes.insert(name.clone()),
+            Name::Import(key) => interest.imports.insert(key.clone()),
         };
     }
     interest
@@ -200,6 +207,7 @@ impl Subscription {
                     let view = self.views.borrow();
                     narrowed.services.len() < view.services.len()
                         || narrowed.nodes.len() < view.nodes.len()
+                        || narrowed.imports.len() < view.imports.len()
                 };
                 if dropped {
                     self.views.send_replace(Arc::new(narrowed));

@@ -46,6 +46,9 @@ pub struct Node {
     /// Where it stands, as far as it said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locality: Option<Locality>,
+    /// The peer whose host it is; empty for one's own.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub peer_name: String,
     /// The entry that created it.
     pub create_index: u64,
     /// The entry that last changed it.
@@ -119,7 +122,7 @@ pub struct NodeService {
     pub proxy: ServiceProxy,
     /// Its place in the mesh.
     pub connect: ServiceConnect,
-    /// Always empty: no peer exported it.
+    /// The peer that exports it; empty for one's own.
     pub peer_name: String,
     /// The entry that created it.
     pub create_index: u64,
@@ -169,6 +172,9 @@ pub struct ServiceNode {
     pub service_proxy: ServiceProxy,
     /// Its place in the mesh.
     pub service_connect: ServiceConnect,
+    /// The peer that exports it; empty for one's own.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub peer_name: String,
     /// The entry that created it.
     pub create_index: u64,
     /// The entry that last changed it.
@@ -215,6 +221,9 @@ pub struct HealthCheck {
     pub exposed_port: u16,
     /// How it is run, where the agent says.
     pub definition: CheckRun,
+    /// The peer whose check it is; empty for one's own.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub peer_name: String,
     /// The entry that created it.
     pub create_index: u64,
     /// The entry that last changed it.

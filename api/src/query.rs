@@ -112,6 +112,8 @@ pub struct QueryOptions {
     pub node_meta: Vec<(String, String)>,
     /// Which elements of the answer are wanted.
     pub filter: Option<Filter>,
+    /// Whose services are wanted, where an endpoint can tell; none is one's own.
+    pub peer: Option<String>,
 }
 
 impl QueryOptions {
@@ -131,9 +133,23 @@ impl QueryOptions {
     /// Reads the options out of a query, for an endpoint that heeds the filter.
     ///
     /// # Errors
-    /// A value that is none, options that contradict each other, and options that are not
-    /// supported: `peer`, a namespace or partition other than `default`.
+    /// As [`Self::with_peer`], and a peer.
     pub fn with_filter(query: &Query) -> Result<Self, ApiError> {
+        match query.text("peer") {
+            None => Self::with_peer(query),
+            Some(_) => Err(ApiError::bad_request(
+                "Invalid query parameter: \"peer\" is not supported here",
+            )),
+        }
+    }
+
+    /// Reads the options out of a query, for an endpoint that heeds the filter and can tell of
+    /// peers.
+    ///
+    /// # Errors
+    /// A value that is none, options that contradict each other, and options that are not
+    /// supported: a sameness group, a namespace or partition other than `default`.
+    pub fn with_peer(query: &Query) -> Result<Self, ApiError> {
         refuse_unsupported(query)?;
         let index = match query.text("index") {
             None => None,
@@ -168,6 +184,7 @@ impl QueryOptions {
                 .text("filter")
                 .map(|text| Filter::parse(text).map_err(ApiError::bad_request))
                 .transpose()?,
+            peer: query.text("peer").map(str::to_owned),
         })
     }
 
@@ -215,7 +232,7 @@ fn refuse_unsupported(query: &Query) -> Result<(), ApiError> {
             )));
         }
     }
-    for key in ["peer", "sg", "sameness-group"] {
+    for key in ["sg", "sameness-group"] {
         if query.text(key).is_some() {
             return Err(ApiError::bad_request(format_args!(
                 "Invalid query parameter: \"{key}\" is not supported"
@@ -282,6 +299,8 @@ mod tests {
             ("passing=maybe", "?passing"),
             ("ns=team", "\"ns\""),
             ("filter=Node%3D%3Dx", "\"filter\" is not supported"),
+            ("peer=west", "\"peer\" is not supported here"),
+            ("sg=all", "\"sg\" is not supported"),
             ("tag=%ff", "UTF-8"),
         ];
         for (text, expected) in cases {

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use crate::catalog::Meta;
 use crate::health::Status;
-use crate::name::{Datacenter, NodeName, ServiceName};
+use crate::name::{Datacenter, NodeName, PeerName, ServiceName};
+use crate::peering::PeerService;
 use crate::view::{Endpoint, View};
 
 /// A name in a question: its labels, spelled as the client spelled them.
@@ -218,6 +219,8 @@ pub enum Want {
     Service(ServiceName),
     /// A node, or the word that there is none.
     Node(NodeName),
+    /// A service of a peer, or the word that there is none.
+    Import(PeerService),
 }
 
 /// What comes of a question.
@@ -259,6 +262,8 @@ pub enum About<'v> {
     Service(&'v ServiceName),
     /// A node.
     Node(&'v NodeName),
+    /// A service of a peer.
+    Import(&'v PeerService),
 }
 
 impl From<About<'_>> for Want {
@@ -266,6 +271,7 @@ impl From<About<'_>> for Want {
         match about {
             About::Service(name) => Self::Service(name.clone()),
             About::Node(name) => Self::Node(name.clone()),
+            About::Import(key) => Self::Import(key.clone()),
         }
     }
 }
@@ -329,6 +335,9 @@ impl<'v> Record<'v> {
 /// `only_passing`. A service none of whose instances is fit does not exist, as in Consul.
 /// The same question with the same draw has the same answer.
 ///
+/// `<service>.service.<peer>.peer` is what a peer exports, as last known: addresses in the peer's
+/// own network. Its nodes have no names here, so SRV records name their addresses.
+///
 /// Source: Consul's DNS interface, `agent/dns.go`.
 pub fn resolve<'v>(zone: &'v Zone, view: &'v View, question: &Question<'_>) -> Outcome<'v> {
     let name = question.name;
@@ -353,10 +362,19 @@ pub fn resolve<'v>(zone: &'v Zone, view: &'v View, question: &Question<'_>) -> O
         Subject::NameServer => Outcome::Answer(address(zone.address, question.kind, answer)),
         Subject::Address(found) => Outcome::Answer(address(found, question.kind, answer)),
         Subject::Branch => Outcome::Answer(answer),
+        Subject::Peer(name) => {
+            let exists = known_peer(view, name).is_some();
+            Outcome::Answer(Answer { exists, ..answer })
+        }
         Subject::Nothing => Outcome::Answer(missing(answer)),
         Subject::Node(asked) => node(zone, view, asked, question.kind, answer),
-        Subject::Service { name, tag, way } => {
-            service(zone, view, name, Selector { tag, way }, question, answer)
+        Subject::Service { name, tag, way, peer: None } => {
+            let selector = Selector { tag, way, is_foreign: false };
+            service(zone, view, name, selector, question, answer)
+        }
+        Subject::Service { name, tag, way, peer: Some(peer) } => {
+            let selector = Selector { tag, way, is_foreign: true };
+            import(zone, view, [name, peer], selector, question, answer)
         }
     }
 }
@@ -368,10 +386,13 @@ enum Subject<'q> {
     NameServer,
     /// Nothing stands at the name itself, but below it: it exists and has no records (RFC 8020).
     Branch,
+    /// As a branch, if the peer is one.
+    Peer(&'q str),
     Service {
         name: &'q str,
         tag: Option<&'q str>,
         way: Way,
+        peer: Option<&'q str>,
     },
     Node(&'q str),
     Address(IpAddr),
@@ -389,6 +410,19 @@ enum Way {
 struct Selector<'q> {
     tag: Option<&'q str>,
     way: Way,
+    /// Whether the instances are a peer's, whose nodes have no names here.
+    is_foreign: bool,
+}
+
+/// What the labels right of the keyword say.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Location<'q> {
+    /// Nothing, or this datacenter.
+    Here,
+    /// `<peer>.peer`
+    Peer(&'q str),
+    /// A place that is not known here.
+    Elsewhere,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -432,50 +466,68 @@ fn subject<'q>(zone: &Zone, name: &'q QName, own: usize, kind: Kind) -> Subject<
         return match own {
             0 => Subject::Apex,
             1 if name.label(0).eq_ignore_ascii_case(b"ns") => Subject::NameServer,
-            _ if is_here(zone, name, 0..own) => Subject::Branch,
-            _ => Subject::Nothing,
+            1 if name.label(0).eq_ignore_ascii_case(PEER) => Subject::Branch,
+            _ => match location(zone, name, 0..own) {
+                Location::Here => Subject::Branch,
+                Location::Peer(peer) => Subject::Peer(peer),
+                Location::Elsewhere => Subject::Nothing,
+            },
         };
     };
-    if word == Keyword::Foreign || !is_here(zone, name, right..own) {
-        return Subject::Nothing;
-    }
+    let peer = match location(zone, name, right..own) {
+        Location::Here => None,
+        Location::Peer(peer) => Some(peer),
+        Location::Elsewhere => return Subject::Nothing,
+    };
     match (word, left) {
+        (Keyword::Foreign, _) => Subject::Nothing,
+        (Keyword::Service, 0) if let Some(peer) = peer => Subject::Peer(peer),
+        (Keyword::Service, 1..) => named_service(name, left, peer),
+        // A peer tells of services only.
+        _ if peer.is_some() => Subject::Nothing,
         (_, 0) => Subject::Branch,
-        (Keyword::Service, _) => named_service(name, left),
         (Keyword::Connect, 1) => {
-            Subject::Service { name: name.joined(0..1), tag: None, way: Way::Mesh }
+            Subject::Service { name: name.joined(0..1), tag: None, way: Way::Mesh, peer }
         }
         (Keyword::Node, _) => Subject::Node(name.joined(0..left)),
         (Keyword::Addr, 1) => {
             from_hex(name.joined(0..1)).map_or(Subject::Nothing, Subject::Address)
         }
-        (Keyword::Connect | Keyword::Addr | Keyword::Foreign, _) => Subject::Nothing,
+        (Keyword::Connect | Keyword::Addr, _) => Subject::Nothing,
     }
 }
 
 /// `[tag.]service`, or RFC 2782's `_service._tag` where `_tcp` stands for no tag.
-fn named_service(name: &QName, left: usize) -> Subject<'_> {
+fn named_service<'q>(name: &'q QName, left: usize, peer: Option<&'q str>) -> Subject<'q> {
     let way = Way::Application;
     if left == 2
         && let Some(service) = name.joined(0..1).strip_prefix('_')
         && let Some(tag) = name.joined(1..2).strip_prefix('_')
     {
         let tag = Some(tag).filter(|tag| !tag.eq_ignore_ascii_case("tcp"));
-        return Subject::Service { name: service, tag, way };
+        return Subject::Service { name: service, tag, way, peer };
     }
     let tag = Some(name.joined(0..left - 1)).filter(|tag| !tag.is_empty());
-    Subject::Service { name: name.joined(left - 1..left), tag, way }
+    Subject::Service { name: name.joined(left - 1..left), tag, way, peer }
 }
 
-/// Whether a location suffix (none, `<dc>` or `<dc>.dc`) means this datacenter.
-fn is_here(zone: &Zone, name: &QName, suffix: Range<usize>) -> bool {
-    let here = |at: usize| name.label(at).eq_ignore_ascii_case(zone.datacenter.as_str().as_bytes());
+/// Reads a location suffix: none, `<dc>`, `<dc>.dc` or `<peer>.peer`.
+fn location<'q>(zone: &Zone, name: &'q QName, suffix: Range<usize>) -> Location<'q> {
+    let is = |at: usize, word: &[u8]| name.label(suffix.start + at).eq_ignore_ascii_case(word);
+    let is_here = || is(0, zone.datacenter.as_str().as_bytes());
     match suffix.len() {
-        0 => true,
-        1 => here(suffix.start),
-        2 => here(suffix.start) && name.label(suffix.start + 1).eq_ignore_ascii_case(b"dc"),
-        _ => false,
+        0 => Location::Here,
+        1 if is_here() => Location::Here,
+        2 if is(1, PEER) => Location::Peer(name.joined(suffix.start..suffix.start + 1)),
+        2 if is(1, b"dc") && is_here() => Location::Here,
+        _ => Location::Elsewhere,
     }
+}
+
+/// The peer of that name, in any case of letters.
+fn known_peer<'v>(view: &'v View, asked: &str) -> Option<&'v PeerName> {
+    let lower = asked.to_ascii_lowercase();
+    view.peers.get_key_value(lower.as_str()).map(|(name, _)| name)
 }
 
 fn missing(answer: Answer<'_>) -> Answer<'_> {
@@ -609,6 +661,31 @@ fn service<'v>(
     Outcome::Answer(instances(zone, &service.endpoints, selector, question, answer))
 }
 
+/// Answers for a service of a peer. A peer that the view does not know has none, so that nobody
+/// can make a host ask for what cannot be there; a view that knows nothing yet is waited for.
+fn import<'v>(
+    zone: &Zone,
+    view: &'v View,
+    [service, peer]: [&str; 2],
+    selector: Selector<'_>,
+    question: &Question<'_>,
+    answer: Answer<'v>,
+) -> Outcome<'v> {
+    let peer = match known_peer(view, peer) {
+        Some(known) => Some(known.clone()),
+        None if view.trust.is_none() => peer.to_ascii_lowercase().parse().ok(),
+        None => None,
+    };
+    let key = peer.zip(service.to_ascii_lowercase().parse().ok());
+    let Some((peer, service)) = key else { return Outcome::Answer(missing(answer)) };
+    let key = PeerService { peer, service };
+    let Some((known, service)) = view.imports.get_key_value(&key) else {
+        return Outcome::Needs(Want::Import(key));
+    };
+    let answer = Answer { about: Some(About::Import(known)), ..answer };
+    Outcome::Answer(instances(zone, &service.endpoints, selector, question, answer))
+}
+
 fn instances<'v>(
     zone: &Zone,
     endpoints: &'v [Endpoint],
@@ -643,7 +720,7 @@ fn instances<'v>(
             answer.is_cut = draw(&mut answer.records, question);
         }
         Kind::Srv => {
-            answer.records = fit.map(|endpoint| srv(endpoint, selector.way)).collect();
+            answer.records = fit.map(|endpoint| srv(endpoint, selector)).collect();
             answer.records.sort_unstable_by_key(|record| match record {
                 Record::Srv { address, port, .. } => Some((*address, *port)),
                 _ => None,
@@ -664,14 +741,17 @@ fn socket(endpoint: &Endpoint, way: Way) -> (IpAddr, u16, bool) {
     }
 }
 
-fn srv(endpoint: &Endpoint, way: Way) -> Record<'_> {
-    let (address, port, is_own) = socket(endpoint, way);
+fn srv<'v>(endpoint: &'v Endpoint, selector: Selector<'_>) -> Record<'v> {
+    let (address, port, is_own) = socket(endpoint, selector.way);
     let weight = match endpoint.status {
         Status::Passing => endpoint.weights.passing,
         Status::Warning | Status::Critical => endpoint.weights.warning,
     };
-    let target =
-        if is_own { Host::Address(address) } else { host(endpoint.node.as_str(), address) };
+    let target = if is_own || selector.is_foreign {
+        Host::Address(address)
+    } else {
+        host(endpoint.node.as_str(), address)
+    };
     Record::Srv { weight, port, target, address }
 }
 
@@ -790,6 +870,8 @@ fn from_hex(text: &str) -> Option<IpAddr> {
     }
 }
 
+/// The label that marks a peer's name.
+const PEER: &[u8] = b"peer";
 /// RFC 1035 §2.3.4.
 const LABEL_OCTETS_MAX: usize = 63;
 /// 255 octets on the wire less the first length and the root.
@@ -810,7 +892,8 @@ mod tests {
     use crate::chain;
     use crate::clock::Index;
     use crate::entry::Entries;
-    use crate::view::{NodeView, ServiceView};
+    use crate::intention::Action;
+    use crate::view::{NodeView, PeerView, ServiceView, Trust};
 
     fn zone() -> Zone {
         zone_with(false)
@@ -886,7 +969,36 @@ mod tests {
             ("Upper_1", node("10.0.0.8")),
             ("none", None),
         ];
+        let west: PeerName = "west".parse().expect("a label");
+        let peer = PeerView {
+            trust_domain: "2b.consul".parse().expect("a trust domain"),
+            datacenter: "dc2".parse().expect("a label"),
+            roots: Vec::new(),
+            calls_us: "east".parse().expect("a label"),
+            is_live: false,
+            gateways: Vec::new(),
+        };
+        let exported =
+            [("web", vec![endpoint("n1", "10.2.0.1", false, Passing, &["v1"])]), ("gone", vec![])];
+        let imports = exported.into_iter().map(|(name, endpoints)| {
+            let service: ServiceName = name.parse().expect("a label");
+            let chain = chain::compile(&Entries::default(), None, &service);
+            let seen = ServiceView {
+                peer: Some(west.clone()),
+                ..ServiceView::alone(chain, endpoints.into(), Index::default())
+            };
+            (PeerService { peer: west.clone(), service }, Arc::new(seen))
+        });
+        let trust = Trust {
+            trust_domain: "1b.consul".parse().expect("a trust domain"),
+            datacenter: "dc1".parse().expect("a label"),
+            roots: Vec::new(),
+            default_action: Action::Deny,
+        };
         View {
+            trust: Some(Arc::new(trust)),
+            imports: imports.collect(),
+            peers: Arc::new([(west.clone(), peer)].into()),
             services: services.collect(),
             nodes: nodes.into_iter().map(|(n, v)| (n.parse().expect("a segment"), v)).collect(),
             ..View::default()
@@ -905,6 +1017,7 @@ mod tests {
             }
             Outcome::Needs(Want::Service(name)) => format!("needs service {name}"),
             Outcome::Needs(Want::Node(name)) => format!("needs node {name}"),
+            Outcome::Needs(Want::Import(key)) => format!("needs import {key}"),
             Outcome::Outside => "outside".to_owned(),
             Outcome::Unplaced => "unplaced".to_owned(),
         }
@@ -939,7 +1052,38 @@ mod tests {
             ("web.service.dc1.consul", A, "ok 10.0.0.1 10.0.0.2", "a location"),
             ("web.service.dc1.dc.consul", A, "ok 10.0.0.1 10.0.0.2", "a marked location"),
             ("web.service.dc2.consul", A, "nx", "another datacenter is not known here"),
-            ("web.service.dc1.peer.consul", A, "nx", "there are no peers"),
+            ("web.service.dc1.peer.consul", A, "nx", "a datacenter is no peer"),
+            ("web.service.west.peer.consul", A, "ok 10.2.0.1", "a peer's service"),
+            ("Web.Service.West.Peer.consul", A, "ok 10.2.0.1", "in any case"),
+            ("v1.web.service.west.peer.consul", A, "ok 10.2.0.1", "with a tag"),
+            ("v2.web.service.west.peer.consul", A, "nx", "with a tag that none has"),
+            ("web.service.west.peer.consul", Any, "ok 10.2.0.1", "ANY"),
+            ("web.service.west.peer.consul", Aaaa, "ok", "of the other family"),
+            (
+                "web.service.west.peer.consul",
+                Srv,
+                "ok srv/10/8080/10.2.0.1.addr/10.2.0.1",
+                "a peer's nodes have no names here",
+            ),
+            (
+                "_web._v1.service.west.peer.consul",
+                Srv,
+                "ok srv/10/8080/10.2.0.1.addr/10.2.0.1",
+                "RFC 2782",
+            ),
+            ("gone.service.west.peer.consul", A, "nx", "the peer exports none"),
+            ("own.service.west.peer.consul", A, "needs import own.west", "not in the view"),
+            ("web.service.east.peer.consul", A, "nx", "no such peer"),
+            ("bad_name.service.west.peer.consul", A, "nx", "no service can be called so"),
+            ("web.service.west.consul", A, "nx", "a peer's name alone is no location"),
+            ("web.service.west.dc.consul", A, "nx", "nor is it a datacenter"),
+            ("web.service.dc1.west.peer.consul", A, "nx", "one location at a time"),
+            ("web.connect.west.peer.consul", A, "nx", "a peer tells of services"),
+            ("n1.node.west.peer.consul", A, "nx", "and not of nodes"),
+            ("peer.consul", A, "ok", "a branch, for minimising resolvers"),
+            ("west.peer.consul", A, "ok", "and the peer"),
+            ("service.west.peer.consul", A, "ok", "and its keyword"),
+            ("east.peer.consul", A, "nx", "and no other peer"),
             ("web.service.x.dc1.dc.consul", A, "nx", "too long a location"),
             ("v1.web.service.consul", A, "ok 10.0.0.1", "a tag"),
             ("V2.web.service.consul", A, "ok 10.0.0.2", "a tag in any case"),
@@ -1038,6 +1182,18 @@ mod tests {
         let (zone, view) = (zone(), view());
         for (name, kind, expected, why) in cases {
             assert_eq!(ask_in(&zone, &view, name, kind), expected, "{name} {kind:?}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_view_that_knows_nothing_yet_is_waited_for() {
+        let cases = [
+            ("web.service", "needs service web"),
+            ("db.service.west.peer", "needs import db.west"),
+        ];
+        for (name, expected) in cases {
+            let asked = ask_in(&zone(), &View::default(), &format!("{name}.consul"), Kind::A);
+            assert_eq!(asked, expected);
         }
     }
 

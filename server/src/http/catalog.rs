@@ -17,12 +17,16 @@ use hawser_core::state::{Command, NodeChanges, State, Topic};
 
 use super::ask::{Ask, Draw, Found, Plan};
 use super::encode;
+use super::imports::{self, Socket};
 
 pub(crate) fn datacenters<'a>(ask: &'a Ask, _: &'a State) -> Result<Found<'a>, ApiError> {
     Ok(Found::new(ask, Index(1), [], || [ask.datacenter.as_str()]))
 }
 
 pub(crate) fn nodes<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    if imports::peer(ask).is_some() {
+        return Ok(imports::nodes(ask, state));
+    }
     let catalog = state.catalog();
     Ok(Found::list(ask, catalog.nodes_index(), [Topic::Nodes], move || {
         catalog
@@ -34,6 +38,9 @@ pub(crate) fn nodes<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
 }
 
 pub(crate) fn services<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    if imports::peer(ask).is_some() {
+        return Ok(imports::services(ask, state));
+    }
     let catalog = state.catalog();
     let (mut index, mut topics) = (catalog.names_index(), vec![Topic::Names]);
     if !ask.options.node_meta.is_empty() || ask.options.filter.is_some() {
@@ -68,11 +75,17 @@ fn is_wanted_instance(ask: &Ask, catalog: &Catalog, node: &NodeName, row: &Row<I
 }
 
 pub(crate) fn service<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
-    instances(ask, state, encode::node_service_of)
+    match imports::peer(ask) {
+        Some(_) => Ok(imports::instances(ask, state, Socket::Application)),
+        None => instances(ask, state, encode::node_service_of),
+    }
 }
 
 pub(crate) fn connect<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
-    instances(ask, state, encode::sidecar)
+    match imports::peer(ask) {
+        Some(_) => Ok(imports::instances(ask, state, Socket::Mesh)),
+        None => instances(ask, state, encode::sidecar),
+    }
 }
 
 /// Which of an instance's shapes is listed, if any.

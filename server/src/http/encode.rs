@@ -1,10 +1,12 @@
 //! The state under Consul's names: pure, so that every reply can be tested without a cluster.
 
+use std::net::IpAddr;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hawser_api::json;
 use hawser_core::ca::{Authority, Root};
-use hawser_core::catalog::{Catalog, Check, Instance, Meta, Node, Placed, Row};
+use hawser_core::catalog::{Catalog, Check, Instance, Locality, Meta, Node, Placed, Row};
 use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::intention::Intention;
 use hawser_core::name::{Datacenter, NodeName};
@@ -15,21 +17,27 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 /// A host.
 pub(crate) fn node(row: &Row<Node>, datacenter: &Datacenter) -> json::Node {
     let Node { name, id, address, locality, meta, .. } = &*row.value;
-    let has_locality = locality.region.is_some() || locality.zone.is_some();
     json::Node {
         id: id.to_string(),
         node: name.to_string(),
         address: address.to_string(),
         datacenter: datacenter.to_string(),
-        tagged_addresses: tagged_addresses(&row.value),
+        tagged_addresses: tagged_addresses(*address),
         meta: pairs(meta),
-        locality: has_locality.then(|| json::Locality {
-            region: locality.region.as_deref().unwrap_or_default().to_owned(),
-            zone: locality.zone.as_deref().unwrap_or_default().to_owned(),
-        }),
+        locality: self::locality(locality),
+        peer_name: String::new(),
         create_index: row.created.0,
         modify_index: row.modified.0,
     }
+}
+
+/// Where a host stands, as far as it said.
+pub(crate) fn locality(place: &Locality) -> Option<json::Locality> {
+    let Locality { region, zone } = place;
+    (region.is_some() || zone.is_some()).then(|| json::Locality {
+        region: region.as_deref().unwrap_or_default().to_owned(),
+        zone: zone.as_deref().unwrap_or_default().to_owned(),
+    })
 }
 
 /// An instance's application.
@@ -61,21 +69,25 @@ pub(crate) fn node_service_of(row: &Row<Instance>) -> Option<json::NodeService> 
 /// An instance's place in the mesh, as the sidecar that Consul would have registered; none when it
 /// is outside the mesh.
 pub(crate) fn sidecar(row: &Row<Instance>) -> Option<json::NodeService> {
-    let instance = &*row.value;
-    let port = instance.mesh_port?;
-    Some(json::NodeService {
+    let port = row.value.mesh_port?;
+    Some(sidecar_of(node_service(row), port))
+}
+
+/// The sidecar that Consul would have registered for `application`, listening on `port`.
+pub(crate) fn sidecar_of(application: json::NodeService, port: u16) -> json::NodeService {
+    json::NodeService {
         kind: "connect-proxy".to_owned(),
-        id: format!("{}{SIDECAR_SUFFIX}", instance.id),
-        service: format!("{}{SIDECAR_SUFFIX}", instance.service),
+        id: format!("{}{SIDECAR_SUFFIX}", application.id),
+        service: format!("{}{SIDECAR_SUFFIX}", application.service),
         port,
         proxy: json::ServiceProxy {
-            destination_service_name: instance.service.to_string(),
-            destination_service_id: instance.id.to_string(),
+            destination_service_name: application.service.clone(),
+            destination_service_id: application.id.clone(),
             local_service_address: "127.0.0.1".to_owned(),
-            local_service_port: instance.port,
+            local_service_port: application.port,
         },
-        ..node_service(row)
-    })
+        ..application
+    }
 }
 
 /// An instance's application, or its sidecar, with its node and checks.
@@ -102,7 +114,11 @@ pub(crate) fn service_node(
     service: json::NodeService,
     datacenter: &Datacenter,
 ) -> json::ServiceNode {
-    let host = node(host, datacenter);
+    flat(node(host, datacenter), service)
+}
+
+/// An instance, flat with its node.
+pub(crate) fn flat(host: json::Node, service: json::NodeService) -> json::ServiceNode {
     json::ServiceNode {
         id: host.id,
         node: host.node,
@@ -122,6 +138,7 @@ pub(crate) fn service_node(
         service_enable_tag_override: service.enable_tag_override,
         service_proxy: service.proxy,
         service_connect: service.connect,
+        peer_name: service.peer_name,
         create_index: service.create_index,
         modify_index: service.modify_index,
     }
@@ -149,6 +166,7 @@ pub(crate) fn health_check(
         timeout: String::new(),
         exposed_port: 0,
         definition: json::CheckRun::default(),
+        peer_name: String::new(),
         create_index: row.created.0,
         modify_index: row.modified.0,
     }
@@ -271,9 +289,10 @@ fn subject_key_id(der: &[u8]) -> Option<String> {
     })
 }
 
-fn tagged_addresses(node: &Node) -> json::Pairs {
-    let family = if node.address.is_ipv4() { "ipv4" } else { "ipv6" };
-    let address = node.address.to_string();
+/// An address under the names that clients look for.
+pub(crate) fn tagged_addresses(address: IpAddr) -> json::Pairs {
+    let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
+    let address = address.to_string();
     ["lan".to_owned(), "wan".to_owned(), format!("lan_{family}"), format!("wan_{family}")]
         .into_iter()
         .map(|tag| (tag, address.clone()))

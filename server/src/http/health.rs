@@ -8,13 +8,20 @@ use hawser_core::state::{State, Topic};
 
 use super::ask::{Ask, Found};
 use super::encode;
+use super::imports::{self, Socket};
 
 pub(crate) fn service<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
-    entries(ask, state, encode::node_service_of)
+    match imports::peer(ask) {
+        Some(_) => Ok(imports::health(ask, state, Socket::Application)),
+        None => entries(ask, state, encode::node_service_of),
+    }
 }
 
 pub(crate) fn connect<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
-    entries(ask, state, encode::sidecar)
+    match imports::peer(ask) {
+        Some(_) => Ok(imports::health(ask, state, Socket::Mesh)),
+        None => entries(ask, state, encode::sidecar),
+    }
 }
 
 fn entries<'a>(
@@ -58,6 +65,9 @@ pub(crate) fn node<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiE
 }
 
 pub(crate) fn checks<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    if imports::peer(ask).is_some() {
+        return Ok(imports::checks(ask, state));
+    }
     let catalog = state.catalog();
     let Some(name) = ask.service() else {
         let none = Vec::<json::HealthCheck>::new;

@@ -5,6 +5,7 @@
 
 mod ask;
 mod encode;
+mod imports;
 mod catalog;
 mod health;
 mod connect;
@@ -104,6 +105,7 @@ async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiE
     let query = Query::parse(head.uri.query().unwrap_or_default())?;
     let options = match handler {
         Handler::Read(_) => QueryOptions::with_filter(&query)?,
+        Handler::ReadOrPeer(_) => QueryOptions::with_peer(&query)?,
         _ => QueryOptions::from_query(&query)?,
     };
     let datacenter = handle.identity.datacenter().clone();
@@ -116,7 +118,7 @@ async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiE
     });
     let ask = Ask { params, query, options, datacenter, body, from };
     match handler {
-        Handler::Read(look) => read(handle, &ask, look).await,
+        Handler::Read(look) | Handler::ReadOrPeer(look) => read(handle, &ask, look).await,
         Handler::Write(plan) => write(handle, &ask, plan).await,
         Handler::Other(reply) => {
             let (status, body) = reply(handle.clone(), ask).await?;
@@ -304,10 +306,11 @@ const WAITING_MAX: usize = 65_536;
 
 #[cfg(test)]
 mod tests {
-    use hawser_core::catalog::{Check, EXTERNAL_META, Instance, Node};
+    use hawser_core::catalog::{Check, EXTERNAL_META, Endpoint, Instance, Node, Protocol};
     use hawser_core::clock::{Stamp, UnixTime};
     use hawser_core::health::Status;
     use hawser_core::intention::Action;
+    use hawser_core::peering::{Import, PeerState, PeerUpdate, Peering, Remote};
     use hawser_core::state::{Cluster, Command, NodeChanges};
     use serde_json::{Value, json};
 
@@ -384,7 +387,7 @@ mod tests {
 
     fn ask(path: &str, params: Vec<String>, body: &str) -> Result<Ask, ApiError> {
         let query = Query::parse(path.split_once('?').map_or("", |(_, query)| query))?;
-        let options = QueryOptions::with_filter(&query)?;
+        let options = QueryOptions::with_peer(&query)?;
         let datacenter = "dc1".parse().expect("a datacenter");
         Ok(Ask {
             params,
@@ -408,7 +411,9 @@ mod tests {
 
     fn get(state: &State, path: &str) -> Result<(Index, Value), ApiError> {
         let (handler, params) = find(&Method::GET, path)?;
-        let Handler::Read(look) = handler else { panic!("{path} is no read of the state") };
+        let (Handler::Read(look) | Handler::ReadOrPeer(look)) = handler else {
+            panic!("{path} is no read of the state")
+        };
         match attempt(&ask(path, params, "")?, state, look, None)? {
             Seen::New { index, answer, .. } => {
                 Ok((index, serde_json::from_slice(&answer?).expect("JSON")))
@@ -567,7 +572,7 @@ mod tests {
     fn a_read_waits_for_what_is_newer_and_for_nothing_else() {
         let state = state();
         let (handler, params) = find(&Method::GET, "/v1/health/service/web").expect("a route");
-        let Handler::Read(look) = handler else { panic!("a read") };
+        let Handler::ReadOrPeer(look) = handler else { panic!("a read") };
         let ask = ask("", params, "").expect("good");
         let (index, _) = get(&state, "/v1/health/service/web").expect("good");
         let older = Index(index.0 - 1);
@@ -730,6 +735,136 @@ mod tests {
         assert_eq!(get(&state, exact).expect("good").1["SourcePeer"], "east");
         write(&mut state, &delete, exact, &Value::Null).expect("removed");
         assert_eq!(get(&state, exact).expect_err("gone").status(), 404);
+    }
+
+    /// A peer `west` that exports `api` with a passing and a critical instance, and `db`.
+    fn exporting(state: &mut State) {
+        let remote = Remote {
+            peering: "2b-1".into(),
+            trust_domain: "2b.consul".parse().expect("a trust domain"),
+            datacenter: "dc2".parse().expect("a name"),
+            calls_us: "east".parse().expect("a name"),
+            server_roots: Vec::new(),
+            roots: Vec::new(),
+            servers: Vec::new(),
+            gateways: Vec::new(),
+            rtt_ms: None,
+        };
+        let peering = Peering {
+            id: "1f-1".into(),
+            name: "west".parse().expect("a name"),
+            meta: Default::default(),
+            state: PeerState::Active,
+            invitation: None,
+            remote: Some(remote),
+        };
+        apply(state, Command::PutPeering(peering)).expect("a peering");
+        let far = |node: &str, last: u8, status, tag: &str| Endpoint {
+            node: node.parse().expect("a name"),
+            instance: format!("{node}-1").parse().expect("an id"),
+            address: [10, 2, 0, last].into(),
+            has_own_address: false,
+            port: 80,
+            mesh: (last < 9).then(|| ([10, 2, 0, last], 21000).into()),
+            locality: Default::default(),
+            tags: [tag.into()].into(),
+            weights: Default::default(),
+            status,
+        };
+        let api =
+            vec![far("far-a", 1, Status::Passing, "v1"), far("far-b", 2, Status::Critical, "v2")];
+        export(state, vec![("api", api), ("db", vec![far("far-c", 9, Status::Passing, "")])], &[]);
+    }
+
+    fn export(state: &mut State, put: Vec<(&str, Vec<Endpoint>)>, drop: &[&str]) {
+        let import = |(name, endpoints): (&str, Vec<Endpoint>)| Import {
+            service: name.parse().expect("a name"),
+            protocol: Protocol::Http,
+            endpoints: endpoints.into(),
+        };
+        let update = PeerUpdate {
+            name: "west".parse().expect("a name"),
+            id: "1f-1".into(),
+            remote: None,
+            is_snapshot: false,
+            put: put.into_iter().map(import).collect(),
+            drop: drop.iter().map(|name| name.parse().expect("a name")).collect(),
+        };
+        apply(state, Command::SyncPeer(update)).expect("what it exports");
+    }
+
+    #[test]
+    fn what_a_peer_exports_is_read_by_its_name() {
+        let mut state = state();
+        exporting(&mut state);
+        let cases = [
+            // path, what each item is picked by, expected, why
+            ("health/service/api?peer=west", "/Service/ID", vec!["far-a-1", "far-b-1"], "all"),
+            ("health/service/api?peer=west&passing", "/Node/Node", vec!["far-a"], "only passing"),
+            ("health/service/api?peer=west&tag=v2", "/Checks/0/Status", vec!["critical"], "by tag"),
+            (
+                "health/service/api?peer=west&filter=Node.PeerName+==+east",
+                "/Node",
+                vec![],
+                "filter",
+            ),
+            ("health/service/api?peer=east", "/Node", vec![], "an unknown peer is empty"),
+            ("health/service/api?peer=No%20Peer", "/Node", vec![], "an impossible one, too"),
+            ("health/service/web?peer=west", "/Node", vec![], "one's own is not the peer's"),
+            ("health/service/api", "/Node", vec![], "nor the peer's one's own"),
+            ("health/service/api?peer=west&node-meta=a:b", "/Node", vec![], "no meta is told"),
+            ("health/connect/db?peer=west", "/Service/ID", vec![], "outside the mesh"),
+            ("health/checks/db?peer=west", "/CheckID", vec!["far-c-1:overall-check"], "one each"),
+            ("catalog/service/api?peer=west", "/PeerName", vec!["west", "west"], "flat"),
+            ("catalog/connect/db?peer=west", "/PeerName", vec![], "outside the mesh"),
+            ("catalog/nodes?peer=west", "/Node", vec!["far-a", "far-b", "far-c"], "by name"),
+            ("catalog/nodes?peer=west&filter=Address+==+10.2.0.9", "/Node", vec!["far-c"], "some"),
+            ("catalog/nodes?peer=east", "/Node", vec![], "an unknown peer is empty"),
+        ];
+        for (path, pointer, expected, why) in &cases {
+            let (index, list) = get(&state, &format!("/v1/{path}")).expect(path);
+            assert_eq!(pick(&list, pointer), *expected, "{path}: {why}");
+            assert!(index > Index(0), "{path}: an index is never zero");
+        }
+        let (_, found) = get(&state, "/v1/health/connect/api?peer=west").expect("good");
+        let (node, service) = (&found[0]["Node"], &found[0]["Service"]);
+        assert_eq!((&node["Address"], &node["Datacenter"]), (&json!("10.2.0.1"), &json!("dc2")));
+        assert_eq!((&node["PeerName"], &service["PeerName"]), (&json!("west"), &json!("west")));
+        assert_eq!((&service["Kind"], &service["Port"]), (&json!("connect-proxy"), &json!(21000)));
+        let (_, services) = get(&state, "/v1/catalog/services?peer=west").expect("good");
+        assert_eq!(services, json!({ "api": ["v1", "v2"], "db": [""] }));
+        let path = "/v1/catalog/services?peer=west&filter=ServiceTags+contains+v1";
+        assert_eq!(get(&state, path).expect("good").1, json!({ "api": ["v1"] }));
+        let own = get(&state, "/v1/catalog/services").expect("good").1;
+        assert_eq!(own, json!({ "db": [], "web": ["blue", "v1", "v2"] }));
+    }
+
+    #[test]
+    fn a_reader_of_a_peer_waits_for_that_service_and_never_goes_back() {
+        let mut state = state();
+        exporting(&mut state);
+        let paths = [
+            "/v1/health/service/api?peer=west",
+            "/v1/health/service/db?peer=west",
+            "/v1/catalog/services?peer=west",
+            "/v1/health/service/db",
+        ];
+        let indexes = |state: &State| paths.map(|path| get(state, path).expect(path).0);
+        let first = indexes(&state);
+        export(&mut state, Vec::new(), &["api"]);
+        let second = indexes(&state);
+        assert!(second[0] > first[0] && second[2] > first[2], "it is gone: {second:?}");
+        assert_eq!((second[1], second[3]), (first[1], first[3]), "the others are as before");
+        assert_eq!(get(&state, paths[0]).expect("good").1, json!([]));
+        export(&mut state, vec![("api", Vec::new())], &[]);
+        assert!(indexes(&state)[0] > second[0], "it is back");
+        let (handler, params) = find(&Method::GET, "/v1/health/service/api").expect("a route");
+        let Handler::ReadOrPeer(look) = handler else { panic!("a read") };
+        let ask = ask(paths[0], params, "").expect("good");
+        let Ok(Seen::Old(topics)) = attempt(&ask, &state, look, Some(state.applied())) else {
+            panic!("nothing is newer")
+        };
+        assert_eq!(topics, [Topic::Import("api".parse().expect("a name"))].into());
     }
 
     #[test]

@@ -16,6 +16,8 @@ use crate::Handle;
 pub(crate) enum Handler {
     /// A read of the state; blocks when asked to.
     Read(for<'a> fn(&'a Ask, &'a State) -> Result<Found<'a>, ApiError>),
+    /// A read of the state that can also tell of what a peer exports.
+    ReadOrPeer(for<'a> fn(&'a Ask, &'a State) -> Result<Found<'a>, ApiError>),
     /// A write, planned on the state.
     Write(fn(&Ask, &State, &Draw) -> Result<Plan, ApiError>),
     /// Anything else.
@@ -110,18 +112,18 @@ macro_rules! routes {
 /// The endpoints, the more specific of two that match first.
 pub(crate) const ROUTES: &[Route] = routes![
     GET "catalog/datacenters" Read(catalog::datacenters),
-    GET "catalog/nodes" Read(catalog::nodes),
-    GET "catalog/services" Read(catalog::services),
-    GET "catalog/service/:" Read(catalog::service),
-    GET "catalog/connect/:" Read(catalog::connect),
+    GET "catalog/nodes" ReadOrPeer(catalog::nodes),
+    GET "catalog/services" ReadOrPeer(catalog::services),
+    GET "catalog/service/:" ReadOrPeer(catalog::service),
+    GET "catalog/connect/:" ReadOrPeer(catalog::connect),
     GET "catalog/node/:" Read(catalog::node),
     GET "catalog/node-services/:" Read(catalog::node_services),
     PUT "catalog/register" Write(catalog::register),
     PUT "catalog/deregister" Write(catalog::deregister),
-    GET "health/service/:" Read(health::service),
-    GET "health/connect/:" Read(health::connect),
+    GET "health/service/:" ReadOrPeer(health::service),
+    GET "health/connect/:" ReadOrPeer(health::connect),
     GET "health/node/:" Read(health::node),
-    GET "health/checks/:" Read(health::checks),
+    GET "health/checks/:" ReadOrPeer(health::checks),
     GET "health/state/:" Read(health::state),
     GET "connect/ca/roots" Read(connect::roots),
     GET "connect/ca/configuration" Read(connect::configuration),
