@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::connection::Connection;
 use super::{
-    agent_calls, catalog, connect, entries, intention, map, members, operator, services, token,
+    agent_calls, catalog, connect, entries, intention, kv, map, members, operator, services, token,
 };
 
 /// A command that is a client of the API.
@@ -23,6 +23,8 @@ pub(crate) enum Ask {
     Intention(With<intention::Arguments>),
     /// Read and write config entries.
     Config(With<entries::Arguments>),
+    /// Read and write the key-value store.
+    Kv(With<kv::Arguments>),
     /// Look at the authority that certifies services.
     Connect(With<connect::Arguments>),
     /// Look after the servers.
@@ -84,6 +86,7 @@ async fn answer(ask: Ask) -> Result<ExitCode> {
         Ask::Services(with) => with_client!(with, services::run),
         Ask::Intention(with) => with_client!(with, intention::run),
         Ask::Config(with) => with_client!(with, entries::run),
+        Ask::Kv(with) => with_client!(with, kv::run),
         Ask::Connect(with) => with_client!(with, connect::run),
         Ask::Operator(with) => with_client!(with, operator::run),
         Ask::Token(with) => with_client!(with, token::run),
@@ -145,6 +148,14 @@ mod tests {
             "hawser operator raft list-peers -stale",
             "hawser token create --node vm-1 -http-addr http://127.0.0.1:8500",
             "hawser join-token -node vm-1 -ttl 5m",
+            "hawser kv get -recurse -detailed app/",
+            "hawser kv get -keys -separator=: -stale",
+            "hawser kv put -cas -modify-index=7 -flags=42 app/a @value",
+            "hawser kv put -acquire -session=s lock",
+            "hawser kv put lock -",
+            "hawser kv delete -recurse app/",
+            "hawser kv export app/",
+            "hawser kv import -prefix=new/ @dump.json",
             "hawser connect ca get-config",
             "hawser connect ca roots -format=json",
             "hawser map -minutes 10 -format json",
@@ -168,6 +179,8 @@ mod tests {
             "hawser services register web.hcl -name=web",
             "hawser services deregister",
             "hawser config write -cas web.hcl",
+            "hawser kv put -acquire lock",
+            "hawser kv delete -cas app/a",
             "hawser config read -kind service-defaults",
             "hawser map -minutes 0",
             "hawser token create",

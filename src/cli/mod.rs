@@ -19,6 +19,7 @@ mod input;
 mod intention;
 mod join;
 mod keygen;
+mod kv;
 mod map;
 mod members;
 mod operator;

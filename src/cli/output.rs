@@ -56,8 +56,16 @@ pub(crate) fn print_json<T: Serialize>(value: &T) -> Result<()> {
 /// # Errors
 /// Standard output that cannot be written.
 pub(crate) fn print(text: &str) -> Result<()> {
+    print_octets(text.as_bytes())
+}
+
+/// As [`print`], for values that need be no text.
+///
+/// # Errors
+/// Standard output that cannot be written.
+pub(crate) fn print_octets(octets: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(octets).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(error).context("writing to standard output")
         }
