@@ -17,6 +17,7 @@ mod systemd;
 mod powercut;
 mod terraform;
 mod aws;
+mod clients;
 mod ci;
 
 #[derive(Parser)]
@@ -51,6 +52,8 @@ enum Chore {
     },
     /// The real binary against moto, an AWS on loopback that checks signatures (needs PyPI once).
     Aws,
+    /// Clients of Consul that people have, against the real binary (needs PyPI once).
+    Clients,
     /// Cut the power under the server's store, again and again (needs root).
     Powercut {
         /// How many cuts.
@@ -102,6 +105,7 @@ fn main() -> Result<()> {
         Chore::Systemd { package } => systemd::run(&root, package),
         Chore::Terraform { without, binary } => terraform::run(&root, &without, binary),
         Chore::Aws => aws::run(&root),
+        Chore::Clients => clients::run(&root),
         Chore::Powercut { cuts } => powercut::run(&root, cuts),
     }
 }
