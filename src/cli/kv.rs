@@ -312,7 +312,7 @@ fn data(argument: &str) -> Result<Vec<u8>> {
 
 /// Where a key is: its slashes stay, so that folders are readable in logs.
 fn path(key: &str) -> String {
-    let parts: Vec<String> = key.split('/').map(|part| segment(part).to_string()).collect();
+    let parts: Vec<String> = key.split('/').map(segment).collect();
     format!("/v1/kv/{}", parts.join("/"))
 }
 
