@@ -85,8 +85,7 @@ impl Workshop {
             }),
             "apply" => self.each(&["examples"], |shop, folder| {
                 shop.apply(folder, EXAMPLE, &[])?;
-                let more = ALSO.into_iter().filter(|file| folder.join(file).exists());
-                more.into_iter().try_for_each(|file| shop.apply(folder, file, &[]))
+                if folder.join(ALSO).exists() { shop.apply(folder, ALSO, &[]) } else { Ok(()) }
             }),
             "boot" => self.boot(),
             "checkov" => shown(Command::new(self.shop.join("checkov/bin/checkov")).args([
@@ -182,6 +181,27 @@ impl Workshop {
             rustix::process::geteuid().is_root(),
             "booting needs root, for network namespaces: `--without boot` leaves it out"
         );
+        let rig = self.rig()?;
+        let install = format!(
+            "-var=install={{url=\"s3://example-artifacts/hawser\",sha256=\"{}\"}}",
+            sha256(&rig.join("hawser"))?
+        );
+        for (example, file) in BOOTED {
+            self.render(example, EXAMPLE, std::slice::from_ref(&install), &rig.join(file))?;
+        }
+        let mut rendered = Vec::new();
+        for variables in [EXAMPLE, ALSO] {
+            let state = rig.join(variables).with_extension("json");
+            self.render(ASKED, variables, &[], &state)?;
+            rendered.push(state);
+        }
+        let mut ask = self.python();
+        shown(ask.arg(self.check("configs.py")).arg(rig.join("hawser")).args(rendered))?;
+        shown(self.python().arg(self.check("boot.py")).arg(&rig))
+    }
+
+    /// An empty folder with the binary in it.
+    fn rig(&self) -> Result<PathBuf> {
         let built = match &self.binary {
             Some(binary) => binary.clone(),
             None => {
@@ -194,23 +214,21 @@ impl Workshop {
             std::fs::remove_dir_all(&rig)?;
         }
         std::fs::create_dir_all(&rig)?;
-        let binary = rig.join("hawser");
         // Without what a debugger needs: each of the VMs downloads it.
         let mut strip = Command::new("strip");
-        shown(strip.arg("-o").arg(&binary).arg(&built)).context("stripping the binary")?;
-        let install = format!(
-            "-var=install={{url=\"s3://example-artifacts/hawser\",sha256=\"{}\"}}",
-            sha256(&binary)?
-        );
-        for (example, file) in BOOTED {
-            let folder = self.sources.join("examples").join(example);
-            self.apply(&folder, EXAMPLE, std::slice::from_ref(&install))?;
-            let mut command = self.terraform(&folder);
-            let printed = command.args(["show", "-json"]).arg(self.state(&folder)).output()?;
-            ensure!(printed.status.success(), "{example}: its state cannot be shown");
-            std::fs::write(rig.join(file), printed.stdout)?;
-        }
-        shown(self.python().arg(self.check("boot.py")).arg(&rig))
+        shown(strip.arg("-o").arg(rig.join("hawser")).arg(&built))
+            .context("stripping the binary")?;
+        Ok(rig)
+    }
+
+    /// Applies an example to nothing, and writes the state that this leaves to `file`, as JSON.
+    fn render(&self, example: &str, variables: &str, inputs: &[String], file: &Path) -> Result<()> {
+        let folder = self.sources.join("examples").join(example);
+        self.apply(&folder, variables, inputs)?;
+        let mut command = self.terraform(&folder);
+        let printed = command.args(["show", "-json"]).arg(self.state(&folder)).output()?;
+        ensure!(printed.status.success(), "{example}: its state cannot be shown");
+        std::fs::write(file, printed.stdout).with_context(|| file.display().to_string())
     }
 
     fn each(&self, kinds: &[&str], work: impl Fn(&Self, &Path) -> Result<()>) -> Result<()> {
@@ -292,6 +310,9 @@ const NEED_TERRAFORM: [&str; 5] = ["fmt", "validate", "test", "apply", "boot"];
 const BOOTED: [(&str, &str); 2] =
     [("one-region-vms", "vms.json"), ("ecs-fargate-service", "tasks.json")];
 
-/// What each example is applied with, and what one of them is applied with besides.
+/// The example with gateways, whose configurations the binary is asked about.
+const ASKED: &str = "two-regions";
+
+/// What each example is applied with, and what the one with gateways is applied with besides.
 const EXAMPLE: &str = "example.tfvars";
-const ALSO: [&str; 1] = ["public.tfvars"];
+const ALSO: &str = "public.tfvars";
