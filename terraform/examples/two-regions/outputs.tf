@@ -17,7 +17,13 @@ output "gateways" {
 output "steps" {
   description = "What to do once this is applied: print it by terraform output -raw steps."
   value = templatefile("${path.module}/steps.txt.tftpl", {
-    east = { region = var.east.region, name = "demo-east", secret = module.east.operator_key_secret }
-    west = { region = var.west.region, name = "demo-west", secret = module.west.operator_key_secret }
+    is_public = !local.is_peered
+    east      = { region = var.east.region, name = "demo-east", secret = module.east.operator_key_secret }
+    west = {
+      region  = var.west.region
+      name    = "demo-west"
+      secret  = module.west.operator_key_secret
+      gateway = module.west_gateway.address
+    }
   })
 }
