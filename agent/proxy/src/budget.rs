@@ -26,19 +26,24 @@ impl Budget {
     ///
     /// `floor` a second are allowed whatever the share, so that a quiet caller can retry at all.
     pub(crate) fn retry(&mut self, now: Duration, percent: u8, floor: u32) -> bool {
+        let allowed = self.has_room(now, percent, floor);
+        if allowed {
+            let bucket = self.bucket(now);
+            bucket.retries = bucket.retries.saturating_add(1);
+        }
+        allowed
+    }
+
+    /// Whether another try might be made, as [`Budget::retry`] would say.
+    pub(crate) fn has_room(&mut self, now: Duration, percent: u8, floor: u32) -> bool {
         let second = now.as_secs();
         let is_recent = |bucket: &&Bucket| bucket.second + WINDOW_SECS as u64 > second;
         let (requests, retries) =
             self.buckets.iter().filter(is_recent).fold((0_u64, 0_u64), |(requests, retries), b| {
                 (requests + u64::from(b.requests), retries + u64::from(b.retries))
             });
-        let bucket = self.bucket(now);
         let is_within = (retries + 1) * 100 <= requests * u64::from(percent);
-        if !is_within && bucket.retries >= floor {
-            return false;
-        }
-        bucket.retries = bucket.retries.saturating_add(1);
-        true
+        is_within || self.bucket(now).retries < floor
     }
 
     fn bucket(&mut self, now: Duration) -> &mut Bucket {

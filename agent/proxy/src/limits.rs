@@ -17,7 +17,7 @@ pub struct Limits {
     pub head: Duration,
     /// Longest time that nothing moves on a TCP connection.
     pub tcp_idle: Duration,
-    /// Longest try of a request while another try is possible.
+    /// Longest try of a request while another try is possible and within the budget.
     pub per_try: Duration,
     /// Most tries after the first.
     pub retries: u8,

@@ -724,14 +724,10 @@ impl Exchange<'_> {
         }
         let mut sender = place.sender();
         let sending = sender.try_send_request(request);
-        let until = per_try.map_or(self.deadline, |span| self.deadline.min(Instant::now() + span));
-        let sent = match tokio::time::timeout_at(until, sending).await {
-            Ok(sent) => sent,
-            Err(_) => {
-                picked.finish(Outcome::Failed);
-                let reason = Reason::RequestTimeout;
-                return Err(Failure { reason, is_unseen: false, answer: None });
-            }
+        let Some(sent) = self.awaited(sending, per_try).await else {
+            picked.finish(Outcome::Failed);
+            let reason = Reason::RequestTimeout;
+            return Err(Failure { reason, is_unseen: false, answer: None });
         };
         let response = match sent {
             Ok(response) => response,
@@ -765,6 +761,29 @@ impl Exchange<'_> {
                 Ok(answer)
             }
         }
+    }
+
+    /// Waits for an answer, no longer than `per_try` where that leaves another try its turn: with the
+    /// budget used up, giving up on a slow answer would only make a failure of it.
+    async fn awaited<T>(
+        &self,
+        sending: impl Future<Output = T>,
+        per_try: Option<Duration>,
+    ) -> Option<T> {
+        let mut sending = std::pin::pin!(sending);
+        if let Some(span) = per_try {
+            let until = self.deadline.min(Instant::now() + span);
+            if let Ok(sent) = tokio::time::timeout_at(until, &mut sending).await {
+                return Some(sent);
+            }
+            let Context { limits, clock, .. } = &*self.port.context;
+            let (percent, floor) = (limits.retry_budget_percent, limits.retry_budget_floor);
+            if self.port.budget.borrow_mut().has_room(clock.now(), percent, floor) {
+                return None;
+            }
+            self.port.pair.retried(false);
+        }
+        tokio::time::timeout_at(self.deadline, sending).await.ok()
     }
 }
 

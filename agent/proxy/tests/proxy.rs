@@ -414,6 +414,20 @@ async fn a_slow_answer_is_waited_for_where_nobody_else_can_give_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_answer_is_waited_for_where_the_budget_has_no_other_try() {
+    let mut world = World::new(Protocol::Http);
+    world.limits.per_try = Duration::from_millis(50);
+    (world.limits.retry_budget_percent, world.limits.retry_budget_floor) = (0, 0);
+    for _ in 0..3 {
+        world.http_slow(Duration::from_millis(300)).await;
+    }
+    world.start().await;
+    for _ in 0..4 {
+        assert_eq!(get(world.outbound, "/").await.status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_that_runs_out_ends_what_it_opened() {
     let mut world = World::new(Protocol::Tcp);
     world.leaf_lifetime = Duration::from_secs(4);
