@@ -13,7 +13,8 @@ that nobody else has.
 Checked: servers find one another by their tag and found one cluster; a role that is not on the
 allow-list is refused; VMs and tasks join by their roles, a fleet's VMs under names of their own; after
 hawser-allow-list on each server the refused one joins; services are in the catalog; the task's health
-check passes; and a server that lost its disk is replaced by a new one of its name.
+check passes; and a server that lost its disk is replaced by a new one of its name, but by none that has
+the key of another cluster.
 """
 
 import base64
@@ -199,12 +200,12 @@ class Rig:
             raise SystemExit("the AWS of this test does not serve")
         return json.loads(line)
 
-    def put(self, parameters):
-        """Changes parameters, as an operator who applies Terraform again."""
+    def put(self, **told):
+        """Changes parameters or the operator key's secret, as an operator does."""
         cloud = self.processes["cloud"]
-        cloud.stdin.write(json.dumps(parameters) + "\n")
+        cloud.stdin.write(json.dumps(told) + "\n")
         cloud.stdin.flush()
-        assert cloud.stdout.readline() == "put\n", "the parameters were not taken"
+        assert cloud.stdout.readline() == "put\n", f"not taken: {told}"
 
     def add_space(self, space):
         run("ip", "netns", "add", space)
@@ -251,13 +252,21 @@ class Rig:
         return node in (self.inside(asked, "hawser", "catalog", "nodes") or "").split()
 
     def replace(self, name, asked):
-        """Ends a server for good, and boots a new one of its name with an empty disk."""
+        """Ends a server for good, and boots new ones of its name with an empty disk: one with a key of
+        another cluster, which must not start, and one with the right key."""
         def voters():
             rows = (self.inside(asked, "hawser", "operator", "raft", "list-peers") or "").splitlines()
             return {row.split()[1] for row in rows[1:] if name in row and "true" in row}
 
-        before = voters()
+        key, before = (self.folder / "operator.key").read_text().strip(), voters()
         self.end(self.processes.pop(name))
+        self.put(secret=run(str(self.folder / "hawser"), "keygen").strip())
+        self.boot(name, "vm.sh")
+        stranger = self.processes.pop(name)
+        self.until(f"{name} does not start with another cluster's key",
+                   lambda: stranger.poll() is not None)
+        assert "this is not the operator key" in self.log(name), self.log(name)
+        self.put(secret=key)
         self.boot(name, "vm.sh")
         self.until(f"{name} is replaced", lambda: len(voters()) == 1 and voters() != before)
 
@@ -352,7 +361,7 @@ def main():
         rig.until(f"{LATE} is refused", lambda: refusal in rig.log(LATE))
         assert not rig.is_member(first, LATE), f"{LATE} is a member"
 
-        rig.put({allow_list: json.dumps(whole)})
+        rig.put(parameters={allow_list: json.dumps(whole)})
         for name in servers:
             rig.until(f"{name} takes the new allow-list", lambda name=name: rig.inside(
                 name, "/usr/local/sbin/hawser-allow-list") is not None)

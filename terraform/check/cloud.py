@@ -7,7 +7,7 @@ PLAN.json says what Terraform would have made: roles with their policies, parame
 key's secret, the program's bucket, instances and tasks with their addresses. Prints one line of JSON
 once it serves: the id of each instance by its name. Listens on port 5000 (every API of AWS) and, told
 apart by who asks, on port 80 (the metadata of instances and of tasks). Each line of its standard
-input, a JSON object, are parameters to put; it ends with its standard input.
+input, a JSON object, are parameters or the secret to put; it ends with its standard input.
 """
 
 import datetime
@@ -46,7 +46,8 @@ class Cloud:
     def fill(self):
         iam, sts, ssm = self.client("iam"), self.client("sts"), self.client("ssm")
         operator = {"Version": "2012-10-17", "Statement": [
-            {"Effect": "Allow", "Action": "ssm:PutParameter", "Resource": "*"}]}
+            {"Effect": "Allow", "Resource": "*",
+             "Action": ["ssm:PutParameter", "secretsmanager:PutSecretValue"]}]}
         given = {**self.plan["roles"], OPERATOR: [json.dumps(operator)]}
         for name, policies in given.items():
             role = iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")["Role"]
@@ -175,7 +176,11 @@ def main():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(json.dumps({one["name"]: one["id"] for one in plan["instances"]}), flush=True)
     for line in sys.stdin:
-        cloud.put(cloud.client("ssm", OPERATOR), json.loads(line))
+        told = json.loads(line)
+        cloud.put(cloud.client("ssm", OPERATOR), told.get("parameters", {}))
+        if "secret" in told:
+            cloud.client("secretsmanager", OPERATOR).put_secret_value(
+                SecretId=plan["secret_name"], SecretString=told["secret"])
         print("put", flush=True)
     os._exit(0)
 
