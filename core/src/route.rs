@@ -122,7 +122,8 @@ fn by_nearness<'a>(
     })
 }
 
-fn weight(endpoint: &Endpoint) -> Option<u16> {
+/// The share of traffic that `endpoint` takes, as healthy as it is; none when it may take none.
+pub fn weight(endpoint: &Endpoint) -> Option<u16> {
     let weight = match endpoint.status {
         Status::Passing => endpoint.weights.passing,
         Status::Warning => endpoint.weights.warning,

@@ -91,7 +91,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             .into_iter()
             .collect(),
     };
-    let (_plans, plan) = watch::channel(Arc::new(Plan { services: vec![local] }));
+    let (_plans, plan) =
+        watch::channel(Arc::new(Plan { services: vec![local], ..Plan::default() }));
     let (_views, view) = watch::channel(Arc::new(view(&arguments, &db)?));
     let config = Config {
         workers: arguments.workers,

@@ -30,6 +30,7 @@ mod pool;
 mod context;
 mod inbound;
 mod outbound;
+mod gateway;
 mod worker;
 
 pub use crate::limits::Limits;
@@ -64,6 +65,21 @@ impl Default for Config {
 pub struct Plan {
     /// The local instances, each with its ports.
     pub services: Vec<LocalService>,
+    /// The mesh gateway; none where this host is none.
+    pub gateway: Option<Gateway>,
+}
+
+/// A mesh gateway: where other clusters' proxies, and one's own on their way there, come in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Gateway {
+    /// The service that it is an instance of.
+    pub service: ServiceName,
+    /// Its id on this host.
+    pub instance: InstanceId,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where the servers of its own cluster listen, for peerings that pass through it.
+    pub servers: Arc<[SocketAddr]>,
 }
 
 /// One local instance.
@@ -106,6 +122,8 @@ pub enum Kind {
     Inbound,
     /// From an application here to other hosts.
     Outbound,
+    /// Between clusters, through the mesh gateway.
+    Gateway,
 }
 
 /// One listener and how it stands.
@@ -133,6 +151,7 @@ pub enum StartError {
 /// The running data plane. Dropping it cuts everything; [`Proxy::drain`] does not.
 pub struct Proxy {
     shared: Arc<report::Shared>,
+    gateway: Arc<gateway::Shared>,
     board: Arc<worker::Board>,
     drain: CancellationToken,
     cut: CancellationToken,
@@ -161,6 +180,7 @@ impl Proxy {
         let workers = config.workers.max(1);
         let mut proxy = Self {
             shared: Arc::new(report::Shared::new(registry, &config.access_log)?),
+            gateway: Arc::new(gateway::Shared::new(registry).map_err(ReportError::Metrics)?),
             board: Arc::default(),
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
@@ -173,6 +193,7 @@ impl Proxy {
                 limits: config.limits.clone(),
                 locality: config.locality.clone(),
                 shared: proxy.shared.clone(),
+                gateway: proxy.gateway.clone(),
                 board: proxy.board.clone(),
                 plans: plans.clone(),
                 views: views.clone(),

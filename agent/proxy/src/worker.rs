@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Monotonic;
 use crate::context::Context;
+use crate::gateway::{self, Gateway};
 use crate::limits::Limits;
 use crate::report::{Local, Reporter};
 use crate::socket;
@@ -81,6 +82,7 @@ pub(crate) struct Start {
     pub(crate) limits: Limits,
     pub(crate) locality: Locality,
     pub(crate) shared: Arc<crate::report::Shared>,
+    pub(crate) gateway: Arc<gateway::Shared>,
     pub(crate) board: Arc<Board>,
     pub(crate) plans: watch::Receiver<Arc<Plan>>,
     pub(crate) views: watch::Receiver<Arc<View>>,
@@ -97,6 +99,7 @@ struct Worker {
     generation: u64,
     identities: BTreeMap<InstanceId, (Arc<Leaf>, Rc<Identity>)>,
     listeners: BTreeMap<Key, Listener>,
+    gateway: Rc<Gateway>,
 }
 
 /// What makes a listener the same one after a change of plan.
@@ -105,7 +108,7 @@ struct Key {
     kind: Kind,
     address: SocketAddr,
     instance: InstanceId,
-    /// The service for inbound, the destination for outbound.
+    /// The service for inbound, the destination for outbound, its own for the gateway.
     subject: ServiceName,
 }
 
@@ -119,6 +122,7 @@ struct Listener {
 enum Port {
     In(Rc<inbound::Port>),
     Out(Rc<outbound::Port>),
+    Gateway(Rc<Gateway>),
 }
 
 /// Runs a worker until it is told to drain and everything has ended, or to cut.
@@ -151,6 +155,7 @@ pub(crate) async fn run(start: Start) {
         generation: 0,
         identities: BTreeMap::new(),
         listeners: BTreeMap::new(),
+        gateway: Rc::new(Gateway::new(context.clone(), start.gateway, start.workers)),
     };
     let (mut plans, mut views) = (start.plans, start.views);
     worker.view(&views.borrow_and_update().clone());
@@ -190,11 +195,10 @@ pub(crate) async fn run(start: Start) {
             _ = tick.tick() => worker.tick(),
         }
     }
-    context.watched.cut_all();
+    worker.cut_all();
     // One turn for what was cut to say so in its records.
     tokio::task::yield_now().await;
     worker.retire();
-    context.report.flush();
 }
 
 impl Worker {
@@ -225,6 +229,7 @@ impl Worker {
             }
         }
         self.context.watched.decide(view);
+        self.gateway.decide(view);
     }
 
     /// Takes over a new plan: what stays is kept, with its connections.
@@ -272,6 +277,7 @@ impl Worker {
                 });
             }
         }
+        wanted.extend(plan.gateway.as_ref().map(|plan| self.plan_gateway(plan)));
         let (board, number) = (&self.board, self.number);
         self.listeners.retain(|key, listener| {
             let stays = wanted.contains(key);
@@ -284,6 +290,21 @@ impl Worker {
         });
         self.identify();
         self.bind();
+    }
+
+    /// Takes over a plan of the gateway, and answers its listener's key.
+    fn plan_gateway(&mut self, plan: &crate::Gateway) -> Key {
+        self.gateway.servers(&plan.servers);
+        let key = Key {
+            kind: Kind::Gateway,
+            address: plan.listen,
+            instance: plan.instance.clone(),
+            subject: plan.service.clone(),
+        };
+        let gateway = &self.gateway;
+        let listener = || Listener::new(Port::Gateway(gateway.clone()));
+        self.listeners.entry(key.clone()).or_insert_with(listener);
+        key
     }
 
     /// Gives every port the identity that its leaf and the roots of now make, where either is new.
@@ -357,14 +378,23 @@ impl Worker {
                 port.sweep();
             }
         }
+        self.gateway.tick();
         self.context.report.flush();
     }
 
+    fn cut_all(&self) {
+        self.context.watched.cut_all();
+        self.gateway.cut_all();
+    }
+
+    /// Takes the listeners down and hands over what was counted.
     fn retire(&mut self) {
         for (key, listener) in std::mem::take(&mut self.listeners) {
             listener.stop.cancel();
             self.board.remove(key.kind, key.address, self.number);
         }
+        self.gateway.flush();
+        self.context.report.flush();
     }
 }
 
@@ -375,17 +405,22 @@ impl Listener {
 }
 
 impl Port {
-    fn reporter(&self) -> Reporter {
+    /// Counts accepted connections up or down.
+    fn connections(&self, context: &Context, change: i64) {
         match self {
-            Self::In(_) => Reporter::Server,
-            Self::Out(_) => Reporter::Client,
+            Self::In(_) => context.report.connections(Reporter::Server, change),
+            Self::Out(_) => context.report.connections(Reporter::Client, change),
+            Self::Gateway(gateway) => gateway.connections(change),
         }
     }
 
-    fn subject(&self) -> &ServiceName {
+    /// Counts a connection that is dropped because there are too many.
+    fn overloaded(&self, context: &Context) {
+        let reason = Reason::Overloaded;
         match self {
-            Self::In(port) => &port.service,
-            Self::Out(port) => &port.destination,
+            Self::In(port) => context.report.refuse(Reporter::Server, &port.service, reason),
+            Self::Out(port) => context.report.refuse(Reporter::Client, &port.destination, reason),
+            Self::Gateway(gateway) => gateway.overloaded(),
         }
     }
 
@@ -398,6 +433,8 @@ impl Port {
                     tracing::error!(%service, %destination, %error, "cannot call");
                 }
             }
+            // It speaks for nobody.
+            Self::Gateway(_) => {}
         }
     }
 }
@@ -421,20 +458,20 @@ async fn accept(context: Rc<Context>, listener: TcpListener, port: Port, stop: C
         };
         if context.connections.get() >= context.connections_max {
             // Dropped at once: nobody is helped by a connection that waits for memory.
-            context.report.refuse(port.reporter(), port.subject(), Reason::Overloaded);
+            port.overloaded(&context);
             continue;
         }
         let (context, port) = (context.clone(), port.clone());
-        let reporter = port.reporter();
         context.connections.set(context.connections.get() + 1);
-        context.report.connections(reporter, 1);
+        port.connections(&context, 1);
         context.clone().tracker.spawn_local(async move {
-            match port {
+            match port.clone() {
                 Port::In(port) => port.serve(socket).await,
                 Port::Out(port) => port.serve(socket).await,
+                Port::Gateway(gateway) => gateway.serve(socket).await,
             }
             context.connections.set(context.connections.get() - 1);
-            context.report.connections(reporter, -1);
+            port.connections(&context, -1);
         });
     }
 }

@@ -120,7 +120,8 @@ impl World {
             let instance = format!("db-{n}").parse().expect("an id");
             Some(LocalService { instance, inbound, ..server.clone() })
         });
-        self.server_plans.send_replace(Arc::new(Plan { services: services.collect() }));
+        self.server_plans
+            .send_replace(Arc::new(Plan { services: services.collect(), ..Plan::default() }));
         self.move_outbound(self.outbound);
         let config = |workers| Config { workers, limits: self.limits.clone(), ..Config::default() };
         let start = |workers, plans: &watch::Sender<_>, registry| {
@@ -142,7 +143,8 @@ impl World {
             inbound: None,
             outbounds: vec![Outbound { destination: name("db"), listen }],
         };
-        self.client_plans.send_replace(Arc::new(Plan { services: vec![client] }));
+        self.client_plans
+            .send_replace(Arc::new(Plan { services: vec![client], ..Plan::default() }));
     }
 
     pub(crate) async fn stop(&mut self) {
