@@ -1,6 +1,7 @@
 //! Configuration: HCL or JSON files with Consul's keys → one raw form → what server and agent run on.
 
 mod aws;
+mod gateway;
 pub(crate) mod ecs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +52,7 @@ pub(crate) struct Raw {
     dns_config: Option<RawDns>,
     proxy: Option<RawProxy>,
     ecs: Option<ecs::RawEcs>,
+    mesh_gateway: Option<gateway::RawGateway>,
     log_level: Option<String>,
     log_json: Option<bool>,
     access_log: Option<String>,
@@ -569,7 +571,6 @@ impl Raw {
         } = basics;
         let client = self.client_addr.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let ports = self.ports.clone().unwrap_or_default();
-        let http = listener("ports.http", ports.http, HTTP_PORT, client)?;
         let dns_listen = listener("ports.dns", ports.dns, DNS_PORT, client)?;
         let locality = self.locality();
         let (services, checks) = self.definitions()?;
@@ -593,7 +594,7 @@ impl Raw {
             data_dir: data_dir.join("agent"),
             advertise,
             bind,
-            http,
+            http: listener("ports.http", ports.http, HTTP_PORT, client)?,
             dns,
             servers,
             join,
@@ -609,6 +610,7 @@ impl Raw {
                 access_log: access_log(self.access_log.as_deref()),
                 locality,
             },
+            gateway: self.gateway(bind, advertise)?,
             mesh_ports,
             drain: span("proxy.drain", proxy.drain.as_deref(), DRAIN)?,
             ecs: None,
@@ -656,6 +658,10 @@ impl Raw {
             node: node.clone(),
             address: advertise,
         })
+    }
+
+    fn gateway(&self, bind: IpAddr, advertise: IpAddr) -> Result<Option<agent::Gateway>> {
+        self.mesh_gateway.as_ref().map(|raw| raw.resolve(bind, advertise)).transpose()
     }
 
     fn locality(&self) -> Locality {
@@ -849,6 +855,10 @@ mod tests {
             (json!({"datacenter": "DC_1"}), "datacenter"),
             (json!({"log_level": "loud"}), "log_level"),
             (json!({"retry_join": []}), "retry_join"),
+            (json!({"mesh_gateway": {"bind": "here"}}), "mesh_gateway.bind"),
+            (json!({"mesh_gateway": {"bind": "0.0.0.0:0"}}), "mesh_gateway.bind"),
+            (json!({"mesh_gateway": {"advertise": "gateway"}}), "mesh_gateway.advertise"),
+            (json!({"mesh_gateway": {"advertise": "0.0.0.0:8443"}}), "mesh_gateway.advertise"),
         ];
         for (file, key) in cases {
             let raw: Raw = serde_json::from_value(file.clone()).expect("known keys");
@@ -865,6 +875,7 @@ mod tests {
             (json!({"node_name": "n", "ports": {"http": "many"}}), Some("ports.http")),
             (json!({"bind_addr": "here"}), Some("bind_addr")),
             (json!({"raft": {"heartbeat": 1}}), Some("raft.heartbeat")),
+            (json!({"mesh_gateway": {"port": 1}}), Some("mesh_gateway.port")),
             (json!({"node_name": "n"}), None),
         ];
         for (file, key) in cases {

@@ -15,7 +15,7 @@ use hawser_aws::{InvalidQuery, Query, is_provider};
 use hawser_core::catalog::{Instance, Locality, Meta};
 use hawser_core::name::{Datacenter, NodeName};
 
-use crate::ecs;
+use crate::{ecs, resolve};
 
 /// One agent.
 pub struct Config {
@@ -52,6 +52,8 @@ pub struct Config {
     pub meta: Meta,
     /// The host's proxy.
     pub proxy: hawser_proxy::Config,
+    /// The mesh gateway that this host is; none where it is none.
+    pub gateway: Option<Gateway>,
     /// The ports that inbound mTLS listeners are given: 21000–21255.
     pub mesh_ports: RangeInclusive<u16>,
     /// How long connections may finish when the agent stops.
@@ -65,6 +67,42 @@ pub struct Config {
     /// The release.
     pub version: &'static str,
 }
+
+/// A mesh gateway, as the host that is one knows it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Gateway {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What other clusters dial, `host:port`.
+    pub advertise: Arc<str>,
+}
+
+impl Gateway {
+    /// Checks `advertise`: an address or DNS name that can be dialled, and a port.
+    ///
+    /// # Errors
+    /// [`InvalidAdvertise`]
+    pub fn new(listen: SocketAddr, advertise: &str) -> Result<Self, InvalidAdvertise> {
+        let (host, port) = resolve::split(advertise).ok_or(InvalidAdvertise)?;
+        let is_label = |label: &str| {
+            let allowed = |octet: u8| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_');
+            (1..=63).contains(&label.len()) && label.bytes().all(allowed)
+        };
+        let is_host = match host.parse::<IpAddr>() {
+            Ok(address) => !address.is_unspecified(),
+            Err(_) => host.len() <= DNS_NAME_OCTETS_MAX && host.split('.').all(is_label),
+        };
+        if port == 0 || !is_host {
+            return Err(InvalidAdvertise);
+        }
+        Ok(Self { listen, advertise: advertise.into() })
+    }
+}
+
+/// A text that no cluster could dial a gateway by.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("use host:port, as other clusters reach the gateway: an IP address or a DNS name")]
+pub struct InvalidAdvertise;
 
 /// Who may declare checks that run programs, with the agent's rights.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -118,4 +156,33 @@ pub enum Join {
     None,
     /// With tokens made as needed.
     Mint(Mint),
+}
+
+const DNS_NAME_OCTETS_MAX: usize = 253;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_advertises_what_can_be_dialled() {
+        let listen = SocketAddr::from(([0, 0, 0, 0], 8443));
+        for (text, is_good) in [
+            ("198.51.100.7:8443", true),
+            ("[2001:db8::7]:8443", true),
+            ("gateway.example.com:443", true),
+            ("nlb-1_a.eu:443", true),
+            ("gateway.example.com", false),
+            ("gateway.example.com:0", false),
+            ("gateway.example.com:70000", false),
+            ("0.0.0.0:8443", false),
+            ("[::]:8443", false),
+            (":8443", false),
+            ("a..b:1", false),
+            ("https://a:1", false),
+            ("a b:1", false),
+        ] {
+            assert_eq!(Gateway::new(listen, text).is_ok(), is_good, "{text:?}");
+        }
+    }
 }

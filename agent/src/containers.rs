@@ -140,9 +140,11 @@ fn report(local: &Local, findings: &[Finding]) {
     }
 }
 
-/// The services that the task's own configuration declares.
+/// The services that the task's own configuration declares. A gateway is the agent itself.
 fn instances(local: &Local) -> Vec<InstanceId> {
-    local.services().iter().map(|held| held.instance.id.clone()).collect()
+    let services = local.services();
+    let applications = services.iter().filter(|held| held.instance.gateway.is_none());
+    applications.map(|held| held.instance.id.clone()).collect()
 }
 
 fn declare_one(local: &Local, instance: &InstanceId, finding: &Finding) {

@@ -10,10 +10,10 @@
 mod clock;
 pub mod monitor;
 pub mod ecs;
+mod resolve;
 pub mod config;
 mod disk;
 mod tls;
-mod resolve;
 mod servers;
 mod metrics;
 mod target;
@@ -49,7 +49,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::config::{Config, InvalidPin, Join, Mint, Pin, ScriptChecks};
+pub use crate::config::{
+    Config, Gateway, InvalidAdvertise, InvalidPin, Join, Mint, Pin, ScriptChecks,
+};
 pub use crate::disk::UnsafeFolder;
 pub use crate::identity::join::{InvalidToken, JoinError};
 pub use crate::local::RegisterError;
@@ -190,7 +192,7 @@ pub struct Agent {
     drain: Duration,
     proxy: Arc<Mutex<Option<Proxy>>>,
     plans: watch::Sender<Arc<Plan>>,
-    plan_leaves: plan::Leaves,
+    planner: plan::Planner,
     asked: Asked,
     ecs: Option<ecs::Config>,
     own_service: Option<Instance>,
@@ -235,7 +237,8 @@ impl Agent {
             ports: config.mesh_ports,
         };
         let (local, refused) = Local::open(rules, folder.clone(), config.services, config.checks)?;
-        let local = Arc::new(declared(local, refused, config.ecs.as_ref()));
+        let local =
+            Arc::new(declared(local, refused, config.gateway.as_ref(), config.ecs.as_ref()));
 
         let view_path = folder.join(VIEW);
         let view = Arc::new(subscribe::kept(&view_path).unwrap_or_default());
@@ -246,9 +249,8 @@ impl Agent {
         let views = watch::Sender::new(view);
         let leaves = watch::Sender::new(leaves::kept(&folder.join(LEAVES)));
 
-        let mut plan_leaves = plan::Leaves::default();
-        let first = plan::plan(&local.services(), &leaves.borrow(), &mut plan_leaves, config.bind);
-        let plans = watch::Sender::new(Arc::new(first));
+        let mut planner = plan::Planner::new(config.bind, config.gateway.as_ref(), &servers);
+        let plans = watch::Sender::new(Arc::new(planner.plan(&local.services(), &leaves.borrow())));
         let proxy = Proxy::start(config.proxy, plans.subscribe(), views.subscribe(), &registry)?;
         let proxy = Arc::new(Mutex::new(Some(proxy)));
 
@@ -292,7 +294,7 @@ impl Agent {
             drain: config.drain,
             proxy,
             plans,
-            plan_leaves,
+            planner,
             asked,
             ecs: config.ecs,
             own_service: config.own_service,
@@ -333,7 +335,7 @@ impl Agent {
     /// # Errors
     /// [`RunError`] when it could not join, or a task ended that never should.
     pub async fn run(self, drain: CancellationToken) -> Result<(), RunError> {
-        let Self { host, folder, join, proxy, plans, plan_leaves, asked, http, dns, .. } = self;
+        let Self { host, folder, join, proxy, plans, planner, asked, http, dns, .. } = self;
         // What says that the host is here ends first; what serves ends last.
         let (says, serves) = (host.stopping.clone(), CancellationToken::new());
         let mut tasks: JoinSet<Result<&'static str, RunError>> = JoinSet::new();
@@ -387,14 +389,8 @@ impl Agent {
         tasks.spawn(named("checks", check::run(host.local.clone(), says.clone())));
         let (local, saved) = (host.local.clone(), says.clone());
         tasks.spawn(named("status keeper", async move { local.keep_states(saved).await }));
-        let planning = plan::run(
-            host.local.clone(),
-            host.leaves.subscribe(),
-            plan_leaves,
-            plans,
-            host.bind,
-            serves.clone(),
-        );
+        let planning =
+            plan::run(host.local.clone(), host.leaves.subscribe(), planner, plans, serves.clone());
         tasks.spawn(named("plan", planning));
         let edges = proxy.clone();
         let take = move || {
@@ -712,10 +708,18 @@ async fn outlive(host: &Host, application: Application, mut has_left: bool) {
     }
 }
 
-/// Says what was refused, and adds the checks of the task around the agent.
-fn declared(local: Local, refused: Vec<RegisterError>, ecs: Option<&ecs::Config>) -> Local {
+/// Says what was refused, and adds the gateway that the host is and the checks of the task around the agent.
+fn declared(
+    local: Local,
+    refused: Vec<RegisterError>,
+    gateway: Option<&Gateway>,
+    ecs: Option<&ecs::Config>,
+) -> Local {
     for why in refused {
         tracing::error!(%why, "a declaration was not taken");
+    }
+    if let Some(gateway) = gateway {
+        local.declare_gateway(gateway);
     }
     if let Some(config) = ecs {
         containers::declare(config, &local);
@@ -880,6 +884,7 @@ mod tests {
             checks: vec![],
             script_checks: ScriptChecks::Off,
             own_service: None,
+            gateway: None,
             locality: Default::default(),
             meta: Default::default(),
             proxy: hawser_proxy::Config { workers: 1, ..Default::default() },

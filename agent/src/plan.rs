@@ -6,17 +6,19 @@ use std::sync::Arc;
 
 use hawser_core::name::ServiceName;
 use hawser_identity::Leaf;
-use hawser_proxy::{Inbound, LocalService, Outbound, Plan};
+use hawser_proxy::{Gateway, Inbound, LocalService, Outbound, Plan};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::config;
 use crate::identity::Credential;
 use crate::identity::leaves::All;
 use crate::local::{Declared, Local};
+use crate::servers::Servers;
 
 /// Credentials as the proxy takes them, made once each.
 #[derive(Default)]
-pub(crate) struct Leaves(BTreeMap<ServiceName, (Arc<Credential>, Arc<Leaf>)>);
+struct Leaves(BTreeMap<ServiceName, (Arc<Credential>, Arc<Leaf>)>);
 
 impl Leaves {
     /// The proxy's form of `credential`; the same one for as long as the credential stays, so
@@ -33,18 +35,48 @@ impl Leaves {
     }
 }
 
-/// What the proxy is to do for `services`.
-///
-/// A service without a credential keeps its listeners, which then refuse: a port that is closed
-/// would look like an application that is down.
-pub(crate) fn plan(
-    services: &[Arc<Declared>],
-    credentials: &All,
-    leaves: &mut Leaves,
+/// Makes plans for the proxy of one host.
+pub(crate) struct Planner {
+    leaves: Leaves,
+    /// Where inbound mTLS listeners bind.
     bind: IpAddr,
-) -> Plan {
-    leaves.0.retain(|name, _| credentials.contains_key(name));
-    let services = services.iter().filter_map(|held| {
+    /// Where the mesh gateway listens; none where the host is none.
+    gateway: Option<SocketAddr>,
+    /// Where the cluster's servers are.
+    servers: watch::Receiver<Arc<[SocketAddr]>>,
+}
+
+impl Planner {
+    /// A planner for a host that binds at `bind` and is perhaps a `gateway`.
+    pub(crate) fn new(bind: IpAddr, gateway: Option<&config::Gateway>, servers: &Servers) -> Self {
+        let gateway = gateway.map(|gateway| gateway.listen);
+        Self { leaves: Leaves::default(), bind, gateway, servers: servers.addresses() }
+    }
+
+    /// What the proxy is to do for `services`.
+    ///
+    /// A service without a credential keeps its listeners, which then refuse: a port that is
+    /// closed would look like an application that is down.
+    pub(crate) fn plan(&mut self, services: &[Arc<Declared>], credentials: &All) -> Plan {
+        self.leaves.0.retain(|name, _| credentials.contains_key(name));
+        let gateway = services.iter().find_map(|held| self.gateway(held));
+        let services = services.iter().filter_map(|held| self.service(held, credentials));
+        Plan { services: services.collect(), gateway }
+    }
+
+    /// The gateway, if `held` is it.
+    fn gateway(&self, held: &Declared) -> Option<Gateway> {
+        held.instance.gateway.as_ref()?;
+        Some(Gateway {
+            service: held.instance.service.clone(),
+            instance: held.instance.id.clone(),
+            listen: self.gateway?,
+            servers: self.servers.borrow().clone(),
+        })
+    }
+
+    /// A service's place in the mesh, if it has one.
+    fn service(&mut self, held: &Declared, credentials: &All) -> Option<LocalService> {
         let sidecar = held.definition.service().sidecar.as_ref()?;
         let name = &held.instance.service;
         let inbound = held.instance.mesh_port.zip(sidecar.local_address);
@@ -55,44 +87,46 @@ pub(crate) fn plan(
         Some(LocalService {
             service: name.clone(),
             instance: held.instance.id.clone(),
-            identity: credentials.get(name).map(|credential| leaves.of(name, credential)),
+            identity: credentials.get(name).map(|credential| self.leaves.of(name, credential)),
             inbound: inbound.map(|(port, application)| Inbound {
-                listen: SocketAddr::new(bind, port),
+                listen: SocketAddr::new(self.bind, port),
                 application,
             }),
             outbounds: outbounds.collect(),
         })
-    });
-    Plan { services: services.collect() }
+    }
 }
 
-/// Gives the proxy a new plan whenever declarations or credentials change, until `drain`.
+/// Gives the proxy a new plan whenever declarations, credentials or servers change, until `drain`.
 pub(crate) async fn run(
     local: Arc<Local>,
     mut credentials: watch::Receiver<All>,
-    mut leaves: Leaves,
+    mut planner: Planner,
     plans: watch::Sender<Arc<Plan>>,
-    bind: IpAddr,
     drain: CancellationToken,
 ) {
     let mut changes = local.changes();
     let mut services: Vec<Arc<Declared>> = Vec::new();
     let mut held: Option<All> = None;
+    let mut servers: Option<Arc<[SocketAddr]>> = None;
     loop {
         changes.borrow_and_update();
         let now = local.services();
         let all = credentials.borrow_and_update().clone();
-        let is_same = now.len() == services.len()
+        let to = planner.servers.borrow_and_update().clone();
+        let is_same = servers.as_ref() == Some(&to)
+            && now.len() == services.len()
             && now.iter().zip(&services).all(|(a, b)| Arc::ptr_eq(a, b))
             && held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &all));
         if !is_same {
-            plans.send_replace(Arc::new(plan(&now, &all, &mut leaves, bind)));
-            (services, held) = (now, Some(all));
+            plans.send_replace(Arc::new(planner.plan(&now, &all)));
+            (services, held, servers) = (now, Some(all), Some(to));
         }
         tokio::select! {
             () = drain.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
             changed = credentials.changed() => if changed.is_err() { return },
+            changed = planner.servers.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -126,6 +126,7 @@ pub(crate) struct Servers {
     path: PathBuf,
     roster: Mutex<Roster>,
     links: watch::Sender<Option<Link>>,
+    addresses: watch::Sender<Arc<[SocketAddr]>>,
     contact: Contact,
 }
 
@@ -162,12 +163,17 @@ impl Servers {
                 Roster::default()
             }
         };
+        let configured: Vec<String> = configured
+            .iter()
+            .filter(|server| !hawser_aws::is_provider(server))
+            .map(|server| with_port(server))
+            .collect();
+        let told = addresses(roster.current.iter().map(|member| &member.address));
+        // Until a server has told of the others, those that were named are all that is known.
+        let known = if told.is_empty() { addresses(&configured) } else { told };
         Self {
-            configured: configured
-                .iter()
-                .filter(|server| !hawser_aws::is_provider(server))
-                .map(|server| with_port(server))
-                .collect(),
+            configured,
+            addresses: watch::Sender::new(known),
             finders: Vec::new(),
             path,
             roster: Mutex::new(roster),
@@ -196,6 +202,11 @@ impl Servers {
         self.links.borrow().clone()
     }
 
+    /// Where the servers listen, as last told.
+    pub(crate) fn addresses(&self) -> watch::Receiver<Arc<[SocketAddr]>> {
+        self.addresses.subscribe()
+    }
+
     /// The servers as last told.
     pub(crate) fn members(&self) -> Vec<Member> {
         self.roster.lock().unwrap_or_else(PoisonError::into_inner).current.clone()
@@ -216,6 +227,8 @@ impl Servers {
             roster.previous = std::mem::replace(&mut roster.current, members);
             roster.clone()
         };
+        let told = addresses(changed.current.iter().map(|member| &member.address));
+        self.addresses.send_replace(told);
         let written = serde_json::to_vec(&changed)
             .map_err(io::Error::from)
             .and_then(|bytes| disk::write(&self.path, &bytes));
@@ -429,6 +442,11 @@ impl tower::Service<http::Request<tonic::body::Body>> for Wire {
     }
 }
 
+/// Those of `written` that are addresses and no names.
+fn addresses<'a>(written: impl IntoIterator<Item = &'a String>) -> Arc<[SocketAddr]> {
+    written.into_iter().filter_map(|text| text.parse().ok()).collect()
+}
+
 /// `host:port` of a server written as `host`, `host:port` or a bare address.
 pub(crate) fn with_port(server: &str) -> String {
     if let Ok(address) = server.parse::<IpAddr>() {
@@ -489,11 +507,16 @@ mod tests {
         servers.learn(vec![member("a:1"), member("b:1")]);
         servers.learn(vec![member("x:1")]);
         servers.learn(vec![]);
+        servers.learn(vec![member("10.0.0.1:1"), member("x:1")]);
+        let expected: [SocketAddr; 1] = ["10.0.0.1:1".parse().expect("an address")];
+        assert_eq!(servers.addresses().borrow()[..], expected, "where a gateway passes peers on");
+        servers.learn(vec![member("x:1")]);
+        assert!(servers.addresses().borrow().is_empty());
 
         let again = Servers::open(&configured, path, Contact::default());
         let mut tried = again.candidates();
         assert_eq!(tried[0], "x:1", "those told last come first");
         tried.sort();
-        assert_eq!(tried, ["a:1", "b:1", "c:1", "x:1"]);
+        assert_eq!(tried, ["10.0.0.1:1", "c:1", "x:1"]);
     }
 }

@@ -53,7 +53,8 @@ impl Asked {
     /// The names in a view that was kept: they go on being answered and refreshed.
     pub(crate) fn of(view: &View) -> Self {
         let mut asked = Self::default();
-        for name in view.services.keys() {
+        // What is exported is a gateway's by being one, and may be more than is remembered.
+        for name in view.services.keys().filter(|name| !view.exports.contains_key(*name)) {
             asked.put(Name::Service(name.clone()));
         }
         for name in view.nodes.keys() {
@@ -87,7 +88,8 @@ impl Asked {
 
 /// What this host asks to see.
 pub(crate) fn interest(local: &Local, asked: &Asked) -> Interest {
-    let mut interest = Interest { locals: local.names(), ..Interest::default() };
+    let gateway = local.is_gateway();
+    let mut interest = Interest { locals: local.names(), gateway, ..Interest::default() };
     for held in local.services() {
         let sidecar = held.definition.service().sidecar.as_ref();
         let upstreams = sidecar.into_iter().flat_map(|sidecar| &sidecar.upstreams);

@@ -406,7 +406,15 @@ const FILTER_OCTETS_MAX: usize = 4096;
 const DEPTH_MAX: usize = 32;
 const SHOWN: usize = 32;
 /// Fields that are left out of a reply where they say nothing.
-const OPTIONAL: [&str; 5] = ["Kind", "Locality", "Meta", "Protocol", "Description"];
+const OPTIONAL: [&str; 7] = [
+    "Kind",
+    "Locality",
+    "Meta",
+    "Protocol",
+    "Description",
+    "TaggedAddresses",
+    "ServiceTaggedAddresses",
+];
 
 #[cfg(test)]
 mod tests {

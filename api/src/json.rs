@@ -55,6 +55,33 @@ pub struct Node {
     pub modify_index: u64,
 }
 
+/// Where an instance is reached, under a name that clients look for.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ServiceAddress {
+    /// An IP address or a DNS name.
+    pub address: String,
+    /// A port.
+    pub port: u16,
+}
+
+/// Addresses of an instance by name.
+pub type TaggedAddresses = BTreeMap<String, ServiceAddress>;
+
+/// The kind of a service that is a mesh gateway.
+pub const MESH_GATEWAY: &str = "mesh-gateway";
+
+/// The tagged addresses of an instance that other clusters dial at `gateway`, a `host:port`; those
+/// of one that is no gateway: none.
+pub fn wan(gateway: Option<&str>) -> TaggedAddresses {
+    let split = |text: &str| {
+        let (host, port) = text.rsplit_once(':')?;
+        let address = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Some(("wan".to_owned(), ServiceAddress { address, port: port.parse().ok()? }))
+    };
+    gateway.and_then(split).into_iter().collect()
+}
+
 /// Shares of traffic.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -98,7 +125,7 @@ pub struct ServiceConnect {}
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NodeService {
-    /// Empty for an application, `connect-proxy` for a sidecar.
+    /// Empty for an application, `connect-proxy` for a sidecar, `mesh-gateway` for a gateway.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub kind: String,
     /// Its id, unique on the node.
@@ -110,6 +137,9 @@ pub struct NodeService {
     pub tags: Vec<String>,
     /// Its own address; empty where it is the node's.
     pub address: String,
+    /// Where a gateway is reached from outside, as `wan`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tagged_addresses: TaggedAddresses,
     /// Free pairs.
     pub meta: Pairs,
     /// Its port.
@@ -147,7 +177,7 @@ pub struct ServiceNode {
     pub tagged_addresses: Pairs,
     /// The node's free pairs.
     pub node_meta: Pairs,
-    /// Empty for an application, `connect-proxy` for a sidecar.
+    /// Empty for an application, `connect-proxy` for a sidecar, `mesh-gateway` for a gateway.
     pub service_kind: String,
     /// The instance's id.
     #[serde(rename = "ServiceID")]
@@ -158,6 +188,9 @@ pub struct ServiceNode {
     pub service_tags: Vec<String>,
     /// Its own address; empty where it is the node's.
     pub service_address: String,
+    /// Where a gateway is reached from outside, as `wan`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub service_tagged_addresses: TaggedAddresses,
     /// Its share of the traffic.
     pub service_weights: Weights,
     /// Its free pairs.
@@ -266,7 +299,7 @@ pub struct NodeServiceList {
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct AgentService {
-    /// Empty for an application, `connect-proxy` for a sidecar.
+    /// Empty for an application, `connect-proxy` for a sidecar, `mesh-gateway` for a gateway.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub kind: String,
     /// Its id.
@@ -282,6 +315,9 @@ pub struct AgentService {
     pub port: u16,
     /// Its own address; empty where it is the node's.
     pub address: String,
+    /// Where a gateway is reached from outside, as `wan`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tagged_addresses: TaggedAddresses,
     /// Its share of the traffic.
     pub weights: Weights,
     /// Whether others may change its tags.
@@ -610,6 +646,14 @@ mod tests {
         }
         let root = serde_json::to_string(&CaRoot::default()).expect("JSON");
         assert!(root.contains("\"SigningKeyID\"") && root.contains("\"RootCert\""), "{root}");
+    }
+
+    #[test]
+    fn a_gateway_is_reached_from_outside_where_it_says() {
+        let at = |text| wan(text).remove("wan").map(|wan| (wan.address, wan.port));
+        assert_eq!(at(Some("gateway.example.com:443")), Some(("gateway.example.com".into(), 443)));
+        assert_eq!(at(Some("[2001:db8::7]:8443")), Some(("2001:db8::7".into(), 8443)));
+        assert_eq!(at(None), None);
     }
 
     #[test]

@@ -169,7 +169,9 @@ impl Sidecar {
             }
             return Ok(());
         }
-        if declared.is_empty() {
+        // A task that is a mesh gateway, and says nothing of a service, is nothing else.
+        let is_named = ecs.service_name.is_some() || self.variables.service_name.is_some();
+        if declared.is_empty() && (is_named || raw.mesh_gateway.is_none()) {
             let name = self.service_name(&ecs)?;
             let mut service = json!({
                 "name": name,

@@ -7,7 +7,9 @@ use hawser_api::definition::{CheckDefinition, CheckKind, ServiceDefinition};
 use hawser_api::error::ApiError;
 use hawser_api::fields::{self, Fields};
 use hawser_api::filter::Filter;
-use hawser_api::json::{AgentService, HealthCheck, Member, Pairs, ServiceProxy, Weights};
+use hawser_api::json::{
+    AgentService, HealthCheck, MESH_GATEWAY, Member, Pairs, ServiceProxy, Weights, wan,
+};
 use hawser_api::query::QueryOptions;
 use hawser_core::catalog::{Check, Meta};
 use hawser_core::duration;
@@ -224,13 +226,14 @@ fn services(host: &Host) -> impl Iterator<Item = AgentService> + use<> {
 fn shown(held: &Declared, datacenter: &str) -> AgentService {
     let instance = &held.instance;
     AgentService {
-        kind: String::new(),
+        kind: instance.gateway.as_ref().map(|_| MESH_GATEWAY.to_owned()).unwrap_or_default(),
         id: instance.id.to_string(),
         service: instance.service.to_string(),
         tags: instance.tags.iter().map(|tag| tag.to_string()).collect(),
         meta: pairs(&instance.meta),
         port: instance.port,
         address: instance.address.map(|address| address.to_string()).unwrap_or_default(),
+        tagged_addresses: wan(instance.gateway.as_deref()),
         weights: Weights { passing: instance.weights.passing, warning: instance.weights.warning },
         enable_tag_override: instance.enable_tag_override,
         proxy: None,
@@ -507,7 +510,7 @@ fn unknown(why: &Unknown) -> ApiError {
     let text = match why {
         Unknown::Service(id) => format!("Unknown service ID \"{id}\""),
         Unknown::Check(id) => format!("Unknown check ID \"{id}\""),
-        Unknown::NotTtl(_) => return ApiError::BadRequest(why.to_string()),
+        Unknown::NotTtl(_) | Unknown::Own(_) => return ApiError::BadRequest(why.to_string()),
     };
     ApiError::NotFound(text)
 }

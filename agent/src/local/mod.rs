@@ -9,23 +9,24 @@ mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hawser_api::definition::{CheckDefinition, CheckKind, CheckSpec, ServiceDefinition};
+use hawser_api::definition::{CheckDefinition, CheckKind, CheckSpec, Service, ServiceDefinition};
 use hawser_core::anti_entropy::Rows;
 use hawser_core::catalog::{Check, Instance};
 use hawser_core::clock::UnixTime;
 use hawser_core::health::{Gauge, Status, Ttl};
 use hawser_core::name::{CheckId, InstanceId, ServiceName};
+use hawser_core::view::GATEWAY_SERVICE;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::clock;
-use crate::config::ScriptChecks;
+use crate::config::{Gateway, ScriptChecks};
 use ports::Ports;
 use store::{Remembered, Store};
 
@@ -38,6 +39,8 @@ pub(crate) enum Origin {
     Api,
     /// The ECS task around the agent: it stays as long as its service, and is not kept on disk.
     Task,
+    /// The agent itself, whose gateway it is: it stays as long as the agent runs.
+    Own,
 }
 
 /// One service as it is declared here.
@@ -103,6 +106,17 @@ pub enum RegisterError {
         /// Who has it.
         by: InstanceId,
     },
+    /// The name or the id is the gateway's.
+    #[error(
+        "service {service} (id {instance}): mesh gateways alone are called {GATEWAY_SERVICE}: \
+             choose another name and id, or set mesh_gateway to make this host one"
+    )]
+    Reserved {
+        /// The service.
+        service: ServiceName,
+        /// Its id.
+        instance: InstanceId,
+    },
     /// No mesh port is left.
     #[error("no mesh port is left between {} and {}: deregister a service or widen the range",
             .range.start(), .range.end())]
@@ -132,6 +146,9 @@ pub(crate) enum Unknown {
     /// No such check.
     #[error("unknown check ID: {0}")]
     Check(CheckId),
+    /// It is the agent's own.
+    #[error("{0} is this agent's mesh gateway: unset mesh_gateway and restart the agent")]
+    Own(InstanceId),
     /// The check is not one that is reported to.
     #[error("CheckID \"{0}\" does not have associated TTL")]
     NotTtl(CheckId),
@@ -280,6 +297,36 @@ impl Local {
         Ok(())
     }
 
+    /// Declares the mesh gateway that this host is, with a check of whether it listens.
+    pub(crate) fn declare_gateway(&self, gateway: &Gateway) {
+        let listen = gateway.listen;
+        let probed = match listen.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ip => ip,
+        };
+        let definition = serde_json::json!({
+            "Name": GATEWAY_SERVICE,
+            "ID": GATEWAY_SERVICE,
+            "Port": listen.port(),
+            "Check": {
+                "Name": "Mesh gateway listens",
+                "TCP": SocketAddr::new(probed, listen.port()).to_string(),
+                "Interval": "5s",
+                "Timeout": "2s",
+            },
+        });
+        let declared = ServiceDefinition::try_from(definition).map(|definition| {
+            let advertise = Some(gateway.advertise.clone());
+            self.declare_instance(definition, Origin::Own, false, advertise)
+        });
+        match declared {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => tracing::error!(%why, "the gateway cannot be declared"),
+            Err(why) => tracing::error!(%why, "the gateway cannot be declared"),
+        }
+    }
+
     /// Declares a check by the API and keeps it on disk.
     pub(crate) fn register_check(&self, definition: CheckDefinition) -> Result<(), RegisterError> {
         let kept = definition.clone();
@@ -297,6 +344,9 @@ impl Local {
     pub(crate) fn deregister_service(&self, id: &InstanceId) -> Result<(), Unknown> {
         let dropped: Vec<CheckId> = {
             let mut inner = self.lock();
+            if inner.services.get(id).is_some_and(|held| held.origin == Origin::Own) {
+                return Err(Unknown::Own(id.clone()));
+            }
             inner.services.remove(id).ok_or_else(|| Unknown::Service(id.clone()))?;
             let mut dropped = Vec::new();
             inner.checks.retain(|check, entry| {
@@ -399,9 +449,16 @@ impl Local {
         self.lock().services.get(id).cloned()
     }
 
-    /// The names of the services that run here.
+    /// The names of the services that run here. A gateway speaks for none, and has no identity.
     pub(crate) fn names(&self) -> BTreeSet<ServiceName> {
-        self.lock().services.values().map(|held| held.instance.service.clone()).collect()
+        let inner = self.lock();
+        let applications = inner.services.values().filter(|held| held.instance.gateway.is_none());
+        applications.map(|held| held.instance.service.clone()).collect()
+    }
+
+    /// Whether this host is a mesh gateway.
+    pub(crate) fn is_gateway(&self) -> bool {
+        self.lock().services.values().any(|held| held.instance.gateway.is_some())
     }
 
     /// Every check that somebody declared, by id.
@@ -519,6 +576,22 @@ impl Local {
         origin: Origin,
         replaces_checks: bool,
     ) -> Result<(), RegisterError> {
+        let Instance { id, service, .. } = &definition.service().instance;
+        if service.as_str() == GATEWAY_SERVICE || id.as_str() == GATEWAY_SERVICE {
+            let (service, instance) = (service.clone(), id.clone());
+            return Err(RegisterError::Reserved { service, instance });
+        }
+        self.declare_instance(definition, origin, replaces_checks, None)
+    }
+
+    /// Declares an instance of whatever name; `gateway` is what others dial when it is one.
+    fn declare_instance(
+        &self,
+        definition: ServiceDefinition,
+        origin: Origin,
+        replaces_checks: bool,
+        gateway: Option<Arc<str>>,
+    ) -> Result<(), RegisterError> {
         let service = definition.service().clone();
         let id = service.instance.id.clone();
         let mut inner = self.lock();
@@ -550,17 +623,8 @@ impl Local {
             }
             _ => None,
         };
-        for upstream in service.sidecar.iter().flat_map(|sidecar| &sidecar.upstreams) {
-            let others = inner.services.values().filter(|held| held.instance.id != id);
-            for held in others {
-                let theirs = held.definition.service().sidecar.iter().flat_map(|s| &s.upstreams);
-                if theirs.into_iter().any(|t| (t.bind, t.port) == (upstream.bind, upstream.port)) {
-                    let by = held.instance.id.clone();
-                    return Err(RegisterError::PortTaken { port: upstream.port, by });
-                }
-            }
-        }
-        let instance = Instance { mesh_port, ..service.instance };
+        inner.admit_upstreams(&service)?;
+        let instance = Instance { mesh_port, gateway, ..service.instance };
         inner.checks.retain(|_, entry| {
             let is_ours = entry.spec.instance.as_ref() == Some(&id);
             let stays = service.checks.iter().any(|check| check.id == entry.spec.id);
@@ -654,6 +718,22 @@ impl Local {
 }
 
 impl Inner {
+    /// Refuses the local ports of upstreams that other services have.
+    fn admit_upstreams(&self, service: &Service) -> Result<(), RegisterError> {
+        let id = &service.instance.id;
+        for upstream in service.sidecar.iter().flat_map(|sidecar| &sidecar.upstreams) {
+            let others = self.services.values().filter(|held| held.instance.id != *id);
+            for held in others {
+                let theirs = held.definition.service().sidecar.iter().flat_map(|s| &s.upstreams);
+                if theirs.into_iter().any(|t| (t.bind, t.port) == (upstream.bind, upstream.port)) {
+                    let by = held.instance.id.clone();
+                    return Err(RegisterError::PortTaken { port: upstream.port, by });
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn put_check(&mut self, spec: CheckSpec, is_own: bool, origin: Origin) {
         let id = spec.id.clone();
         if let Some(held) = self.checks.get_mut(&id)
@@ -849,6 +929,46 @@ mod tests {
         assert_eq!(local.service("web").expect("there").instance.port, 2);
         assert!(local.reload(vec![service(json!({ "Name": "db" }))], vec![]).is_empty());
         assert_eq!(ids(&local), ["db"]);
+    }
+
+    #[test]
+    fn the_gateway_is_the_agents_own() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let local = open(folder.path(), &[meshed("web")]);
+        let kept = |local: &Local| {
+            let held = local.service("mesh-gateway")?;
+            Some((held.instance.port, held.instance.gateway.clone()))
+        };
+        for (definition, why) in [
+            (json!({ "Name": "mesh-gateway", "Port": 8443 }), "by name"),
+            (json!({ "Name": "web", "ID": "mesh-gateway" }), "by id"),
+            (json!({ "Name": "mesh-gateway", "ID": "mine" }), "under another id"),
+        ] {
+            let refused = local.register_service(service(definition.clone()), false);
+            let refused = refused.expect_err(why).to_string();
+            assert!(refused.contains("set mesh_gateway"), "{why}: {refused}");
+            let refused = local.reload(vec![service(meshed("web")), service(definition)], vec![]);
+            assert_eq!(refused.len(), 1, "{why}, in a file");
+        }
+        assert_eq!((local.is_gateway(), kept(&local)), (false, None));
+
+        let listen = SocketAddr::from(([0, 0, 0, 0], 8443));
+        let gateway = Gateway::new(listen, "gateway.example.com:443").expect("good");
+        local.declare_gateway(&gateway);
+        let expected = Some((8443, Some("gateway.example.com:443".into())));
+        assert_eq!((local.is_gateway(), kept(&local)), (true, expected.clone()));
+        assert_eq!(local.names(), BTreeSet::from(["web".parse().expect("a name")]), "no identity");
+        let checks = local.checks();
+        let check = checks.iter().find(|check| check.spec.id.as_str() == "service:mesh-gateway");
+        let kind = CheckKind::Tcp { address: "127.0.0.1:8443".into() };
+        assert_eq!(check.map(|check| check.spec.kind.clone()), Some(kind));
+
+        let id = "mesh-gateway".parse().expect("an id");
+        assert_eq!(local.deregister_service(&id), Err(Unknown::Own(id)));
+        assert!(local.reload(vec![], vec![]).is_empty());
+        assert_eq!(kept(&local), expected, "no file declared it, so none takes it away");
+        drop(local);
+        assert_eq!(kept(&open(folder.path(), &[])), None, "it comes with the configuration alone");
     }
 
     #[test]

@@ -44,11 +44,12 @@ pub(crate) fn locality(place: &Locality) -> Option<json::Locality> {
 pub(crate) fn node_service(row: &Row<Instance>) -> json::NodeService {
     let instance = &*row.value;
     json::NodeService {
-        kind: String::new(),
+        kind: instance.gateway.as_ref().map(|_| json::MESH_GATEWAY.to_owned()).unwrap_or_default(),
         id: instance.id.to_string(),
         service: instance.service.to_string(),
         tags: tags(instance),
         address: own_address(instance),
+        tagged_addresses: json::wan(instance.gateway.as_deref()),
         meta: pairs(&instance.meta),
         port: instance.port,
         weights: weights(instance),
@@ -131,6 +132,7 @@ pub(crate) fn flat(host: json::Node, service: json::NodeService) -> json::Servic
         service_name: service.service,
         service_tags: service.tags,
         service_address: service.address,
+        service_tagged_addresses: service.tagged_addresses,
         service_weights: service.weights,
         service_meta: service.meta,
         service_port: service.port,
