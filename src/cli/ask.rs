@@ -7,7 +7,8 @@ use clap::{Args, Subcommand};
 
 use super::connection::Connection;
 use super::{
-    agent_calls, catalog, connect, entries, intention, kv, map, members, operator, services, token,
+    agent_calls, catalog, connect, entries, intention, kv, map, members, operator, peering,
+    services, token,
 };
 
 /// A command that is a client of the API.
@@ -17,7 +18,7 @@ pub(crate) enum Ask {
     Catalog(With<catalog::Arguments>),
     /// List the hosts, and whether they live.
     Members(With<members::Arguments>),
-    /// Register and deregister services with the local agent.
+    /// Register and deregister services with the local agent, and export them to peers.
     Services(With<services::Arguments>),
     /// Say and ask who may call whom.
     Intention(With<intention::Arguments>),
@@ -25,6 +26,8 @@ pub(crate) enum Ask {
     Config(With<entries::Arguments>),
     /// Read and write the key-value store.
     Kv(With<kv::Arguments>),
+    /// Peer with other clusters.
+    Peering(With<peering::Arguments>),
     /// Look at the authority that certifies services.
     Connect(With<connect::Arguments>),
     /// Look after the servers.
@@ -87,6 +90,7 @@ async fn answer(ask: Ask) -> Result<ExitCode> {
         Ask::Intention(with) => with_client!(with, intention::run),
         Ask::Config(with) => with_client!(with, entries::run),
         Ask::Kv(with) => with_client!(with, kv::run),
+        Ask::Peering(with) => with_client!(with, peering::run),
         Ask::Connect(with) => with_client!(with, connect::run),
         Ask::Operator(with) => with_client!(with, operator::run),
         Ask::Token(with) => with_client!(with, token::run),
@@ -158,6 +162,19 @@ mod tests {
             "hawser kv import -prefix=new/ @dump.json",
             "hawser connect ca get-config",
             "hawser connect ca roots -format=json",
+            "hawser peering generate-token -name west -server-external-addresses=a:8300,b:8300",
+            "hawser peering generate-token -name=west -meta a=b -meta c=d -format json",
+            "hawser peering establish -name east -peering-token=c2VjcmV0",
+            "hawser peering establish -name east -peering-token -",
+            "hawser peering establish -name east -peering-token @/run/token",
+            "hawser peering list -format json",
+            "hawser peering read -name west",
+            "hawser peering delete -name west",
+            "hawser peering exported-services -name west",
+            "hawser intention create -allow peer:west/web db",
+            "hawser services export -name=web -consumer-peers=west,north",
+            "hawser services exported-services -format json",
+            "hawser services imported-services",
             "hawser map -minutes 10 -format json",
             "hawser health -timeout=1s",
             "hawser info -format=json",
@@ -185,6 +202,9 @@ mod tests {
             "hawser map -minutes 0",
             "hawser token create",
             "hawser members -format=yaml",
+            "hawser peering establish -name east",
+            "hawser peering read",
+            "hawser services export -name web",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -1,4 +1,4 @@
-//! `hawser services`: register and deregister services with the local agent.
+//! `hawser services`: register and deregister services with the local agent, and export them.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,9 +9,10 @@ use hawser_api::definition::{Definitions, ServiceDefinition};
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
-use super::{input, output};
+use super::output::Formatted;
+use super::{exports, input, output};
 
-/// Services of the local agent.
+/// Services of the local agent, and what is exchanged with peers.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -43,6 +44,25 @@ enum What {
         /// A pair; may be given several times.
         #[arg(long = "meta", value_name = "KEY=VALUE", requires = "name", value_parser = pair)]
         meta: Vec<(String, String)>,
+    },
+    /// Let peers use a service.
+    Export {
+        /// The service; * for all.
+        #[arg(long)]
+        name: String,
+        /// What this cluster calls the peers: comma-separated, or given several times.
+        #[arg(long, value_name = "PEER", value_delimiter = ',', required = true)]
+        consumer_peers: Vec<String>,
+    },
+    /// List which services peers may use.
+    ExportedServices {
+        #[command(flatten)]
+        formatted: Formatted,
+    },
+    /// List which services peers offer.
+    ImportedServices {
+        #[command(flatten)]
+        formatted: Formatted,
     },
     /// Deregister services, by files or by id.
     Deregister {
@@ -93,6 +113,11 @@ pub(crate) async fn run(arguments: Arguments, client: &Client) -> Result<ExitCod
             let definition = ServiceDefinition::try_from(Value::Object(written))?;
             register(client, &[definition]).await?;
         }
+        What::Export { name, consumer_peers } => {
+            exports::export(client, &name, &consumer_peers).await?;
+        }
+        What::ExportedServices { formatted } => exports::exported(client, formatted).await?,
+        What::ImportedServices { formatted } => exports::imported(client, formatted).await?,
         What::Deregister { id: Some(id), .. } => deregister(client, &id).await?,
         What::Deregister { files, id: None } => {
             for definition in definitions(&files)? {

@@ -1,5 +1,5 @@
 //! What peers export, in the shapes of `/v1/catalog` and `/v1/health`: for readers that name a
-//! `peer`.
+//! `peer`. And the lists of what is exchanged with peers.
 //!
 //! A peer tells of an instance what is needed to call it: where it is, its tags and weights, and
 //! the worst of its checks. So its node has an address and a place but no id and no meta, and one
@@ -9,12 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hawser_api::error::ApiError;
 use hawser_api::json;
 use hawser_core::catalog::{Endpoint, Meta, Row};
 use hawser_core::health::Status;
 use hawser_core::name::{PeerName, ServiceName};
 use hawser_core::peering::{Import, PeerService};
 use hawser_core::state::{State, Topic};
+
+use serde_json::json;
 
 use super::ask::{Ask, Found};
 use super::encode;
@@ -82,6 +85,27 @@ pub(crate) fn nodes<'a>(ask: &'a Ask, state: &'a State) -> Found<'a> {
         let nodes = by_name.into_values().filter(|_| ask.wants_node(&Meta::new()));
         nodes.collect::<Vec<_>>()
     })
+}
+
+/// `/v1/imported-services`: what every peer exports to this cluster.
+pub(crate) fn imported<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let peerings = state.peerings();
+    Ok(Found::list(ask, peerings.imports_index(), [Topic::Imports], move || {
+        let of = |(peer, row): (&PeerName, &Row<Import>)| json!({ "Service": row.value.service, "SourcePeer": peer });
+        peerings.imports().map(of).collect()
+    }))
+}
+
+/// `/v1/exported-services`: what this cluster exports, and to whom.
+pub(crate) fn exported_services<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
+    let (entries, catalog) = (state.entries(), state.catalog());
+    // `*` stands for the services that there are.
+    let index = entries.index().max(catalog.names_index());
+    Ok(Found::list(ask, index, [Topic::Exports, Topic::Names], move || {
+        let exports = entries.exports(catalog.services()).into_iter();
+        let one = |(service, peers)| json!({ "Service": service, "Consumers": { "Peers": peers } });
+        exports.map(one).collect::<Vec<_>>()
+    }))
 }
 
 /// Every service of the peer that `ask` names.

@@ -840,6 +840,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_exchanged_with_peers_is_listed() {
+        let mut state = state();
+        exporting(&mut state);
+        let body = json!({"Kind": "exported-services", "Name": "default", "Services": [
+            {"Name": "*", "Consumers": [{"Peer": "west"}]},
+            {"Name": "web", "Consumers": [{"Peer": "north"}]},
+        ]});
+        write(&mut state, &Method::PUT, "/v1/config", &body).expect("written");
+        let (_, exported) = get(&state, "/v1/exported-services").expect("good");
+        let expected = json!([
+            {"Service": "db", "Consumers": {"Peers": ["west"]}},
+            {"Service": "web", "Consumers": {"Peers": ["north", "west"]}},
+        ]);
+        assert_eq!(exported, expected);
+        let (_, imported) = get(&state, "/v1/imported-services").expect("good");
+        let expected = json!([
+            {"Service": "api", "SourcePeer": "west"}, {"Service": "db", "SourcePeer": "west"},
+        ]);
+        assert_eq!(imported, expected);
+    }
+
+    #[test]
     fn a_reader_of_a_peer_waits_for_that_service_and_never_goes_back() {
         let mut state = state();
         exporting(&mut state);

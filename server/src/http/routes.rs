@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 
 use super::ask::{Ask, Draw, Found, Plan};
 use super::cluster::Said;
-use super::{catalog, cluster, connect, entries, health, kv, session, txn};
+use super::{catalog, cluster, connect, entries, health, imports, kv, session, txn};
 use crate::Handle;
 
 /// Who answers.
@@ -141,6 +141,8 @@ pub(crate) const ROUTES: &[Route] = routes![
     GET "config/:" Read(entries::list),
     GET "config/:/:" Read(entries::get),
     DELETE "config/:/:" Write(entries::delete),
+    GET "exported-services" Read(imports::exported_services),
+    GET "imported-services" Read(imports::imported),
     GET "status/leader" Other(cluster::leader),
     GET "status/peers" Other(cluster::peers),
     GET "operator/raft/configuration" Other(cluster::raft_configuration),
