@@ -2,8 +2,7 @@
 """Asks hawser whether it takes what Terraform rendered: configs.py BINARY STATE.json...
 
 Of each launch template in the states, as `terraform show -json` prints them, the configuration that
-the first boot writes goes into a folder, and `hawser validate` has to like it. Where the binary has
-no mesh gateways yet, theirs are named and passed over; from then on they count by themselves.
+the first boot writes goes into a folder, and `hawser validate` has to like it.
 """
 
 import base64
@@ -46,16 +45,11 @@ def refused(binary, written):
 
 def main():
     binary, faults, count = sys.argv[1], [], 0
-    has_gateways = "unknown field" not in refused(binary, {"gateway.json": '{"mesh_gateway": {}}'})
     for state in sys.argv[2:]:
         held = json.loads(pathlib.Path(state).read_text())
         for address, script in templates(held["values"]["root_module"]):
-            written = files(script)
-            if not has_gateways and "mesh_gateway" in "".join(written.values()):
-                print(f"{address}: not asked about, because this binary has no mesh gateways")
-                continue
             count += 1
-            if why := refused(binary, written):
+            if why := refused(binary, files(script)):
                 faults.append(f"{pathlib.Path(state).stem}: {address}: {why}")
     print("\n".join(faults) or f"hawser takes {count} configurations")
     sys.exit(bool(faults) or count == 0)
