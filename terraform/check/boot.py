@@ -31,7 +31,7 @@ import sys
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-DEADLINE = 60.0
+DEADLINE = 180.0
 NETWORK, SWITCH = "10.99.0.0/24", "10.99.0.254"
 AWS = "http://169.254.169.253:5000"
 REGION = "eu-central-1"
