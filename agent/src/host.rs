@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hawser_core::catalog::Node;
 use hawser_core::name::Datacenter;
+use hawser_core::peering::PeerService;
 use hawser_core::view::View;
 use hawser_proxy::ListenerStatus;
 use prometheus::Registry;
@@ -82,9 +83,18 @@ impl Host {
         for held in self.local.services() {
             let Some(sidecar) = &held.definition.service().sidecar else { continue };
             let service = &held.instance.service;
-            let used = sidecar.upstreams.iter().map(|upstream| &upstream.destination);
-            for unknown in used.filter(|name| !view.services.contains_key(*name)) {
-                missing.push(format!("no server has told yet where service {unknown} is"));
+            for upstream in &sidecar.upstreams {
+                let service = upstream.destination.clone();
+                let (is_known, name) = match upstream.peer.clone() {
+                    None => (view.services.contains_key(&service), service.to_string()),
+                    Some(peer) => {
+                        let key = PeerService { peer, service };
+                        (view.imports.contains_key(&key), key.to_string())
+                    }
+                };
+                if !is_known {
+                    missing.push(format!("no server has told yet where service {name} is"));
+                }
             }
             match leaves.get(service) {
                 None => missing.push(format!("service {service} has no certificate yet")),

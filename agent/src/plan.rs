@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use hawser_core::entry::Target;
 use hawser_core::name::ServiceName;
 use hawser_identity::Leaf;
 use hawser_proxy::{Gateway, Inbound, LocalService, Outbound, Plan};
@@ -81,7 +82,10 @@ impl Planner {
         let name = &held.instance.service;
         let inbound = held.instance.mesh_port.zip(sidecar.local_address);
         let outbounds = sidecar.upstreams.iter().map(|upstream| Outbound {
-            destination: upstream.destination.clone(),
+            destination: Target {
+                service: upstream.destination.clone(),
+                peer: upstream.peer.clone(),
+            },
             listen: SocketAddr::new(upstream.bind, upstream.port),
         });
         Some(LocalService {

@@ -93,7 +93,13 @@ pub(crate) fn interest(local: &Local, asked: &Asked) -> Interest {
     for held in local.services() {
         let sidecar = held.definition.service().sidecar.as_ref();
         let upstreams = sidecar.into_iter().flat_map(|sidecar| &sidecar.upstreams);
-        interest.services.extend(upstreams.map(|upstream| upstream.destination.clone()));
+        for upstream in upstreams {
+            let service = upstream.destination.clone();
+            match upstream.peer.clone() {
+                None => interest.services.insert(service),
+                Some(peer) => interest.imports.insert(PeerService { peer, service }),
+            };
+        }
     }
     for name in asked.names.keys() {
         match name {

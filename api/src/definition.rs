@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hawser_core::catalog::{Instance, Protocol, Weights};
 use hawser_core::health::{Status, Thresholds};
-use hawser_core::name::{CheckId, InstanceId, ServiceName};
+use hawser_core::name::{CheckId, InstanceId, PeerName, ServiceName};
 use http::{HeaderName, HeaderValue, Method, Uri};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -44,6 +44,8 @@ pub struct Sidecar {
 pub struct Upstream {
     /// The service that is called.
     pub destination: ServiceName,
+    /// The peer whose service it is; none for one's own cluster.
+    pub peer: Option<PeerName>,
     /// The local address on which the application reaches it.
     pub bind: IpAddr,
     /// The local port on which the application reaches it.
@@ -733,9 +735,15 @@ fn upstream(mut fields: Fields<'_>, others: &[Upstream]) -> Result<Upstream, Inv
     }
     let destination: ServiceName =
         fields.parsed(&["DestinationName"])?.ok_or_else(|| missing(&fields, "DestinationName"))?;
+    let peer = match fields.text(&["DestinationPeer"])? {
+        Some((path, text)) if !text.is_empty() => Some(
+            text.parse().map_err(|why| InvalidField::new(path, format_args!("{text:?}: {why}")))?,
+        ),
+        _ => None,
+    };
     fields.refuse(
-        &["DestinationPeer", "Datacenter"],
-        "upstreams in other clusters are not supported: leave it out",
+        &["Datacenter"],
+        "other datacenters are reached as peers: name the peer in DestinationPeer",
     )?;
     fields.refuse(
         &["LocalBindSocketPath", "LocalBindSocketMode"],
@@ -757,7 +765,7 @@ fn upstream(mut fields: Fields<'_>, others: &[Upstream]) -> Result<Upstream, Inv
         return Err(InvalidField::new(fields.path_of("LocalBindPort"), why));
     }
     fields.finish()?;
-    Ok(Upstream { destination, bind, port })
+    Ok(Upstream { destination, peer, bind, port })
 }
 
 fn check_gateway_mode(fields: &mut Fields<'_>) -> Result<(), InvalidField> {
@@ -908,7 +916,7 @@ mod tests {
                 { "TTL": "30s", "CheckID": "beat" },
             ],
             "Connect": { "SidecarService": { "Proxy": { "Upstreams": [
-                { "DestinationName": "db", "LocalBindPort": 5432 },
+                { "DestinationName": "db", "DestinationPeer": "east", "LocalBindPort": 5432 },
             ] } } },
         });
         let snake = json!({
@@ -917,7 +925,7 @@ mod tests {
                 { "ttl": "30s", "id": "beat" },
             ],
             "connect": [{ "sidecar_service": { "proxy": { "upstreams": {
-                "destination_name": "db", "local_bind_port": 5432,
+                "destination_name": "db", "destination_peer": "east", "local_bind_port": 5432,
             } } } }],
         });
         let (go, snake) = (read(go).expect("good"), read(snake).expect("good"));
@@ -929,6 +937,7 @@ mod tests {
         let sidecar = go.sidecar.expect("in the mesh");
         assert_eq!(sidecar.local_address, Some("127.0.0.1:8080".parse().expect("an address")));
         assert_eq!(sidecar.upstreams[0].bind, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        assert_eq!(sidecar.upstreams[0].peer, Some("east".parse().expect("a name")));
     }
 
     #[test]
@@ -1012,6 +1021,20 @@ mod tests {
                 upstreams(json!([{ "DestinationName": "db" }])),
                 "Connect.SidecarService.Proxy.Upstreams[0].LocalBindPort",
                 "missing",
+            ),
+            (
+                upstreams(json!([{
+                    "DestinationName": "db", "DestinationPeer": "East", "LocalBindPort": 1,
+                }])),
+                "Connect.SidecarService.Proxy.Upstreams[0].DestinationPeer",
+                "a-z",
+            ),
+            (
+                upstreams(json!([{
+                    "DestinationName": "db", "Datacenter": "dc2", "LocalBindPort": 1,
+                }])),
+                "Connect.SidecarService.Proxy.Upstreams[0].Datacenter",
+                "DestinationPeer",
             ),
             (
                 upstreams(json!([db, db])),

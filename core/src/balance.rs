@@ -98,6 +98,8 @@ struct Peer {
     /// How often it was ejected since it last answered.
     ejections: u32,
     standing: Standing,
+    /// Whether it is out with its whole target, and comes back with it.
+    is_cut_off: bool,
 }
 
 /// Two clusters may use the same names and addresses.
@@ -133,6 +135,7 @@ impl Balancer {
                         failures: 0,
                         ejections: 0,
                         standing: Standing::In,
+                        is_cut_off: false,
                     }
                 });
                 self.peers.push(Peer { weight: (*weight).max(1), ..peer });
@@ -179,7 +182,7 @@ impl Balancer {
         }
     }
 
-    /// The instances that it knows.
+    /// The instances that it knows: those of the last update, in its order.
     pub fn peers(&self) -> impl Iterator<Item = PeerId> + '_ {
         self.peers.iter().map(|peer| peer.id)
     }
@@ -251,12 +254,18 @@ impl Balancer {
                 peer.standing = Standing::In;
                 if was_out {
                     self.returned(at, now);
+                    self.reconnect(at);
                     Effect::Returned
                 } else {
                     Effect::None
                 }
             }
-            Outcome::Unreachable => self.cut_off(at, now),
+            Outcome::Unreachable => match peer.standing {
+                Standing::In => self.cut_off(at, now),
+                Standing::Probing if pick.is_probe => self.cut_off(at, now),
+                // The others that were under way say nothing new.
+                Standing::Probing | Standing::OutUntil(_) => Effect::None,
+            },
             Outcome::Failed => {
                 peer.failures = peer.failures.saturating_add(1);
                 let is_due = match peer.standing {
@@ -264,7 +273,11 @@ impl Balancer {
                     Standing::Probing => pick.is_probe,
                     Standing::OutUntil(_) => false,
                 };
-                if is_due { self.eject(at, now) } else { Effect::None }
+                match (is_due, peer.is_cut_off) {
+                    (true, true) => self.cut_off(at, now),
+                    (true, false) => self.eject(at, now),
+                    (false, _) => Effect::None,
+                }
             }
             Outcome::Unknown => {
                 if pick.is_probe && peer.standing == Standing::Probing {
@@ -393,11 +406,38 @@ impl Balancer {
     fn cut_off(&mut self, at: usize, now: Duration) -> Effect {
         let (target, times) = (self.peers[at].key.0.clone(), self.peers[at].ejections);
         let span = ejection(times);
-        for peer in self.peers.iter_mut().filter(|peer| peer.key.0 == target) {
-            peer.ejections = peer.ejections.max(times.saturating_add(1));
-            peer.standing = Standing::OutUntil(now.saturating_add(span));
+        let until = now.saturating_add(span);
+        for (other, peer) in self.peers.iter_mut().enumerate() {
+            if peer.key.0 != target {
+                continue;
+            }
+            peer.standing = match peer.standing {
+                // What was out by itself before comes back by itself.
+                Standing::OutUntil(own) if other != at && !peer.is_cut_off => {
+                    Standing::OutUntil(own.max(until))
+                }
+                _ => {
+                    peer.is_cut_off = true;
+                    peer.ejections = peer.ejections.max(times.saturating_add(1));
+                    Standing::OutUntil(until)
+                }
+            };
         }
         Effect::Ejected(span)
+    }
+
+    /// Brings back all that was cut off with the one at `at`.
+    fn reconnect(&mut self, at: usize) {
+        if !std::mem::take(&mut self.peers[at].is_cut_off) {
+            return;
+        }
+        let target = self.peers[at].key.0.clone();
+        for peer in self.peers.iter_mut().filter(|peer| peer.key.0 == target) {
+            if std::mem::take(&mut peer.is_cut_off) {
+                peer.ejections = 0;
+                peer.standing = Standing::In;
+            }
+        }
     }
 
     fn group_of(&self, at: usize) -> std::ops::Range<usize> {
@@ -716,6 +756,35 @@ mod tests {
         assert_eq!(second.group, 1);
         let later = balancer.pick(at(6.2), &[], false, &mut draw).expect("it has settled");
         assert_eq!(later.group, 0);
+    }
+
+    #[test]
+    fn what_was_cut_off_together_comes_back_together() {
+        let all = endpoints(4);
+        let mut balancer = Balancer::default();
+        balancer.update(&[group("east", &all[..3]), group("west", &all[3..])], at(0.0));
+        let mut draw = draws(3);
+        let mut pick = |balancer: &mut Balancer, now| {
+            balancer.pick(at(now), &[], true, &mut draw).expect("one is in")
+        };
+        let picks: Vec<_> = (0..5).map(|_| pick(&mut balancer, 0.0)).collect();
+        let effects: Vec<_> = picks
+            .into_iter()
+            .map(|pick| balancer.finish(pick, Outcome::Unreachable, at(0.0)))
+            .collect();
+        assert_eq!(effects[0], Effect::Ejected(EJECTION_FIRST));
+        assert!(
+            effects[1..].iter().all(|it| *it == Effect::None),
+            "one cut, not five: {effects:?}"
+        );
+        let probe = pick(&mut balancer, 1.0);
+        assert!(probe.is_probe);
+        let again = balancer.finish(probe, Outcome::Failed, at(1.0));
+        assert_eq!(again, Effect::Ejected(EJECTION_FIRST * 2), "no instance comes back alone");
+        assert_eq!(balancer.ejected(), 3);
+        let probe = pick(&mut balancer, 3.0);
+        balancer.finish(probe, Outcome::Answered(at(0.001)), at(3.0));
+        assert_eq!(balancer.ejected(), 0);
     }
 
     /// Random histories: an ejected instance is never picked while another is available, and the

@@ -16,6 +16,7 @@ use hawser_core::ca::Validity;
 use hawser_core::catalog::{Locality, Protocol, Weights};
 use hawser_core::chain::Chain;
 use hawser_core::clock::{Index, UnixTime};
+use hawser_core::entry::Target;
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intentions};
 use hawser_core::name::ServiceName;
@@ -87,7 +88,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
             .then_some(Inbound { listen: arguments.listen, application: arguments.to }),
         outbounds: arguments
             .is_client
-            .then(|| Outbound { destination: db.clone(), listen: arguments.listen })
+            .then(|| Outbound {
+                destination: Target { service: db.clone(), peer: None },
+                listen: arguments.listen,
+            })
             .into_iter()
             .collect(),
     };

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Monotonic;
+use crate::gateways::Gateways;
 use crate::http::LocalExecutor;
 use crate::limits::Limits;
 use crate::report::Local;
@@ -28,6 +29,7 @@ pub(crate) struct Context {
     pub(crate) report: Local,
     pub(crate) buffers: Arc<Buffers>,
     pub(crate) watched: Rc<Watchlist>,
+    pub(crate) gateways: Gateways,
     pub(crate) handshakes: Semaphore,
     pub(crate) random: RefCell<SmallRng>,
     /// Cancelled: accept nothing more, finish what is open.
@@ -91,6 +93,17 @@ impl Context {
             .keep_alive_interval(limits.ping_interval)
             .keep_alive_timeout(limits.ping_timeout)
             .keep_alive_while_idle(true);
+    }
+
+    /// Sets what an HTTP/2 client of another cluster has in place of that: what it waits for may
+    /// be cut off as a whole, and without a word.
+    pub(crate) fn hasten_pings(
+        &self,
+        builder: &mut hyper::client::conn::http2::Builder<LocalExecutor>,
+    ) {
+        builder
+            .keep_alive_interval(self.limits.peer_ping_interval)
+            .keep_alive_timeout(self.limits.peer_ping_timeout);
     }
 }
 

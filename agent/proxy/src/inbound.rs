@@ -182,16 +182,16 @@ impl Connection {
             view_index: self.view_index,
             attempts: 1,
             upstream: Some(self.port.application.get()),
+            cluster: None,
         }
     }
 
     async fn serve_tcp(self, mut downstream: TlsStream<Wide>, wire: Wire, chain: &Chain) {
         let context = &self.port.context;
         let started = context.clock.now();
-        let dialled = if self.watched().is_allowed() {
-            self.port.dial(chain.local_connect_timeout).await
-        } else {
-            Err(Reason::IntentionDenied)
+        let dialled = match self.watched().refusal() {
+            None => self.port.dial(chain.local_connect_timeout).await,
+            Some(refusal) => Err(refusal),
         };
         let mut upstream = match dialled {
             Ok(upstream) => upstream,
@@ -297,8 +297,8 @@ impl Connection {
                 .record(&Record { status: Some(status.as_u16()), ..self.record(reason, started) });
             hygiene::refusal(status, reason, DecidedBy::ServerProxy, is_grpc)
         };
-        if !self.watched().is_allowed() {
-            return refuse(StatusCode::FORBIDDEN, Reason::IntentionDenied);
+        if let Some(refusal) = self.watched().refusal() {
+            return refuse(StatusCode::FORBIDDEN, refusal);
         }
         let Some(slot) = context.request_slot() else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Overloaded);

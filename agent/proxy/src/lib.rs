@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use hawser_core::catalog::Locality;
 use hawser_core::edge::{EdgeKey, Tally};
+use hawser_core::entry::Target;
 use hawser_core::name::{InstanceId, ServiceName};
 use hawser_core::view::View;
 use hawser_identity::Leaf;
@@ -26,6 +27,7 @@ mod report;
 mod watch;
 mod http;
 mod relay;
+mod gateways;
 mod pool;
 mod context;
 mod inbound;
@@ -109,8 +111,8 @@ pub struct Inbound {
 /// A service that a local instance calls.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Outbound {
-    /// Whom.
-    pub destination: ServiceName,
+    /// Whom: a service of one's own cluster, or of a peer.
+    pub destination: Target,
     /// Where the proxy listens for the application.
     pub listen: SocketAddr,
 }

@@ -43,6 +43,10 @@ pub struct Limits {
     pub ping_interval: Duration,
     /// Longest wait for that answer.
     pub ping_timeout: Duration,
+    /// How often a silent HTTP/2 connection to another cluster is asked whether it lives.
+    pub peer_ping_interval: Duration,
+    /// Longest wait for that answer: longer than a lost packet takes to be sent again.
+    pub peer_ping_timeout: Duration,
     /// Longest that sent bytes stay unacknowledged.
     pub user_timeout: Duration,
     /// How long an idle connection to the application is kept.
@@ -73,6 +77,8 @@ impl Default for Limits {
             target_bytes: 8 * 1024,
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(5),
+            peer_ping_interval: Duration::from_millis(500),
+            peer_ping_timeout: Duration::from_secs(1),
             user_timeout: Duration::from_secs(10),
             application_idle: Duration::from_secs(3),
             application_pool: 256,

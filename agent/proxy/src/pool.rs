@@ -10,17 +10,32 @@ use futures_util::future::{LocalBoxFuture, Shared};
 use hawser_core::reason::Reason;
 use hyper::client::conn::{http1, http2};
 
+use crate::gateways::Gateway;
 use crate::http::Sending;
 
 /// One HTTP/2 connection.
 pub(crate) struct Line {
     sender: http2::SendRequest<Sending>,
     in_flight: Cell<u32>,
+    /// The gateway that it passes.
+    gateway: Option<Rc<Gateway>>,
 }
 
 impl Line {
     pub(crate) fn new(sender: http2::SendRequest<Sending>) -> Self {
-        Self { sender, in_flight: Cell::new(0) }
+        Self::through(sender, None)
+    }
+
+    /// A connection that passes a gateway. While that does not answer, it takes no requests.
+    pub(crate) fn through(
+        sender: http2::SendRequest<Sending>,
+        gateway: Option<Rc<Gateway>>,
+    ) -> Self {
+        Self { sender, in_flight: Cell::new(0), gateway }
+    }
+
+    fn is_usable(&self) -> bool {
+        !self.sender.is_closed() && !self.gateway.as_ref().is_some_and(|gateway| gateway.is_bad())
     }
 
     /// A sender for one request.
@@ -40,6 +55,11 @@ impl Place {
 
     pub(crate) fn sender(&self) -> http2::SendRequest<Sending> {
         self.0.sender()
+    }
+
+    /// The gateway that it passes.
+    pub(crate) fn gateway(&self) -> Option<&Gateway> {
+        self.0.gateway.as_deref()
     }
 }
 
@@ -112,7 +132,7 @@ impl Lines {
 
     fn free(&self, streams: u32) -> Option<Place> {
         let mut lines = self.lines.borrow_mut();
-        lines.retain(|line| !line.sender.is_closed());
+        lines.retain(|line| line.is_usable());
         let least = lines.iter().min_by_key(|line| line.in_flight.get())?;
         (least.in_flight.get() < streams).then(|| Place::new(least))
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use hawser_core::clock::Index;
 use hawser_core::edge::{EdgeKey, Tally};
-use hawser_core::name::ServiceName;
+use hawser_core::name::{PeerName, ServiceName};
 use hawser_core::reason::{DecidedBy, Reason};
 use prometheus::local::LocalHistogram;
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
@@ -65,6 +65,8 @@ pub(crate) struct Record {
     pub(crate) view_index: Index,
     pub(crate) attempts: u8,
     pub(crate) upstream: Option<SocketAddr>,
+    /// The cluster that the callee is in, where that is another.
+    pub(crate) cluster: Option<PeerName>,
 }
 
 impl Record {
@@ -104,6 +106,8 @@ struct Line<'a> {
     attempts: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     upstream: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<&'a str>,
 }
 
 impl<'a> Line<'a> {
@@ -128,6 +132,7 @@ impl<'a> Line<'a> {
             view_index: None,
             attempts: 0,
             upstream: None,
+            cluster: None,
         }
     }
 }
@@ -294,7 +299,7 @@ pub(crate) struct Pair {
 #[derive(Default)]
 struct Counts {
     requests: BTreeMap<(&'static str, Reason), u64>,
-    edges: BTreeMap<Reason, Tally>,
+    edges: BTreeMap<(Option<PeerName>, Reason), Tally>,
     bytes_sent: u64,
     bytes_received: u64,
     retries: u64,
@@ -404,7 +409,7 @@ impl Pair {
         counts.bytes_sent += record.bytes_sent;
         counts.bytes_received += record.bytes_received;
         if self.reporter == Reporter::Client {
-            let tally = counts.edges.entry(record.reason).or_default();
+            let tally = counts.edges.entry((record.cluster.clone(), record.reason)).or_default();
             tally.count += 1;
             tally.errors += u64::from(record.is_error());
             tally.bytes_sent += record.bytes_sent;
@@ -438,7 +443,7 @@ impl Pair {
             source: Some(self.source.as_str()),
             destination: self.destination.as_str(),
             verdict: match record.reason {
-                Reason::IntentionDenied | Reason::PolicyCut => "deny",
+                Reason::IntentionDenied | Reason::PolicyCut | Reason::NotExported => "deny",
                 _ => "allow",
             },
             reason: record.reason.as_str(),
@@ -450,6 +455,7 @@ impl Pair {
             view_index: Some(record.view_index.0),
             attempts: record.attempts,
             upstream: record.upstream,
+            cluster: record.cluster.as_ref().map(PeerName::as_str),
         };
         self.shared.write(log, &line);
     }
@@ -483,11 +489,11 @@ impl Pair {
             shared.ejections.with_label_values(&[source, destination]).inc_by(counts.ejections);
         }
         let mut edges = lock(&shared.edges);
-        for (reason, tally) in counts.edges {
+        for ((cluster, reason), tally) in counts.edges {
             let key = EdgeKey {
                 source: self.source.clone(),
                 destination: self.destination.clone(),
-                cluster: "".into(),
+                cluster: cluster.as_ref().map_or("", PeerName::as_str).into(),
                 verdict: reason.as_str().into(),
             };
             if edges.len() < EDGES_MAX || edges.contains_key(&key) {
@@ -569,6 +575,7 @@ mod tests {
             view_index: Index(7),
             attempts: 1,
             upstream: None,
+            cluster: None,
         }
     }
 

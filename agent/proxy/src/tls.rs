@@ -1,13 +1,15 @@
 //! TLS between proxies: configurations of one leaf, and the mesh's words for what TLS refuses.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
 use hawser_core::ca::Validity;
 use hawser_core::clock::UnixTime;
+use hawser_core::name::PeerName;
 use hawser_core::reason::Reason;
 use hawser_core::spiffe::SpiffeId;
-use hawser_core::view::Trust;
+use hawser_core::view::{PeerView, Trust};
 use hawser_identity::{Anchors, Callee, Callers, Leaf, LeafError, Proven, Refusal};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{AlertDescription, ClientConfig, ServerConfig};
@@ -19,11 +21,16 @@ pub const ALPN_HTTP1: &[u8] = b"http/1.1";
 /// Bytes between proxies, after one byte by the callee's proxy that says whether it relays.
 pub const ALPN_TCP: &[u8] = b"hawser-tcp/1";
 
-/// Whom this host's proxy trusts: services alone, by the roots of `trust`. Roots that cannot be
-/// read are left out: less is trusted, not more.
-pub fn anchors(trust: &Trust) -> Anchors {
-    Anchors::new(trust.trust_domain.clone(), trust.datacenter.clone())
-        .services(trust.roots.iter().map(|root| &root[..]))
+/// Whom this host's proxy trusts: services alone, those of its own cluster by the roots of `trust`
+/// and those of each peer by that peer's. Roots that cannot be read are left out: less is trusted,
+/// not more.
+pub fn anchors(trust: &Trust, peers: &BTreeMap<PeerName, PeerView>) -> Anchors {
+    let own = Anchors::new(trust.trust_domain.clone(), trust.datacenter.clone())
+        .services(trust.roots.iter().map(|root| &root[..]));
+    peers.values().fold(own, |anchors, peer| {
+        let (trust_domain, datacenter) = (peer.trust_domain.clone(), peer.datacenter.clone());
+        anchors.peer_services(trust_domain, datacenter, peer.roots.iter().map(|root| &root[..]))
+    })
 }
 
 /// Reads who holds `leaf`, whose chain a handshake has verified already.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use hawser_core::clock::UnixTime;
-use hawser_core::intention::Decision;
+use hawser_core::intention::{self, Decision};
 use hawser_core::name::ServiceName;
 use hawser_core::reason::Reason;
 use hawser_core::view::View;
@@ -21,8 +21,8 @@ pub(crate) struct Watched {
     chain: Vec<CertificateDer<'static>>,
     /// The service on this host that is called; none for connections that this host made.
     destination: Option<ServiceName>,
-    /// Whether the peer may call now.
-    is_allowed: Cell<bool>,
+    /// Why the peer may not call now; none when it may.
+    refusal: Cell<Option<Reason>>,
     /// Cancelled when the connection must end at once.
     pub(crate) cut: CancellationToken,
     /// Why it was cut.
@@ -30,8 +30,9 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    pub(crate) fn is_allowed(&self) -> bool {
-        self.is_allowed.get()
+    /// Why the peer may not call now; none when it may.
+    pub(crate) fn refusal(&self) -> Option<Reason> {
+        self.refusal.get()
     }
 
     pub(crate) fn why(&self) -> Reason {
@@ -81,7 +82,7 @@ impl Watchlist {
             peer,
             chain,
             destination: verdict.map(|(destination, _)| destination.clone()),
-            is_allowed: Cell::new(verdict.is_none_or(|(_, decision)| decision.is_allowed())),
+            refusal: Cell::new(verdict.and_then(|(_, decision)| refusal(decision))),
             cut: CancellationToken::new(),
             why: Cell::new(Reason::Ok),
         });
@@ -93,8 +94,8 @@ impl Watchlist {
     pub(crate) fn decide(&self, view: &View) {
         for watched in self.open.borrow().values() {
             let Some(destination) = &watched.destination else { continue };
-            let is_allowed = view.decide(&watched.peer.id, destination).is_allowed();
-            if watched.is_allowed.replace(is_allowed) && !is_allowed {
+            let refusal = refusal(&view.decide(&watched.peer.id, destination));
+            if watched.refusal.replace(refusal).is_none() && refusal.is_some() {
                 watched.cut();
             }
         }
@@ -135,4 +136,15 @@ impl Watchlist {
             watched.cut.cancel();
         }
     }
+}
+
+/// The mesh's word for a decision that does not allow.
+fn refusal(decision: &Decision) -> Option<Reason> {
+    if decision.is_allowed() {
+        return None;
+    }
+    Some(match decision.reason {
+        intention::Reason::NotExported => Reason::NotExported,
+        intention::Reason::Intention(_) | intention::Reason::Default => Reason::IntentionDenied,
+    })
 }

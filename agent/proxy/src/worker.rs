@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hawser_core::catalog::Locality;
-use hawser_core::name::{InstanceId, ServiceName};
+use hawser_core::entry::Target;
+use hawser_core::name::InstanceId;
 use hawser_core::reason::Reason;
-use hawser_core::view::View;
+use hawser_core::view::{PeerView, Trust, View};
 use hawser_identity::{Anchors, Leaf};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Monotonic;
 use crate::context::Context;
 use crate::gateway::{self, Gateway};
+use crate::gateways::Gateways;
 use crate::limits::Limits;
 use crate::report::{Local, Reporter};
 use crate::socket;
@@ -109,7 +111,7 @@ struct Key {
     address: SocketAddr,
     instance: InstanceId,
     /// The service for inbound, the destination for outbound, its own for the gateway.
-    subject: ServiceName,
+    subject: Target,
 }
 
 struct Listener {
@@ -127,8 +129,7 @@ enum Port {
 
 /// Runs a worker until it is told to drain and everything has ended, or to cut.
 pub(crate) async fn run(start: Start) {
-    let share = |all: usize| (all / start.workers).max(1);
-    let limits = start.limits;
+    let (limits, share) = (start.limits, |all: usize| (all / start.workers).max(1));
     let context = Rc::new(Context {
         locality: start.locality,
         clock: Monotonic::start(),
@@ -136,6 +137,7 @@ pub(crate) async fn run(start: Start) {
         report: Local::new(start.shared),
         buffers: Arc::default(),
         watched: Rc::default(),
+        gateways: Gateways::default(),
         handshakes: Semaphore::new(share(limits.handshakes)),
         random: RefCell::new(SmallRng::from_os_rng()),
         drain: start.drain.clone(),
@@ -205,17 +207,9 @@ impl Worker {
     /// Takes over a new view: trust first, then endpoints, then open connections.
     fn view(&mut self, view: &Arc<View>) {
         let old = self.context.view.replace(view.clone());
-        let is_same_trust = match (&old.trust, &view.trust) {
-            (Some(old), Some(new)) => {
-                old.roots == new.roots
-                    && old.trust_domain == new.trust_domain
-                    && old.datacenter == new.datacenter
-            }
-            (None, None) => true,
-            _ => false,
-        };
-        if !is_same_trust {
-            self.anchors = view.trust.as_deref().map(|trust| Arc::new(tls::anchors(trust)));
+        if !is_same_trust(&old, view) {
+            let anchors = |trust: &Trust| Arc::new(tls::anchors(trust, &view.peers));
+            self.anchors = view.trust.as_deref().map(anchors);
             match &self.anchors {
                 Some(anchors) => self.context.watched.prove(anchors),
                 None => self.context.watched.cut_all(),
@@ -228,6 +222,7 @@ impl Worker {
                 port.refresh();
             }
         }
+        self.context.gateways.sweep();
         self.context.watched.decide(view);
         self.gateway.decide(view);
     }
@@ -242,7 +237,7 @@ impl Worker {
                     kind: Kind::Inbound,
                     address: inbound.listen,
                     instance: local.instance.clone(),
-                    subject: local.service.clone(),
+                    subject: Target { service: local.service.clone(), peer: None },
                 };
                 wanted.insert(key.clone());
                 let listener = self.listeners.entry(key).or_insert_with(|| {
@@ -299,7 +294,7 @@ impl Worker {
             kind: Kind::Gateway,
             address: plan.listen,
             instance: plan.instance.clone(),
-            subject: plan.service.clone(),
+            subject: Target { service: plan.service.clone(), peer: None },
         };
         let gateway = &self.gateway;
         let listener = || Listener::new(Port::Gateway(gateway.clone()));
@@ -419,7 +414,9 @@ impl Port {
         let reason = Reason::Overloaded;
         match self {
             Self::In(port) => context.report.refuse(Reporter::Server, &port.service, reason),
-            Self::Out(port) => context.report.refuse(Reporter::Client, &port.destination, reason),
+            Self::Out(port) => {
+                context.report.refuse(Reporter::Client, &port.destination.service, reason);
+            }
             Self::Gateway(gateway) => gateway.overloaded(),
         }
     }
@@ -427,16 +424,35 @@ impl Port {
     fn identify(&self, identity: Option<&Rc<Identity>>) {
         match self {
             Self::In(port) => *port.identity.borrow_mut() = identity.cloned(),
-            Self::Out(port) => {
-                if let Err(error) = port.identify(identity) {
-                    let (service, destination) = (&port.service, &port.destination);
-                    tracing::error!(%service, %destination, %error, "cannot call");
-                }
-            }
+            Self::Out(port) => port.identify(identity),
             // It speaks for nobody.
             Self::Gateway(_) => {}
         }
     }
+}
+
+/// Whether `new` trusts whom `old` trusted, by the same roots.
+fn is_same_trust(old: &View, new: &View) -> bool {
+    let is_same_own = match (&old.trust, &new.trust) {
+        (Some(old), Some(new)) => {
+            old.roots == new.roots
+                && old.trust_domain == new.trust_domain
+                && old.datacenter == new.datacenter
+        }
+        (None, None) => true,
+        _ => false,
+    };
+    let is_same_peer = |(old, new): (&PeerView, &PeerView)| {
+        old.roots == new.roots
+            && old.trust_domain == new.trust_domain
+            && old.datacenter == new.datacenter
+    };
+    let are_same_peers = || {
+        Arc::ptr_eq(&old.peers, &new.peers)
+            || (old.peers.len() == new.peers.len()
+                && old.peers.values().zip(new.peers.values()).all(is_same_peer))
+    };
+    is_same_own && are_same_peers()
 }
 
 /// Accepts until told to stop. An error backs off; it never ends the listener.

@@ -1,5 +1,6 @@
 //! Two data planes in one process, with real TLS between them.
 
+mod regions;
 mod world;
 
 use std::time::Duration;

@@ -12,11 +12,12 @@ use hawser_core::ca::Validity;
 use hawser_core::catalog::{Locality, Protocol, Row, Weights};
 use hawser_core::chain::Chain;
 use hawser_core::clock::{Index, UnixTime};
+use hawser_core::entry::Target;
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intention, Intentions, Pair, Side};
 use hawser_core::name::ServiceName;
 use hawser_core::spiffe::{Role, SpiffeId};
-use hawser_core::view::{Endpoint, ServiceView, Trust, View};
+use hawser_core::view::{Endpoint, PeerView, ServiceView, Trust, View};
 use hawser_identity::Leaf;
 use hawser_proxy::tls::{self, Identity};
 use hawser_proxy::{Config, Inbound, Limits, ListenerStatus, LocalService, Outbound, Plan, Proxy};
@@ -34,6 +35,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+pub(crate) mod region;
+
+use region::Others;
+
 const DOMAIN: &str = "11111111-2222-3333-4444-555555555555.consul";
 
 pub(crate) struct World {
@@ -46,6 +51,10 @@ pub(crate) struct World {
     pub(crate) has_server_identity: bool,
     pub(crate) server_identity: &'static str,
     pub(crate) status: Status,
+    /// Whom `web` calls.
+    pub(crate) destination: Target,
+    /// What the caller's view has besides.
+    pub(crate) others: Others,
     pub(crate) client: Option<Proxy>,
     server: Option<Proxy>,
     protocol: Protocol,
@@ -65,10 +74,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(protocol: Protocol) -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let root = params.self_signed(&key).expect("a root").der().to_vec();
+        let (root, issuer) = authority();
         Self {
             outbound: free_address(),
             limits: Limits::default(),
@@ -79,11 +85,13 @@ impl World {
             has_server_identity: true,
             server_identity: "db",
             status: Status::Passing,
+            destination: Target { service: name("db"), peer: None },
+            others: Others::default(),
             client: None,
             server: None,
             protocol,
             instances: Vec::new(),
-            issuer: Issuer::new(params, key),
+            issuer,
             root,
             is_root_known: true,
             action: Action::Allow,
@@ -141,10 +149,31 @@ impl World {
             instance: "web-1".parse().expect("an id"),
             identity,
             inbound: None,
-            outbounds: vec![Outbound { destination: name("db"), listen }],
+            outbounds: vec![Outbound { destination: self.destination.clone(), listen }],
         };
         self.client_plans
             .send_replace(Arc::new(Plan { services: vec![client], ..Plan::default() }));
+    }
+
+    /// What the caller's calls were counted as: cluster and verdict.
+    pub(crate) fn client_clusters(&self) -> Vec<(String, String)> {
+        let edges = self.client.as_ref().map(Proxy::take_edges).unwrap_or_default();
+        edges
+            .into_iter()
+            .map(|(key, _)| (key.cluster.to_string(), key.verdict.to_string()))
+            .collect()
+    }
+
+    /// Who `web` is, and who vouches for it: what a peer must know to be called by it.
+    pub(crate) fn as_peer(&self) -> PeerView {
+        PeerView {
+            trust_domain: DOMAIN.parse().expect("good"),
+            datacenter: "dc1".parse().expect("a name"),
+            roots: vec![self.root.as_slice().into()],
+            calls_us: "unused".parse().expect("a name"),
+            is_live: true,
+            gateways: Vec::new(),
+        }
     }
 
     pub(crate) async fn stop(&mut self) {
@@ -215,7 +244,8 @@ impl World {
     /// What a client that is no proxy calls `db` with, as `web`: TLS without ALPN.
     pub(crate) fn native_client(&self) -> rustls::ClientConfig {
         let view = self.views.borrow();
-        let anchors = Arc::new(tls::anchors(view.trust.as_deref().expect("published")));
+        let anchors =
+            Arc::new(tls::anchors(view.trust.as_deref().expect("published"), &view.peers));
         let leaf = self.leaf("web");
         let identity = Identity::new(&leaf, &anchors, 0).expect("a good leaf");
         let callee = SpiffeId { role: Role::Service(name("db")), ..leaf.id.clone() };
@@ -223,6 +253,13 @@ impl World {
         let mut config = rustls::ClientConfig::clone(&config);
         config.alpn_protocols.clear();
         config
+    }
+
+    /// Publishes other clusters anew, and of one's own nothing: services stay the same objects.
+    pub(crate) fn publish_others(&mut self) {
+        let view = View::clone(&self.views.borrow());
+        let peers = Arc::new(self.others.peers.clone());
+        self.views.send_replace(Arc::new(View { peers, ..view }));
     }
 
     fn publish(&mut self) {
@@ -279,33 +316,13 @@ impl World {
             intentions: Intentions::restore([row], index),
             ..View::default()
         };
+        let view = self.others.complete(view);
         self.views.send_replace(Arc::new(view));
     }
 
     fn leaf(&self, service: &str) -> Arc<Leaf> {
         let uri = format!("spiffe://{DOMAIN}/ns/default/dc/dc1/svc/{service}");
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(uri.clone().try_into().expect("ASCII"))];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let now = time::OffsetDateTime::now_utc();
-        params.not_before = now - Duration::from_secs(300);
-        params.not_after = now + self.leaf_lifetime;
-        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
-        let moment = |time: time::OffsetDateTime| {
-            UnixTime::from_secs(u64::try_from(time.unix_timestamp()).expect("after 1970"))
-        };
-        Arc::new(Leaf {
-            id: uri.parse().expect("an identity"),
-            chain: vec![certificate.der().clone()],
-            key: key.serialize_der().try_into().expect("PKCS#8"),
-            validity: Validity {
-                not_before: moment(params.not_before),
-                not_after: moment(params.not_after),
-            },
-        })
+        leaf(&self.issuer, &uri, self.leaf_lifetime)
     }
 
     fn instance(&mut self, application: SocketAddr) -> SocketAddr {
@@ -472,6 +489,40 @@ impl World {
     }
 }
 
+pub(crate) fn leaf(issuer: &Issuer<'static, KeyPair>, uri: &str, lifetime: Duration) -> Arc<Leaf> {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("ASCII"))];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    let now = time::OffsetDateTime::now_utc();
+    params.not_before = now - Duration::from_secs(300);
+    params.not_after = now + lifetime;
+    let certificate = params.signed_by(&key, issuer).expect("signed");
+    let moment = |time: time::OffsetDateTime| {
+        UnixTime::from_secs(u64::try_from(time.unix_timestamp()).expect("after 1970"))
+    };
+    Arc::new(Leaf {
+        id: uri.parse().expect("an identity"),
+        chain: vec![certificate.der().clone()],
+        key: key.serialize_der().try_into().expect("PKCS#8"),
+        validity: Validity {
+            not_before: moment(params.not_before),
+            not_after: moment(params.not_after),
+        },
+    })
+}
+
+/// A root, DER, and who signs by it.
+pub(crate) fn authority() -> (Vec<u8>, Issuer<'static, KeyPair>) {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = params.self_signed(&key).expect("a root").der().to_vec();
+    (root, Issuer::new(params, key))
+}
+
 /// Offers no certificate.
 #[derive(Debug)]
 pub(crate) struct Anonymous;
@@ -517,7 +568,7 @@ impl Gate {
 
 type AnyBody = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
-async fn serve<F, A>(answer: F) -> SocketAddr
+pub(crate) async fn serve<F, A>(answer: F) -> SocketAddr
 where
     F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
     A: Future<Output = Response<AnyBody>> + Send + 'static,
@@ -539,7 +590,7 @@ where
     address
 }
 
-async fn listener() -> (TcpListener, SocketAddr) {
+pub(crate) async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
     let address = listener.local_addr().expect("bound");
     (listener, address)
@@ -634,7 +685,7 @@ pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-fn name(text: &str) -> ServiceName {
+pub(crate) fn name(text: &str) -> ServiceName {
     text.parse().expect("a name")
 }
 

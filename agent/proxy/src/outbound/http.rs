@@ -1,0 +1,525 @@
+//! Requests of HTTP services: each is sent to one instance after another until one answers.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use hawser_core::balance::{Outcome, PeerId};
+use hawser_core::chain::Chain;
+use hawser_core::name::PeerName;
+use hawser_core::reason::{DecidedBy, Reason};
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rand::RngCore as _;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::dial::{Dialled, dial};
+use super::reach::Instance;
+use super::{Picked, Port};
+use crate::context::Context;
+use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing, Sending};
+use crate::inbound::{hygiene_uri, is_unprocessed, relay_upgraded};
+use crate::pool::{Line, Place};
+use crate::report::Record;
+use crate::tls::{self, ALPN_H2};
+
+impl Port {
+    pub(super) async fn serve_http(self: Rc<Self>, socket: TcpStream) {
+        let context = self.context.clone();
+        let limits = &context.limits;
+        let port = self;
+        let service = service_fn(move |request| {
+            let port = port.clone();
+            async move { Ok::<_, std::convert::Infallible>(port.answer(request).await) }
+        });
+        let mut builder = hyper_util::server::conn::auto::Builder::new(LocalExecutor);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.head)
+            .max_headers(limits.headers)
+            .max_buf_size(limits.header_bytes as usize);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(limits.header_bytes)
+            .initial_stream_window_size(crate::context::STREAM_WINDOW)
+            .initial_connection_window_size(crate::context::CONNECTION_WINDOW);
+        let io = TokioIo::new(socket);
+        let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(io, service));
+        tokio::select! {
+            biased;
+            _ = serving.as_mut() => return,
+            () = context.drain.cancelled() => serving.as_mut().graceful_shutdown(),
+        }
+        let _ = serving.await;
+    }
+
+    /// Answers one request of the application: checks it, tries instances, reports once.
+    async fn answer(self: Rc<Self>, mut request: Request<Incoming>) -> Response<Body> {
+        let context = self.context.clone();
+        let started = context.clock.now();
+        let is_grpc = hygiene::is_grpc(request.headers());
+        let refuse = |status: StatusCode, reason: Reason, attempts: u8| {
+            let record = self.record(reason, started);
+            self.pair.record(&Record { status: Some(status.as_u16()), attempts, ..record });
+            hygiene::refusal(status, reason, DecidedBy::ClientProxy, is_grpc)
+        };
+        let Some(slot) = context.request_slot() else {
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Overloaded, 0);
+        };
+        let authority = match hygiene::authority(&request, &context.limits) {
+            Ok(authority) => authority,
+            Err(bad) => return refuse(bad.0, Reason::BadRequest, 0),
+        };
+        let Some(chain) = self.chain() else {
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::ViewMissing, 0);
+        };
+        // The application passes on that it was itself called by a retry: one layer retries.
+        let was_retried = request.headers().contains_key(hygiene::ATTEMPT_HEADER);
+        let upgrade = hygiene::strip(request.headers_mut());
+        if !request.headers().contains_key(hygiene::REQUEST_ID_HEADER) {
+            let id = format!("{:016x}", context.random.borrow_mut().next_u64());
+            if let Ok(id) = HeaderValue::try_from(id) {
+                request.headers_mut().insert(hygiene::REQUEST_ID_HEADER, id);
+            }
+        }
+        let Some(uri) = hygiene_uri(&authority, request.uri()) else {
+            return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, 0);
+        };
+        if let Some(to) = upgrade.filter(|_| request.version() == Version::HTTP_11) {
+            let upgraded = Box::pin(self.clone().upgrade(request, to, &chain, started)).await;
+            return upgraded.unwrap_or_else(|reason| refuse(hygiene::status(reason), reason, 1));
+        }
+        request.headers_mut().remove(header::HOST);
+        *request.uri_mut() = uri;
+        *request.version_mut() = Version::HTTP_2;
+
+        let deadline = Instant::now() + chain.request_timeout;
+        let (parts, incoming) = request.into_parts();
+        let body = Outgoing::prepare(incoming, context.limits.replay_bytes);
+        let body = match tokio::time::timeout_at(deadline, body).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(_)) => return refuse(StatusCode::BAD_REQUEST, Reason::DownstreamReset, 0),
+            Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, Reason::RequestTimeout, 0),
+        };
+        let mut exchange = Exchange {
+            port: &self,
+            chain: &chain,
+            is_idempotent: hygiene::is_idempotent(&parts.method),
+            parts,
+            body,
+            was_retried,
+            deadline,
+            attempts: 0,
+            tried: Vec::new(),
+            sent: Rc::new(Cell::new(0)),
+        };
+        let exchanged = Box::pin(exchange.run()).await;
+        let (attempts, sent) = (exchange.attempts, exchange.sent.clone());
+        let Answer { mut response, decided, place, upstream, cluster } = match exchanged {
+            Ok(answer) => answer,
+            Err(reason) => return refuse(hygiene::status(reason), reason, attempts),
+        };
+        let said = response.headers().get(hygiene::REASON_HEADER).cloned();
+        hygiene::pass_on(&mut response);
+        if let Some(said) = said {
+            response.headers_mut().insert(hygiene::REASON_HEADER, said);
+            let by = HeaderValue::from_static(DecidedBy::ServerProxy.as_str());
+            response.headers_mut().insert(hygiene::DECIDED_BY_HEADER, by);
+        }
+        let deadline = (!hygiene::is_stream(response.headers())).then_some(deadline);
+        let status = response.status().as_u16();
+        let port = self.clone();
+        let on_end = move |end: End, bytes: u64| {
+            let _held = (slot, place);
+            let (reason, decided_by) = match (end, decided) {
+                (End::Complete, Some(reason)) => (reason, DecidedBy::ServerProxy),
+                (End::Complete, None) => (Reason::Ok, DecidedBy::Application),
+                (End::Upstream, _) => (Reason::UpstreamReset, DecidedBy::Application),
+                (End::Downstream, _) => (Reason::DownstreamReset, DecidedBy::Application),
+                (End::Timeout, _) => (Reason::RequestTimeout, DecidedBy::ClientProxy),
+            };
+            port.pair.record(&Record {
+                decided_by,
+                status: Some(status),
+                bytes_sent: sent.get(),
+                bytes_received: bytes,
+                attempts,
+                upstream: Some(upstream),
+                cluster,
+                ..port.record(reason, started)
+            });
+        };
+        response.map(|body| Body::arriving(body, deadline, Box::new(on_end)))
+    }
+
+    /// Carries an upgrade over a connection of its own, in HTTP/1.1 inside mTLS.
+    async fn upgrade(
+        self: Rc<Self>,
+        mut request: Request<Incoming>,
+        to: HeaderValue,
+        chain: &Chain,
+        started: Duration,
+    ) -> Result<Response<Body>, Reason> {
+        let context = self.context.clone();
+        let (dialled, upstream, cluster) = self.dial_http1(chain).await?;
+        let (stream, listed) = (dialled.stream, dialled.listed);
+        let broken = |error: hyper::Error| peer_reason(&error);
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let listed = Rc::new(listed);
+        let held = listed.clone();
+        context.tracker.spawn_local(async move {
+            tokio::select! {
+                () = held.watched.cut.cancelled() => {}
+                _ = connection.with_upgrades() => {}
+            }
+        });
+        let downstream = hyper::upgrade::on(&mut request);
+        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert(header::UPGRADE, to);
+        let sent = Rc::new(Cell::new(0));
+        let target = request.uri().path_and_query().cloned();
+        *request.uri_mut() = target.map_or_else(http::Uri::default, http::Uri::from);
+        let request = request.map(|incoming| Outgoing::Arriving(Some(incoming)).body(&sent));
+        let sending = sender.send_request(request);
+        let mut response = tokio::time::timeout(chain.request_timeout, sending)
+            .await
+            .map_err(|_| Reason::RequestTimeout)?
+            .map_err(broken)?;
+        let status = response.status();
+        let record = Record {
+            status: Some(status.as_u16()),
+            upstream: Some(upstream),
+            cluster,
+            decided_by: DecidedBy::Application,
+            ..self.record(Reason::Ok, started)
+        };
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            let verdict = hygiene::verdict(response.headers());
+            let said = response.headers().get(hygiene::REASON_HEADER).cloned();
+            hygiene::pass_on(&mut response);
+            if let Some(said) = said {
+                response.headers_mut().insert(hygiene::REASON_HEADER, said);
+            }
+            let on_end = move |_: End, bytes: u64| {
+                drop(sender);
+                let reason = verdict.unwrap_or(Reason::Ok);
+                self.pair.record(&Record { reason, bytes_received: bytes, ..record });
+            };
+            return Ok(response.map(|body| Body::arriving(body, None, Box::new(on_end))));
+        }
+        let onward = hyper::upgrade::on(&mut response);
+        context.clone().tracker.spawn_local(async move {
+            let cut = &listed.watched.cut;
+            let moved = relay_upgraded(&context, downstream, onward, cut).await;
+            self.pair.record(&Record {
+                bytes_sent: moved.sent,
+                bytes_received: moved.received,
+                duration: context.clock.now().saturating_sub(started),
+                ..record
+            });
+        });
+        Ok(response.map(|_| Body::full(bytes::Bytes::new())))
+    }
+}
+impl Port {
+    /// Finds an instance for a connection of its own, in HTTP/1.1.
+    async fn dial_http1(
+        &self,
+        chain: &Chain,
+    ) -> Result<(Dialled, SocketAddr, Option<PeerName>), Reason> {
+        let mut tried = Vec::new();
+        loop {
+            let picked = self.pick(&tried, true)?;
+            tried.push(picked.pick.peer);
+            let (address, began) = (picked.pick.address, self.context.clock.now());
+            let config = picked.instance.reach()?.http1.clone();
+            let within = chain.connect_timeout;
+            match Box::pin(dial(&self.context, &picked.instance, config, within)).await {
+                Ok(dialled) => {
+                    let cluster = picked.instance.peer().cloned();
+                    let now = self.context.clock.now();
+                    picked.answered(now.saturating_sub(began), now);
+                    return Ok((dialled, address, cluster));
+                }
+                Err(reason) => {
+                    picked.failed(reason, began);
+                    if tried.len() >= usize::from(self.context.limits.connect_tries) {
+                        return Err(reason);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One request and its tries.
+struct Exchange<'a> {
+    port: &'a Rc<Port>,
+    chain: &'a Chain,
+    parts: http::request::Parts,
+    is_idempotent: bool,
+    body: Outgoing,
+    /// Whether the request is itself part of a retry further up.
+    was_retried: bool,
+    /// When all tries together must have given an answer.
+    deadline: Instant,
+    attempts: u8,
+    tried: Vec<PeerId>,
+    sent: Rc<Cell<u64>>,
+}
+
+/// An answer worth passing on.
+struct Answer {
+    response: Response<Incoming>,
+    /// Set where the callee's proxy answered, and not its application.
+    decided: Option<Reason>,
+    place: Place,
+    upstream: SocketAddr,
+    cluster: Option<PeerName>,
+}
+
+/// Why a try did not give an answer to pass on.
+struct Failure {
+    reason: Reason,
+    /// Whether no application can have seen the request.
+    is_unseen: bool,
+    /// An answer that may still be the best there is.
+    answer: Option<Answer>,
+}
+
+impl Exchange<'_> {
+    /// Tries instances until one answers.
+    ///
+    /// # Errors
+    /// The reason of the last try.
+    async fn run(&mut self) -> Result<Answer, Reason> {
+        let (port, limits) = (self.port, &self.port.context.limits);
+        port.budget.borrow_mut().request(port.context.clock.now());
+        let mut last = Failure { reason: Reason::NoEndpoint, is_unseen: true, answer: None };
+        loop {
+            let may_probe = self.body.is_repeatable() && self.is_idempotent;
+            let mut picked = port.pick(&self.tried, may_probe);
+            if picked.is_err() && last.reason == Reason::UpstreamReset {
+                // A connection that broke says little about the next one to the same instance.
+                self.tried.clear();
+                picked = port.pick(&self.tried, may_probe);
+            }
+            let Ok(picked) = picked else { break };
+            if self.attempts > 0 {
+                // Where not even a connection was made, another try costs the callee nothing.
+                let is_free = matches!(
+                    last.reason,
+                    Reason::ConnectFailed | Reason::ConnectTimeout | Reason::GatewayUnavailable
+                );
+                let now = port.context.clock.now();
+                let (percent, floor) = (limits.retry_budget_percent, limits.retry_budget_floor);
+                let allowed = is_free || port.budget.borrow_mut().retry(now, percent, floor);
+                port.pair.retried(allowed);
+                if !allowed {
+                    break;
+                }
+            }
+            self.attempts += 1;
+            self.tried.push(picked.pick.peer);
+            let may_retry = self.attempts <= limits.retries
+                && self.is_idempotent
+                && self.body.is_repeatable()
+                && !self.was_retried
+                && port.balancer.borrow().has_other(&self.tried);
+            let per_try = may_retry.then_some(limits.per_try);
+            match self.attempt(picked, per_try).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => last = failure,
+            }
+            let is_safe = last.is_unseen || (self.is_idempotent && !self.was_retried);
+            let is_late = Instant::now() >= self.deadline;
+            if self.attempts > limits.retries || !is_safe || is_late || !self.body.is_whole() {
+                break;
+            }
+        }
+        last.answer.ok_or(last.reason)
+    }
+
+    /// A place in a connection to `instance`.
+    async fn place(&self, instance: &Rc<Instance>) -> Result<Place, Reason> {
+        let (limits, within) = (&self.port.context.limits, self.chain.connect_timeout);
+        let connect = || {
+            let (port, instance) = (self.port.clone(), instance.clone());
+            async move { port.line(&instance, within).await }
+        };
+        instance.lines.place(limits.connections_per_endpoint, limits.streams, connect).await
+    }
+
+    /// Makes one try.
+    async fn attempt(
+        &mut self,
+        picked: Picked<'_>,
+        per_try: Option<Duration>,
+    ) -> Result<Answer, Failure> {
+        let context = &self.port.context;
+        let (began, address) = (context.clock.now(), picked.pick.address);
+        let place = match self.place(&picked.instance).await {
+            Ok(place) => place,
+            Err(reason) => {
+                picked.failed(reason, began);
+                return Err(Failure { reason, is_unseen: true, answer: None });
+            }
+        };
+        let mut request = Request::from_parts(self.parts.clone(), self.body.body(&self.sent));
+        if self.attempts > 1 {
+            let attempt = HeaderValue::from(u16::from(self.attempts));
+            request.headers_mut().insert(hygiene::ATTEMPT_HEADER, attempt);
+        }
+        let mut sender = place.sender();
+        let sending = sender.try_send_request(request);
+        let Some(sent) = self.awaited(sending, per_try).await else {
+            picked.finish(Outcome::Failed);
+            let reason = Reason::RequestTimeout;
+            return Err(Failure { reason, is_unseen: false, answer: None });
+        };
+        let response = match sent {
+            Ok(response) => response,
+            Err(mut failed) => {
+                let unsent = failed.take_message();
+                let was_taken = unsent.is_none();
+                if let Some(unsent) = unsent {
+                    self.body.restore(unsent.into_body());
+                }
+                return Err(in_vain(picked, &place, &failed.into_error(), was_taken, began));
+            }
+        };
+        let now = context.clock.now();
+        if let Some(gateway) = place.gateway() {
+            gateway.heard(now);
+        }
+        let decided = hygiene::verdict(response.headers());
+        let cluster = picked.instance.peer().cloned();
+        let answer = Answer { response, decided, place, upstream: address, cluster };
+        match decided {
+            Some(reason) if reason.http_status() >= 500 => {
+                picked.finish(Outcome::Failed);
+                let is_unseen = reason.is_before_request();
+                Err(Failure { reason, is_unseen, answer: Some(answer) })
+            }
+            _ => {
+                picked.answered(now.saturating_sub(began), now);
+                Ok(answer)
+            }
+        }
+    }
+    /// Waits for an answer, no longer than `per_try` where that leaves another try its turn: with the
+    /// budget used up, giving up on a slow answer would only make a failure of it.
+    async fn awaited<T>(
+        &self,
+        sending: impl Future<Output = T>,
+        per_try: Option<Duration>,
+    ) -> Option<T> {
+        let mut sending = std::pin::pin!(sending);
+        if let Some(span) = per_try {
+            let until = self.deadline.min(Instant::now() + span);
+            if let Ok(sent) = tokio::time::timeout_at(until, &mut sending).await {
+                return Some(sent);
+            }
+            let Context { limits, clock, .. } = &*self.port.context;
+            let (percent, floor) = (limits.retry_budget_percent, limits.retry_budget_floor);
+            if self.port.budget.borrow_mut().has_room(clock.now(), percent, floor) {
+                return None;
+            }
+            self.port.pair.retried(false);
+        }
+        tokio::time::timeout_at(self.deadline, sending).await.ok()
+    }
+}
+
+/// A try whose connection broke before there was an answer.
+fn in_vain(
+    picked: Picked<'_>,
+    place: &Place,
+    error: &hyper::Error,
+    was_taken: bool,
+    began: Duration,
+) -> Failure {
+    let reason = peer_reason(error);
+    let is_unseen = !was_taken
+        || is_unprocessed(error)
+        || (reason.is_before_request() && reason != Reason::HandshakeFailed);
+    let outcome = match reason {
+        Reason::DownstreamReset => Outcome::Unknown,
+        // Pings were not answered either.
+        _ if error.is_timeout() => {
+            let now = picked.port.context.clock.now();
+            let silent = place.gateway().filter(|gateway| gateway.is_silent_since(began));
+            silent.inspect(|gateway| gateway.failed(began, now));
+            picked.silence_since(began)
+        }
+        _ => Outcome::Failed,
+    };
+    picked.finish(outcome);
+    Failure { reason, is_unseen, answer: None }
+}
+
+impl Port {
+    /// Opens an HTTP/2 connection to an instance's proxy.
+    async fn line(&self, instance: &Instance, within: Duration) -> Result<Line, Reason> {
+        let context = &self.context;
+        let config = instance.reach()?.h2.clone();
+        let Dialled { stream, listed, gateway } =
+            Box::pin(dial(context, instance, config, within)).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(ALPN_H2) {
+            return Err(Reason::UpstreamProtocol);
+        }
+        let mut builder = http2::Builder::new(LocalExecutor);
+        context.tune_http2_client(&mut builder);
+        if instance.peer().is_some() {
+            context.hasten_pings(&mut builder);
+        }
+        let (sender, connection) = builder
+            .handshake::<_, Sending>(TokioIo::new(stream))
+            .await
+            .map_err(|error| peer_reason(&error))?;
+        tokio::task::spawn_local(async move {
+            tokio::select! {
+                biased;
+                () = listed.watched.cut.cancelled() => {}
+                ended = connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "connection to a peer ended");
+                    }
+                }
+            }
+        });
+        Ok(Line::through(sender, gateway))
+    }
+}
+
+/// The reason behind a failure in a connection to a peer's proxy.
+fn peer_reason(error: &hyper::Error) -> Reason {
+    if error.is_user() || error.is_body_write_aborted() {
+        return Reason::DownstreamReset;
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(error) = inner.downcast_ref::<std::io::Error>() {
+            let of_tls =
+                error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some();
+            if of_tls {
+                return tls::reason(error);
+            }
+        }
+        if let Some(error) = inner.downcast_ref::<rustls::Error>() {
+            return tls::tls_reason(error);
+        }
+        source = inner.source();
+    }
+    Reason::UpstreamReset
+}

@@ -1,0 +1,329 @@
+//! Outbound: connections from the application, routed, balanced and carried to the peer.
+//!
+//! Tasks: one for each connection; one for each request in an HTTP/2 connection (by hyper); one
+//! for each connection to a peer; one for each upgraded connection.
+
+mod dial;
+mod http;
+mod reach;
+mod tcp;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_core::balance::{Balancer, Effect, Outcome, PeerId, Pick};
+use hawser_core::catalog::Endpoint;
+use hawser_core::chain::Chain;
+use hawser_core::entry::{GatewayMode, Target};
+use hawser_core::name::{PeerName, ServiceName};
+use hawser_core::peering::{PeerGateway, PeerService};
+use hawser_core::reason::{DecidedBy, Reason};
+use hawser_core::route::{Group, route};
+use hawser_core::view::{PeerView, ServiceView, View};
+use rand::RngCore as _;
+use tokio::net::TcpStream;
+
+use self::reach::{Instance, Reach};
+use crate::budget::Budget;
+use crate::context::Context;
+use crate::report::{Pair, Record, Reporter};
+use crate::socket;
+use crate::tls::Identity;
+
+/// One upstream of one local service, in one worker.
+pub(crate) struct Port {
+    pub(crate) context: Rc<Context>,
+    pub(crate) service: ServiceName,
+    pub(crate) destination: Target,
+    pair: Rc<Pair>,
+    identity: RefCell<Option<Rc<Identity>>>,
+    current: RefCell<Current>,
+    balancer: RefCell<Balancer>,
+    reaches: RefCell<BTreeMap<Target, Rc<Reach>>>,
+    instances: RefCell<BTreeMap<PeerId, Rc<Instance>>>,
+    budget: RefCell<Budget>,
+}
+
+/// What the route was made of.
+#[derive(Default)]
+struct Current {
+    service: Option<Arc<ServiceView>>,
+    peers: Arc<BTreeMap<PeerName, PeerView>>,
+    gateways: Arc<[PeerGateway]>,
+}
+
+impl Current {
+    fn is_same(&self, other: &Self) -> bool {
+        let is_same_service = match (&self.service, &other.service) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            _ => false,
+        };
+        is_same_service
+            && Arc::ptr_eq(&self.peers, &other.peers)
+            && Arc::ptr_eq(&self.gateways, &other.gateways)
+    }
+}
+
+impl Port {
+    pub(crate) fn new(context: Rc<Context>, service: ServiceName, destination: Target) -> Self {
+        let pair = context.report.pair(Reporter::Client, &service, &destination.service);
+        Self {
+            context,
+            service,
+            destination,
+            pair,
+            identity: RefCell::default(),
+            current: RefCell::default(),
+            balancer: RefCell::default(),
+            reaches: RefCell::default(),
+            instances: RefCell::default(),
+            budget: RefCell::default(),
+        }
+    }
+
+    /// Takes over a new identity, or none. Pooled connections of the one before end in peace.
+    pub(crate) fn identify(&self, identity: Option<&Rc<Identity>>) {
+        let is_same = match (&*self.identity.borrow(), identity) {
+            (Some(old), Some(new)) => Rc::ptr_eq(old, new),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same {
+            *self.identity.borrow_mut() = identity.cloned();
+            let current = self.look();
+            self.arrange(current);
+        }
+    }
+
+    /// Takes over what the view says now of the destination, and of the ways to it.
+    pub(crate) fn refresh(&self) {
+        let current = self.look();
+        let is_same = self.current.borrow().is_same(&current);
+        if !is_same {
+            self.arrange(current);
+        }
+    }
+
+    fn look(&self) -> Current {
+        let view = self.context.view.borrow();
+        let Target { service, peer } = &self.destination;
+        let service = match peer {
+            None => view.services.get(service),
+            Some(peer) => {
+                let (peer, service) = (peer.clone(), service.clone());
+                view.imports.get(&PeerService { peer, service })
+            }
+        };
+        Current {
+            service: service.cloned(),
+            peers: view.peers.clone(),
+            gateways: view.gateways.clone(),
+        }
+    }
+
+    /// Routes anew, and keeps the connections to all instances that are called as before.
+    fn arrange(&self, current: Current) {
+        let view = self.context.view.borrow().clone();
+        let service = current.service.clone();
+        let groups =
+            service.as_deref().map(|service| route(&view, service, &self.context.locality));
+        let groups = groups.unwrap_or_default();
+        self.balancer.borrow_mut().update(&groups, self.context.clock.now());
+        let mut reaches = BTreeMap::new();
+        for group in &groups {
+            if !reaches.contains_key(&group.target)
+                && let Some(reach) = self.reach(&view, &group.target, group.gateway_mode)
+            {
+                reaches.insert(group.target.clone(), reach);
+            }
+        }
+        self.replace_instances(&groups, &reaches);
+        *self.reaches.borrow_mut() = reaches;
+        *self.current.borrow_mut() = current;
+    }
+
+    /// How `target` is called now: as before, if that is still so.
+    fn reach(&self, view: &View, target: &Target, mode: GatewayMode) -> Option<Rc<Reach>> {
+        let identity = self.identity.borrow().clone()?;
+        let peer = match &target.peer {
+            None => None,
+            Some(peer) => Some(view.peers.get(peer)?),
+        };
+        let known = self.reaches.borrow().get(target).cloned();
+        let reach = match known.filter(|known| known.is_of(&identity, peer)) {
+            Some(known) => known,
+            None => match Reach::new(&identity, target, peer) {
+                Ok(reach) => Rc::new(reach),
+                Err(error) => {
+                    let (service, destination) = (&self.service, &target.service);
+                    tracing::error!(%service, %destination, %error, "cannot call");
+                    return None;
+                }
+            },
+        };
+        reach.find_way(&self.context, view, mode);
+        Some(reach)
+    }
+
+    fn replace_instances(&self, groups: &[Group<'_>], reaches: &BTreeMap<Target, Rc<Reach>>) {
+        let routed = groups.iter().flat_map(|group| {
+            let reach = reaches.get(&group.target);
+            group.endpoints.iter().map(move |(endpoint, _)| (*endpoint, reach))
+        });
+        let mut old = std::mem::take(&mut *self.instances.borrow_mut());
+        let mut new = BTreeMap::new();
+        for (id, (endpoint, reach)) in self.balancer.borrow().peers().zip(routed) {
+            let instance = match old.remove(&id) {
+                Some(known) if known.is_within(reach) => known,
+                known => {
+                    // What the old identity opened takes no more requests.
+                    known.inspect(|known| known.lines.clear());
+                    let Some(instance) = instance(endpoint, reach) else { continue };
+                    Rc::new(instance)
+                }
+            };
+            new.insert(id, instance);
+        }
+        // Connections to instances that are gone take no more requests and end with their last.
+        for gone in old.values() {
+            gone.lines.clear();
+        }
+        *self.instances.borrow_mut() = new;
+    }
+
+    /// Carries one connection of the application.
+    pub(crate) async fn serve(self: Rc<Self>, socket: TcpStream) {
+        socket::tune(&socket, &self.context.limits);
+        match self.chain() {
+            None => {
+                self.context.report.refuse(
+                    Reporter::Client,
+                    &self.destination.service,
+                    Reason::ViewMissing,
+                );
+            }
+            Some(chain) if chain.protocol.is_http() => Box::pin(self.serve_http(socket)).await,
+            Some(chain) => Box::pin(self.serve_tcp(socket, &chain)).await,
+        }
+    }
+
+    fn chain(&self) -> Option<Chain> {
+        self.current.borrow().service.as_ref().map(|service| service.chain.clone())
+    }
+
+    fn pick(&self, tried: &[PeerId], may_probe: bool) -> Result<Picked<'_>, Reason> {
+        let now = self.context.clock.now();
+        let mut random = self.context.random.borrow_mut();
+        let pick = self
+            .balancer
+            .borrow_mut()
+            .pick(now, tried, may_probe, || random.next_u64())
+            .ok_or(Reason::NoEndpoint)?;
+        let instance = self.instances.borrow().get(&pick.peer).cloned();
+        let instance = instance.ok_or(Reason::NoEndpoint)?;
+        Ok(Picked { port: self, pick, instance, is_finished: false })
+    }
+
+    fn record(&self, reason: Reason, started: Duration) -> Record {
+        Record {
+            reason,
+            decided_by: DecidedBy::ClientProxy,
+            status: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+            duration: self.context.clock.now().saturating_sub(started),
+            view_index: self.context.view.borrow().index,
+            attempts: 1,
+            upstream: None,
+            cluster: self.destination.peer.clone(),
+        }
+    }
+}
+
+fn instance(endpoint: &Endpoint, reach: Option<&Rc<Reach>>) -> Option<Instance> {
+    Some(Instance::new(endpoint, endpoint.mesh?, reach.cloned()))
+}
+
+/// An instance that was picked; says that nobody waited when it is dropped unfinished.
+struct Picked<'a> {
+    port: &'a Port,
+    pick: Pick,
+    instance: Rc<Instance>,
+    is_finished: bool,
+}
+
+impl Picked<'_> {
+    fn finish(mut self, outcome: Outcome) {
+        self.settle(outcome);
+    }
+
+    /// It answered after `latency`: so did its target.
+    fn answered(self, latency: Duration, now: Duration) {
+        if let Some(reach) = &self.instance.reach {
+            reach.heard(now);
+        }
+        self.finish(Outcome::Answered(latency));
+    }
+
+    /// An attempt that began at `began` came to nothing for `reason`.
+    fn failed(self, reason: Reason, began: Duration) {
+        let outcome = match reason {
+            // Our own lack is not the instance's fault.
+            Reason::NoIdentity | Reason::Overloaded => Outcome::Unknown,
+            Reason::GatewayUnavailable => Outcome::Unreachable,
+            Reason::ConnectTimeout | Reason::HandshakeTimeout => self.silence_since(began),
+            Reason::ConnectFailed if self.instance.reach.as_ref().is_some_and(|it| it.missed()) => {
+                Outcome::Unreachable
+            }
+            _ => Outcome::Failed,
+        };
+        self.finish(outcome);
+    }
+
+    /// What it means that it has not answered since `began`: where nobody in its cluster has, it
+    /// is the cluster that does not.
+    fn silence_since(&self, began: Duration) -> Outcome {
+        match &self.instance.reach {
+            Some(reach) if reach.is_cut_since(began) => Outcome::Unreachable,
+            _ => Outcome::Failed,
+        }
+    }
+
+    fn settle(&mut self, outcome: Outcome) {
+        if std::mem::replace(&mut self.is_finished, true) {
+            return;
+        }
+        let port = self.port;
+        let now = port.context.clock.now();
+        let effect = port.balancer.borrow_mut().finish(self.pick, outcome, now);
+        let (destination, address) = (&port.destination.service, self.pick.address);
+        match effect {
+            Effect::None => {}
+            Effect::Ejected(span) if outcome == Outcome::Unreachable => {
+                port.pair.ejected();
+                let cluster = self.instance.peer().map_or("", PeerName::as_str);
+                tracing::warn!(%destination, cluster, ?span, "target unreachable");
+                // What is stuck on the way there would go on holding up requests.
+                let is_cut = |other: &&Rc<Instance>| other.is_within(self.instance.reach.as_ref());
+                port.instances.borrow().values().filter(is_cut).for_each(|it| it.lines.clear());
+            }
+            Effect::Ejected(span) => {
+                port.pair.ejected();
+                tracing::warn!(%destination, %address, ?span, "instance ejected");
+                // What is stuck there would go on holding up requests: new ones begin anew.
+                self.instance.lines.clear();
+            }
+            Effect::Returned => tracing::info!(%destination, %address, "instance is back"),
+        }
+    }
+}
+
+impl Drop for Picked<'_> {
+    fn drop(&mut self) {
+        self.settle(Outcome::Unknown);
+    }
+}
