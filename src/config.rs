@@ -1,5 +1,6 @@
 //! Configuration: HCL or JSON files with Consul's keys → one raw form → what server and agent run on.
 
+mod acl;
 mod aws;
 mod gateway;
 pub(crate) mod ecs;
@@ -42,6 +43,8 @@ pub(crate) struct Raw {
     join_token_file: Option<PathBuf>,
     server_pin: Option<String>,
     aws_iam: Option<aws::RawAwsIam>,
+    acl: Option<acl::RawAcl>,
+    audit: Option<acl::RawAudit>,
     enable_script_checks: Option<bool>,
     enable_local_script_checks: Option<bool>,
     locality: Option<RawLocality>,
@@ -492,6 +495,7 @@ impl Raw {
             lease: server::config::LEASE,
             history: server::history::Limits::default(),
             aws_iam: self.aws_iam.as_ref().map(aws::RawAwsIam::resolve).transpose()?,
+            acl: acl::server(self.acl.as_ref(), self.audit.as_ref(), data_dir)?,
             snapshot_every: self
                 .raft
                 .as_ref()
@@ -615,6 +619,7 @@ impl Raw {
             drain: span("proxy.drain", proxy.drain.as_deref(), DRAIN)?,
             ecs: None,
             is_server,
+            acl: acl::agent(self.acl.as_ref())?,
             logs: None,
             version: env!("CARGO_PKG_VERSION"),
         })

@@ -52,11 +52,6 @@ pub(crate) fn translate(value: Value) -> Result<Translated> {
     Ok(Translated { value: Value::Object(kept), ignored })
 }
 
-/// Whether `value` asks for access control, which would not be there.
-pub(crate) fn asks_for_acls(value: &Value) -> bool {
-    value["acl"]["enabled"].as_bool().unwrap_or(false)
-}
-
 fn ports(value: Value, ignored: &mut Vec<String>) -> Result<Value> {
     let Value::Object(given) = value else { bail!("ports: it must hold names and numbers") };
     let mut kept = Map::new();
@@ -105,7 +100,8 @@ fn dns(value: Value, ignored: &mut Vec<String>) -> Result<Value> {
 }
 
 /// Keys that mean here what they mean there.
-const SAME: [&str; 20] = [
+const SAME: [&str; 21] = [
+    "acl",
     "advertise_addr",
     "alt_domain",
     "bind_addr",
@@ -129,8 +125,7 @@ const SAME: [&str; 20] = [
 ];
 
 /// Keys of Consul that change nothing about a server for tests.
-const WITHOUT_EFFECT: [&str; 63] = [
-    "acl",
+const WITHOUT_EFFECT: [&str; 62] = [
     "auto_config",
     "auto_encrypt",
     "auto_reload_config",
@@ -225,8 +220,8 @@ mod tests {
             ),
             (
                 json!({"acl": {"enabled": true, "tokens": {"initial_management": "x"}}}),
-                json!({}),
-                vec!["acl"],
+                json!({"acl": {"enabled": true, "tokens": {"initial_management": "x"}}}),
+                vec![],
             ),
             (
                 json!({"node_name": "n", "addresses": {"http": "127.0.0.2"}, "bootstrap": true}),
@@ -261,12 +256,5 @@ mod tests {
             let refused = translate(given.clone()).err().expect("refused").to_string();
             assert!(refused.contains(named), "{given}: {refused}");
         }
-    }
-
-    #[test]
-    fn access_control_is_noticed_where_it_is_asked_for() {
-        assert!(asks_for_acls(&json!({"acl": {"enabled": true}})));
-        assert!(!asks_for_acls(&json!({"acl": {"enabled": false}})));
-        assert!(!asks_for_acls(&json!({})));
     }
 }

@@ -62,6 +62,8 @@ pub struct Config {
     pub ecs: Option<ecs::Config>,
     /// Whether a server runs in the same process.
     pub is_server: bool,
+    /// Who may ask what of the agent.
+    pub acl: crate::acl::Settings,
     /// What the process logs, for those who watch it over the API.
     pub logs: Option<crate::monitor::Logs>,
     /// The release.

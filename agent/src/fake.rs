@@ -469,6 +469,13 @@ impl Agent for Fake {
         Ok(Response::new(v1::ReportReply {}))
     }
 
+    async fn resolve(
+        &self,
+        _: Request<v1::ResolveRequest>,
+    ) -> Result<Response<v1::ResolveReply>, Status> {
+        Ok(Response::new(v1::ResolveReply { known: true, ..v1::ResolveReply::default() }))
+    }
+
     async fn http(
         &self,
         request: Request<v1::HttpRequest>,

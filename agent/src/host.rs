@@ -20,6 +20,7 @@ use crate::local::Local;
 use crate::metrics::Metrics;
 use crate::monitor::Logs;
 use crate::servers::{Contact, Servers};
+use crate::token::Acl;
 
 /// One running agent, as its tasks see it.
 pub(crate) struct Host {
@@ -37,6 +38,8 @@ pub(crate) struct Host {
     pub(crate) local: Arc<Local>,
     /// Which servers there are.
     pub(crate) servers: Arc<Servers>,
+    /// Who may ask what of the agent.
+    pub(crate) acl: Acl,
     /// Who the host is; none before it joined.
     pub(crate) membership: watch::Sender<Option<Arc<Membership>>>,
     /// Who its services are.

@@ -11,10 +11,12 @@ mod clock;
 pub mod monitor;
 pub mod ecs;
 mod resolve;
+pub mod acl;
 pub mod config;
 mod disk;
 mod tls;
 mod servers;
+mod token;
 mod metrics;
 mod target;
 mod local;
@@ -27,6 +29,7 @@ mod subscribe;
 mod report;
 mod plan;
 mod host;
+mod veil;
 mod api;
 
 use std::fs::File;
@@ -42,6 +45,7 @@ use hawser_aws::{Ambient, Finder, InvalidQuery, Query};
 use hawser_core::catalog::{Instance, Node};
 use hawser_core::clock::UnixTime;
 use hawser_core::name::NodeName;
+use hawser_core::view::View;
 use hawser_proto::v1;
 use hawser_proxy::{ListenerStatus, Plan, Proxy};
 use tokio::sync::{mpsc, watch};
@@ -270,6 +274,7 @@ impl Agent {
             datacenter: config.datacenter,
             is_server: config.is_server,
             version: config.version,
+            acl: token::Acl::new(config.acl),
             bind: config.bind,
             local,
             servers,
@@ -407,7 +412,7 @@ impl Agent {
         }
         if let Some((config, sockets)) = dns {
             let feed = hawser_dns::Feed {
-                views: host.views.subscribe(),
+                views: dns_views(&host, &mut tasks, &serves),
                 wants: wants_in.clone(),
                 last_contact_ms: host.contact.0.clone(),
             };
@@ -437,6 +442,21 @@ impl Agent {
         drop((wants_in, self.lock));
         ended
     }
+}
+
+/// What DNS answers from: the host's view, or what its token may see of it.
+fn dns_views(
+    host: &Arc<Host>,
+    tasks: &mut JoinSet<Result<&'static str, RunError>>,
+    until: &CancellationToken,
+) -> watch::Receiver<Arc<View>> {
+    if !host.acl.is_enabled() {
+        return host.views.subscribe();
+    }
+    let veiled = watch::Sender::new(Arc::default());
+    let views = veiled.subscribe();
+    tasks.spawn(named("DNS's view", veil::run(host.clone(), veiled, until.clone())));
+    views
 }
 
 async fn named(
@@ -892,6 +912,7 @@ mod tests {
             drain: Duration::from_secs(1),
             ecs: None,
             is_server: false,
+            acl: acl::Settings::default(),
             logs: None,
             version: "0.0.0",
         }

@@ -15,6 +15,9 @@ pub enum ApiError {
     /// The endpoint needs access control, which is off.
     #[error("ACL support disabled")]
     AclDisabled,
+    /// The token does not allow it, or is none; the text is what clients look for.
+    #[error("{0}")]
+    Forbidden(String),
     /// There is no such object; the text is what clients look for.
     #[error("{0}")]
     NotFound(String),
@@ -66,6 +69,7 @@ impl ApiError {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::AclDisabled => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound(_) | Self::UnknownPath => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,

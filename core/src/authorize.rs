@@ -223,7 +223,8 @@ mod tests {
         let put = |entry| Command::PutEntry { entry, expected: None };
         let web = || entry("web", Body::ServiceDefaults(ServiceDefaults::default()));
         let global = || entry("global", Body::ProxyDefaults(ProxyDefaults::default()));
-        let cases: Vec<(Command, Vec<(Resource, &str)>, &str)> = vec![
+        type Needs<'a> = Vec<(Resource, &'a str)>;
+        let cases: Vec<(Command, Needs<'_>, &str)> = vec![
             (Command::SyncNode(sync(1, &[], vec![])), vec![], "nothing changes"),
             (Command::SyncNode(sync(2, &[], vec![])), vec![(Node, "n1")], "the node changes"),
             (

@@ -257,6 +257,11 @@ impl Catalog {
         self.services.get(service).map_or(self.emptied_index, |members| members.index)
     }
 
+    /// The last entry that removed any service: the index of all that do not exist.
+    pub fn emptied_index(&self) -> Index {
+        self.emptied_index
+    }
+
     /// Every node, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Row<Node>> {
         self.nodes.values()

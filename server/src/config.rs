@@ -38,6 +38,8 @@ pub struct Config {
     pub lease: Duration,
     /// The bounds of the traffic history.
     pub history: crate::history::Limits,
+    /// Access control of the API.
+    pub acl: crate::acl::Settings,
     /// How AWS's identities become nodes; none takes joins by token only.
     pub aws_iam: Option<AwsIam>,
     /// Entries between two snapshots.

@@ -10,6 +10,7 @@ use hawser_core::state::{Command, JoinToken};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::acl::Acl;
 use crate::ca::Ca;
 use crate::dial::Dialer;
 use crate::history::History;
@@ -39,6 +40,8 @@ pub struct Handle {
     pub ca: Arc<Ca>,
     /// This server's share of the traffic history.
     pub history: History,
+    /// Access control of the API.
+    pub acl: Arc<Acl>,
     pub(crate) dialer: Dialer,
 }
 

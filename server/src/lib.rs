@@ -5,6 +5,8 @@ pub mod tls;
 pub mod ca;
 pub mod aws_iam;
 pub mod history;
+mod audit;
+pub mod acl;
 pub mod config;
 mod metrics;
 mod space;
@@ -24,6 +26,7 @@ pub mod http;
 mod rpc;
 mod server;
 
+pub use audit::Settings as AuditSettings;
 pub use config::{Config, RaftTiming};
 pub use handle::{Handle, MintError};
 pub use hawser_proto::Member;

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use crate::acl::Acl;
 use crate::aws_iam::{self, Verifier};
 use crate::ca::Ca;
 use crate::config::Config;
@@ -180,6 +181,7 @@ impl Server {
             identity: identity.clone(),
             ca: Arc::new(Ca::new(identity.clone(), config.leaf_lifetime)),
             history,
+            acl: Arc::new(Acl::new(config.acl.clone())),
             dialer: dialer.clone(),
         };
         let acquaintances = Acquaintances::default();
@@ -214,6 +216,7 @@ impl Server {
             lease: config.lease,
             reap_after: config.reap_after,
             disk_patience: config.timing.election_max * 2,
+            acl: config.acl.clone(),
         };
         let join = Join {
             own,

@@ -65,6 +65,7 @@ impl Place {
             lease: Duration::from_secs(15),
             history: history::Limits::default(),
             aws_iam: None,
+            acl: hawser_server::acl::Settings::default(),
             snapshot_every: 64,
         }
     }

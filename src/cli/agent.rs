@@ -53,9 +53,7 @@ fn run_for_tests(arguments: &serve::Arguments) -> Result<()> {
         documents.push((LOCAL_CONFIG.to_owned(), config::parse(Path::new(LOCAL_CONFIG), &text)?));
     }
     let (mut notes, mut translated) = (Vec::new(), Vec::new());
-    let mut has_acls = false;
     for (name, document) in documents {
-        has_acls |= consul::asks_for_acls(&document);
         let Translated { value, ignored } =
             consul::translate(document).with_context(|| name.clone())?;
         notes.extend(ignored.into_iter().map(|key| format!("{name}: {key}")));
@@ -67,9 +65,6 @@ fn run_for_tests(arguments: &serve::Arguments) -> Result<()> {
     settings.start_logging()?;
     if !notes.is_empty() {
         tracing::info!(keys = notes.join(", "), "keys of Consul that change nothing here");
-    }
-    if has_acls {
-        tracing::warn!("acl.enabled: there is no access control here: every token may do all");
     }
     serve::runtime()?.block_on(async move {
         let signals = Signals::new()?;

@@ -20,16 +20,25 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 
+use super::access::Caller;
 use super::{Api, Ask, Reply, reply, telemetry};
 use crate::clock;
 use crate::host::Host;
 use crate::local::{Declared, NODE_MAINTENANCE, RegisterError, Unknown};
 
-pub(super) async fn answer(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply, ApiError> {
+pub(super) async fn answer(
+    api: &Api,
+    ask: &Ask,
+    path: &[&str],
+    caller: &Caller,
+) -> Result<Reply, ApiError> {
     match path {
         ["check" | "service", ..] | ["maintenance"] if path[..] != ["service"] => {
             declared(api, ask, path).await
         }
+        ["token", ..] if api.host.acl.is_enabled() => Err(ApiError::NotImplemented(
+            "tokens of the agent are said in its configuration: acl.tokens".to_owned(),
+        )),
         ["token", ..] => Err(ApiError::AclDisabled),
         ["leave"] => {
             ask.must_be(&[Method::PUT])?;
@@ -44,7 +53,13 @@ pub(super) async fn answer(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply,
         ["force-leave", node] => {
             ask.must_be(&[Method::PUT])?;
             let body = json!({ "Node": node }).to_string().into_bytes();
-            let answered = api.forwarding.own(&api.host, "PUT", "/v1/catalog/deregister", body);
+            let answered = api.forwarding.own(
+                &api.host,
+                &caller.secret,
+                "PUT",
+                "/v1/catalog/deregister",
+                body,
+            );
             match answered.await? {
                 answered if answered.status == 200 => Ok(reply::done()),
                 answered => {
@@ -59,13 +74,13 @@ pub(super) async fn answer(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply,
         )),
         _ => {
             ask.must_be(&[Method::GET])?;
-            read(api, ask, path).await
+            read(api, ask, path, caller).await
         }
     }
 }
 
-async fn read(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply, ApiError> {
-    let host = &api.host;
+async fn read(api: &Api, ask: &Ask, path: &[&str], caller: &Caller) -> Result<Reply, ApiError> {
+    let (host, may) = (&api.host, &caller.may);
     let options = match path {
         ["services" | "checks"] => QueryOptions::with_filter(&ask.query)?,
         _ => QueryOptions::from_query(&ask.query)?,
@@ -73,16 +88,27 @@ async fn read(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply, ApiError> {
     match path {
         ["self"] => Ok(reply::json(ask, &about(api).await)),
         ["services"] => {
-            let all: BTreeMap<String, AgentService> =
-                services(host).map(|service| (service.id.clone(), service)).collect();
+            let all: BTreeMap<String, AgentService> = services(host)
+                .filter(|service| may.service_read(&service.service))
+                .map(|service| (service.id.clone(), service))
+                .collect();
             Ok(reply::json(ask, &filtered(&all, options.filter.as_ref())?))
         }
         ["checks"] => {
-            let all: BTreeMap<String, HealthCheck> =
-                checks(host).map(|check| (check.check_id.clone(), check)).collect();
+            let all: BTreeMap<String, HealthCheck> = checks(host)
+                .filter(|check| match check.service_name.as_str() {
+                    "" => may.node_read(&check.node),
+                    service => may.service_read(service),
+                })
+                .map(|check| (check.check_id.clone(), check))
+                .collect();
             Ok(reply::json(ask, &filtered(&all, options.filter.as_ref())?))
         }
-        ["members"] => Ok(reply::json(ask, &members(api).await)),
+        ["members"] => {
+            let mut all = members(api, caller).await;
+            all.retain(|member| may.node_read(&member.name));
+            Ok(reply::json(ask, &all))
+        }
         ["metrics"] => telemetry::answer(host, ask),
         ["version"] => Ok(reply::json(
             ask,
@@ -97,6 +123,7 @@ async fn read(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply, ApiError> {
         ["health", "service", "name", name] => {
             let found: Vec<AgentService> = services(host)
                 .filter(|held| held.service == *name && held.kind.is_empty())
+                .filter(|held| may.service_read(&held.service))
                 .collect();
             health(host, ask, &found, &format!("ServiceName {name} Not Found"), true)
         }
@@ -356,7 +383,7 @@ fn rank(check: &HealthCheck) -> usize {
 
 async fn about(api: &Api) -> Value {
     let host = &api.host;
-    let leader = api.forwarding.own(host, "GET", "/v1/status/leader?stale", vec![]).await;
+    let leader = api.forwarding.own(host, "", "GET", "/v1/status/leader?stale", vec![]).await;
     let leader: String =
         leader.ok().and_then(|reply| serde_json::from_slice(&reply.body).ok()).unwrap_or_default();
     let me = member(
@@ -401,12 +428,12 @@ async fn about(api: &Api) -> Value {
 }
 
 /// Servers from the heartbeats, hosts from the catalog; while cut off, what is known here.
-async fn members(api: &Api) -> Vec<Member> {
+async fn members(api: &Api, caller: &Caller) -> Vec<Member> {
     let host = &api.host;
     let servers = host.servers.members();
     let names: BTreeSet<&str> = servers.iter().map(|server| server.name.as_str()).collect();
     let own = |path: &'static str| async move {
-        let reply = api.forwarding.own(host, "GET", path, vec![]).await.ok()?;
+        let reply = api.forwarding.own(host, &caller.secret, "GET", path, vec![]).await.ok()?;
         let rows: Vec<Map<String, Value>> = serde_json::from_slice(&reply.body).ok()?;
         (reply.status == 200).then_some(rows)
     };

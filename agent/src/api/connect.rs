@@ -14,15 +14,21 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 use x509_parser::prelude::FromDer;
 
+use super::access::Caller;
 use super::{Api, Ask, Reply, reply};
 use crate::clock;
 use crate::identity::{Credential, pem};
 
-pub(super) async fn answer(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply, ApiError> {
+pub(super) async fn answer(
+    api: &Api,
+    ask: &Ask,
+    path: &[&str],
+    caller: &Caller,
+) -> Result<Reply, ApiError> {
     match path {
         ["authorize"] => {
             ask.must_be(&[Method::POST, Method::PUT])?;
-            authorize(api, ask).await
+            authorize(api, ask, caller).await
         }
         ["ca", "roots"] => {
             ask.must_be(&[Method::GET])?;
@@ -37,7 +43,7 @@ pub(super) async fn answer(api: &Api, ask: &Ask, path: &[&str]) -> Result<Reply,
 }
 
 /// May the owner of this certificate call this service?
-async fn authorize(api: &Api, ask: &Ask) -> Result<Reply, ApiError> {
+async fn authorize(api: &Api, ask: &Ask, asks: &Caller) -> Result<Reply, ApiError> {
     let body = fields::parse(&ask.body)?;
     let mut fields = Fields::open(&body, "")?;
     let needed = |name: &str| ApiError::bad_request(format_args!("{name} is missing"));
@@ -61,7 +67,10 @@ async fn authorize(api: &Api, ask: &Ask) -> Result<Reply, ApiError> {
         return Ok(verdict(ask, false, "the caller is of another trust domain".to_owned()));
     }
     let path = format!("/v1/connect/intentions/check?source={source}&destination={target}");
-    let checked = api.forwarding.own(&api.host, "GET", &path, vec![]).await?;
+    let checked = api.forwarding.own(&api.host, &asks.secret, "GET", &path, vec![]).await?;
+    if checked.status == 403 {
+        return Err(ApiError::Forbidden(String::from_utf8_lossy(&checked.body).into_owned()));
+    }
     let checked: Value = serde_json::from_slice(&checked.body).unwrap_or_default();
     match checked.get("Allowed").and_then(Value::as_bool) {
         Some(allowed) => Ok(verdict(ask, allowed, "Checked by a server".to_owned())),

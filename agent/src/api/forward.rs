@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use super::{Ask, Reply};
+use super::{Ask, Reply, access};
 use crate::host::Host;
 
 /// How many requests wait for a server at once.
@@ -31,13 +31,18 @@ impl Forwarding {
         ask: &Ask,
         drain: &CancellationToken,
     ) -> Result<Reply, ApiError> {
+        // Who shows nothing asks as the host lets those ask.
+        let default = match access::secret(ask)?.is_empty() {
+            true => host.acl.default_secret(),
+            false => None,
+        };
         let headers = ask.headers.iter().filter(|(name, _)| PASSED.contains(&name.as_str())).map(
             |(name, value)| v1::Header { name: name.to_string(), value: value.as_bytes().to_vec() },
         );
         let request = v1::HttpRequest {
             method: ask.method.to_string(),
             target: ask.target.clone(),
-            headers: headers.collect(),
+            headers: headers.chain(default.map(token)).collect(),
             body: ask.body.clone(),
         };
         let stops = || ApiError::Unavailable("the agent stops".to_owned());
@@ -47,10 +52,11 @@ impl Forwarding {
         }
     }
 
-    /// Asks a server for `target` in the agent's own name.
+    /// Asks a server for `target` as the holder of `secret`.
     pub(super) async fn own(
         &self,
         host: &Host,
+        secret: &str,
         method: &str,
         target: &str,
         body: Vec<u8>,
@@ -58,7 +64,11 @@ impl Forwarding {
         let request = v1::HttpRequest {
             method: method.to_owned(),
             target: target.to_owned(),
-            headers: vec![],
+            headers: Some(secret)
+                .filter(|secret| !secret.is_empty())
+                .map(token)
+                .into_iter()
+                .collect(),
             body: body.into(),
         };
         timeout(OWN, self.ask(host, request)).await.map_err(|_| ApiError::NoLeader)?
@@ -89,6 +99,10 @@ impl Forwarding {
             Err(_) => Err(ApiError::NoLeader),
         }
     }
+}
+
+fn token(secret: &str) -> v1::Header {
+    v1::Header { name: "x-consul-token".to_owned(), value: secret.as_bytes().to_vec() }
 }
 
 fn made(reply: v1::HttpReply) -> Result<Reply, ApiError> {

@@ -3,6 +3,7 @@
 //! Tasks: `run` accepts; one task per connection.
 
 mod agent;
+mod access;
 mod connect;
 mod forward;
 mod monitor;
@@ -154,7 +155,7 @@ impl Api {
         }
         let is_options = request.method() == Method::OPTIONS;
         let answered = match monitor::is_asked(request.uri().path()) {
-            true => monitor::reply(self, &request).map(|reply| reply.map(Either::Right)),
+            true => self.watched(&request, from).await.map(|reply| reply.map(Either::Right)),
             false => self.answer(request, from).await.map(|reply| reply.map(Either::Left)),
         };
         match answered {
@@ -164,6 +165,25 @@ impl Api {
             }
             Err(why) => reply::refusal(&why).map(Either::Left),
         }
+    }
+
+    /// The log as it comes, for who may see it.
+    async fn watched(
+        &self,
+        request: &Request<Incoming>,
+        from: SocketAddr,
+    ) -> Result<Response<monitor::Endless>, ApiError> {
+        let ask = Ask {
+            method: request.method().clone(),
+            path: vec![],
+            query: Query::parse(request.uri().query().unwrap_or_default())?,
+            target: String::new(),
+            headers: request.headers().clone(),
+            body: Bytes::new(),
+            from,
+        };
+        access::admit(self, &ask, &["monitor"]).await?;
+        monitor::reply(self, request)
     }
 
     async fn answer(
@@ -218,13 +238,21 @@ impl Api {
     async fn route(&self, ask: &Ask) -> Result<Reply, ApiError> {
         let path: Vec<&str> = ask.path.iter().map(String::as_str).collect();
         match path[..] {
-            ["metrics"] => telemetry::prometheus(&self.host),
+            ["metrics"] => {
+                access::admit(self, ask, &["metrics"]).await?;
+                telemetry::prometheus(&self.host)
+            }
             ["v1", "hawser", "ready"] => {
                 ask.must_be(&[Method::GET])?;
                 Ok(self.ready())
             }
-            ["v1", "agent", "connect", ref rest @ ..] => connect::answer(self, ask, rest).await,
-            ["v1", "agent", ref rest @ ..] => agent::answer(self, ask, rest).await,
+            ["v1", "agent", ref rest @ ..] => {
+                let caller = access::admit(self, ask, rest).await?;
+                match rest {
+                    ["connect", rest @ ..] => connect::answer(self, ask, rest, &caller).await,
+                    rest => agent::answer(self, ask, rest, &caller).await,
+                }
+            }
             ["v1", _, ..] => self.forwarding.pass(&self.host, ask, &self.drain).await,
             _ => Err(ApiError::UnknownPath),
         }

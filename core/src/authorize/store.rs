@@ -60,7 +60,7 @@ pub fn operation(may: &Authorizer, state: &State, op: &Op) -> Result<(), Denied>
         | Op::CheckSession(key, _)
         | Op::CheckNotExists(key) => read_key(key.as_str()),
         Op::GetTree(prefix) => {
-            may.demand(Resource::Key, Access::List, prefix)?;
+            may.demand(Resource::Key, Access::Read, prefix)?;
             // What is found is answered as a whole, so each key must be readable.
             state.kv().below(prefix).try_for_each(|(key, _)| read_key(key.as_str()))
         }

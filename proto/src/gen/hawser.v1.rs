@@ -3118,6 +3118,25 @@ pub struct ReportRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReportReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResolveRequest {
+    /// Empty: the anonymous token's.
+    #[prost(string, tag = "1")]
+    pub secret: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ResolveReply {
+    /// False: it is of no token; nothing else is said then.
+    #[prost(bool, tag = "1")]
+    pub known: bool,
+    #[prost(string, tag = "2")]
+    pub accessor: ::prost::alloc::string::String,
+    /// Unspecified: access control is off, and everything is allowed.
+    #[prost(enumeration = "AclDefault", tag = "3")]
+    pub default_policy: i32,
+    #[prost(message, repeated, tag = "4")]
+    pub rules: ::prost::alloc::vec::Vec<AclRule>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HttpRequest {
     #[prost(string, tag = "1")]
@@ -3450,6 +3469,25 @@ pub mod agent_client {
             req.extensions_mut().insert(GrpcMethod::new("hawser.v1.Agent", "Report"));
             self.inner.unary(req, path, codec).await
         }
+        /// Who a token of the API is, for the agent's own API.
+        pub async fn resolve(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResolveRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResolveReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hawser.v1.Agent/Resolve");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hawser.v1.Agent", "Resolve"));
+            self.inner.unary(req, path, codec).await
+        }
         /// One request of the Consul-compatible HTTP API that only a server can answer.
         pub async fn http(
             &mut self,
@@ -3548,6 +3586,11 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::ReportRequest>,
         ) -> std::result::Result<tonic::Response<super::ReportReply>, tonic::Status>;
+        /// Who a token of the API is, for the agent's own API.
+        async fn resolve(
+            &self,
+            request: tonic::Request<super::ResolveRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResolveReply>, tonic::Status>;
         /// One request of the Consul-compatible HTTP API that only a server can answer.
         async fn http(
             &self,
@@ -4090,6 +4133,49 @@ pub mod agent_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hawser.v1.Agent/Resolve" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResolveSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::ResolveRequest>
+                    for ResolveSvc<T> {
+                        type Response = super::ResolveReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResolveRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::resolve(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResolveSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -7,11 +7,15 @@ use bytes::Bytes;
 use hawser_api::error::ApiError;
 use hawser_api::fields;
 use hawser_api::query::{Query, QueryOptions};
+use hawser_core::acl::{Access, Resource};
 use hawser_core::clock::{Index, UnixTime};
 use hawser_core::name::{Datacenter, NodeName, ServiceName};
 use hawser_core::state::{Command, State, Topic};
 use serde::Serialize;
 use serde_json::Value;
+
+use super::acl::Stored;
+use super::sight::Sight;
 
 /// A request that found its route.
 #[derive(Clone, Debug)]
@@ -28,6 +32,8 @@ pub(crate) struct Ask {
     pub(crate) body: Bytes,
     /// The node whose agent passed it on, where one did.
     pub(crate) from: Option<NodeName>,
+    /// What the client may see.
+    pub(crate) sight: Sight,
 }
 
 impl Ask {
@@ -36,13 +42,26 @@ impl Ask {
         self.params.first().map_or("", String::as_str)
     }
 
-    /// The first open part as a service; none when no service can have that name.
+    /// The first open part as a service; none when no service can have that name, or the client
+    /// may not know of it: the two look the same to it.
     pub(crate) fn service(&self) -> Option<ServiceName> {
-        self.name().parse().ok()
+        let name: ServiceName = self.name().parse().ok()?;
+        self.sight.service(name.as_str()).then_some(name)
     }
 
-    /// The first open part as a node, by name or by id.
+    /// Whether secrets of tokens are shown: to who could make such tokens.
+    pub(crate) fn reveals_secrets(&self) -> bool {
+        self.sight.may().may(Resource::Acl, Access::Write, "")
+    }
+
+    /// The first open part as a node, by name or by id; none where there is no such node, or the
+    /// client may not know of it.
     pub(crate) fn node(&self, state: &State) -> Option<NodeName> {
+        self.any_node(state).filter(|node| self.sight.node(node.as_str()))
+    }
+
+    /// The same, whatever the client may know.
+    pub(crate) fn any_node(&self, state: &State) -> Option<NodeName> {
         let catalog = state.catalog();
         let by_name: Option<NodeName> = self.name().parse().ok();
         by_name.filter(|name| catalog.node(name).is_some()).or_else(|| {
@@ -182,6 +201,8 @@ pub(crate) struct Draw {
     pub(crate) now: UnixTime,
     /// 128 random bits.
     pub(crate) random: u128,
+    /// 128 others, of which nothing that is public is made.
+    pub(crate) secret: u128,
 }
 
 impl Draw {
@@ -189,6 +210,11 @@ impl Draw {
     pub(crate) fn uuid(&self, number: u128) -> String {
         let octets = self.random.wrapping_add(number).to_be_bytes();
         uuid::Builder::from_random_bytes(octets).into_uuid().to_string()
+    }
+
+    /// A UUID for a secret.
+    pub(crate) fn secret_uuid(&self) -> String {
+        uuid::Builder::from_random_bytes(self.secret.to_be_bytes()).into_uuid().to_string()
     }
 }
 
@@ -215,4 +241,6 @@ pub(crate) enum Reply {
     Json(Value),
     /// `true`, or `false` when somebody else wrote first.
     Swapped,
+    /// What was stored.
+    Acl(Stored),
 }

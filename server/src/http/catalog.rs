@@ -7,6 +7,7 @@ use hawser_api::definition;
 use hawser_api::error::ApiError;
 use hawser_api::fields::{Field, Fields, InvalidField};
 use hawser_api::json;
+use hawser_core::acl::{Access, Resource};
 use hawser_core::catalog::{
     Catalog, Check, EXTERNAL_META, Instance, Locality, Node, Row, liveness_id,
 };
@@ -32,6 +33,7 @@ pub(crate) fn nodes<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
         catalog
             .nodes()
             .filter(|row| ask.wants_node(&row.value.meta))
+            .filter(|row| ask.sight.node(row.value.name.as_str()))
             .map(|row| encode::node(row, &ask.datacenter))
             .collect::<Vec<_>>()
     }))
@@ -56,8 +58,12 @@ pub(crate) fn services<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, 
                 || catalog.node(node).is_some_and(|node| ask.wants_node(&node.value.meta))
         };
         let mut tags_by_name: BTreeMap<&str, BTreeSet<Arc<str>>> = BTreeMap::new();
+        // Who asks about nodes or more is told of nodes, so it must see them.
+        let asks_of_nodes = !ask.options.node_meta.is_empty() || ask.options.filter.is_some();
         for (node, row) in catalog.instances().filter(|(node, _)| is_of_wanted_node(node)) {
-            if is_wanted_instance(ask, catalog, node, row) {
+            let is_seen = ask.sight.service(row.value.service.as_str())
+                && (!asks_of_nodes || ask.sight.node(node.as_str()));
+            if is_seen && is_wanted_instance(ask, catalog, node, row) {
                 let tags = tags_by_name.entry(row.value.service.as_str()).or_default();
                 tags.extend(row.value.tags.iter().cloned());
             }
@@ -95,12 +101,13 @@ fn instances<'a>(ask: &'a Ask, state: &'a State, shape: Shape) -> Result<Found<'
     let catalog = state.catalog();
     let Some(name) = ask.service() else {
         let none = Vec::<json::ServiceNode>::new;
-        return Ok(Found::list(ask, catalog.names_index(), [Topic::Names], none));
+        return Ok(Found::list(ask, catalog.emptied_index(), [Topic::Names], none));
     };
     let index = catalog.service_index(&name);
     Ok(Found::list(ask, index, [Topic::Service(name.clone())], move || {
         catalog
             .placed(&name)
+            .filter(|placed| ask.sight.node(placed.node.value.name.as_str()))
             .filter(|placed| ask.wants_node(&placed.node.value.meta))
             .filter(|placed| ask.wants_tags(&placed.instance.value.tags))
             .filter_map(|placed| {
@@ -119,7 +126,7 @@ pub(crate) fn node<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiE
     };
     let index = node_index(catalog, &name);
     Ok(Found::lazily(index, [Topic::Node(name.clone()), Topic::Nodes], move || {
-        let services: Vec<_> = catalog.instances_on(&name).map(encode::node_service).collect();
+        let services = seen_on(ask, catalog, &name);
         let by_id: serde_json::Map<_, _> = ask
             .filtered(&services)?
             .into_iter()
@@ -138,10 +145,16 @@ pub(crate) fn node_services<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<
     };
     let index = node_index(catalog, &name);
     Ok(Found::lazily(index, [Topic::Node(name.clone()), Topic::Nodes], move || {
-        let services: Vec<_> = catalog.instances_on(&name).map(encode::node_service).collect();
+        let services = seen_on(ask, catalog, &name);
         let node = catalog.node(&name).map(|row| encode::node(row, &ask.datacenter));
         ask.write(&serde_json::json!({ "Node": node, "Services": ask.filtered(&services)? }))
     }))
+}
+
+/// The instances on `node` that the client may see.
+fn seen_on(ask: &Ask, catalog: &Catalog, node: &NodeName) -> Vec<json::NodeService> {
+    let seen = |row: &&Row<Instance>| ask.sight.service(row.value.service.as_str());
+    catalog.instances_on(node).filter(seen).map(encode::node_service).collect()
 }
 
 /// The last entry that could have changed what stands on `node`.
@@ -185,7 +198,11 @@ pub(crate) fn deregister(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, Api
     fields.default_tenancy()?;
     fields.ignore(&["Address", "WriteRequest", "PeerName", "Token"]);
     fields.finish()?;
-    let Some(row) = state.catalog().node(&node) else { return Ok(Plan::new([])) };
+    let Some(row) = state.catalog().node(&node) else {
+        // Whether it is there is told to those only who could have removed it.
+        ask.sight.demand(Resource::Node, Access::Write, node.as_str())?;
+        return Ok(Plan::new([]));
+    };
     if instance.is_none() && check.is_none() {
         return Ok(Plan::new([Command::DropNode(node)]));
     }

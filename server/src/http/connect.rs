@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use hawser_api::error::ApiError;
 use hawser_api::fields::{Fields, InvalidField};
 use hawser_api::json;
+use hawser_core::acl::{Access, Resource};
 use hawser_core::catalog::Row;
 use hawser_core::clock::Index;
 use hawser_core::duration;
@@ -71,7 +72,8 @@ pub(crate) fn configuration<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<
 pub(crate) fn intentions<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
     let all = state.intentions();
     Ok(Found::list(ask, all.index(), [Topic::Intentions], move || {
-        let mut rows: Vec<_> = all.iter().collect();
+        let seen = |row: &&Row<Intention>| ask.sight.intention(&row.value.pair);
+        let mut rows: Vec<_> = all.iter().filter(seen).collect();
         rows.sort_by_key(|row| Reverse(row.value.pair.precedence()));
         rows.into_iter().map(encode::intention).collect::<Vec<_>>()
     }))
@@ -79,11 +81,13 @@ pub(crate) fn intentions<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>
 
 pub(crate) fn exact<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
     let pair = queried_pair(ask)?;
+    ask.sight.demand_intention(&pair.destination, Access::Read)?;
     Ok(one(ask, state, state.intentions().get(&pair)))
 }
 
 pub(crate) fn by_id<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
-    Ok(one(ask, state, with_id(state, ask.name())))
+    let found = with_id(state, ask.name()).filter(|row| ask.sight.intention(&row.value.pair));
+    Ok(one(ask, state, found))
 }
 
 fn one<'a>(ask: &'a Ask, state: &State, row: Option<&'a Row<Intention>>) -> Found<'a> {
@@ -105,6 +109,7 @@ pub(crate) fn check<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
     else {
         return Err(ApiError::bad_request("source and destination must each be one service"));
     };
+    ask.sight.demand(Resource::Intention, Access::Read, destination.as_str())?;
     let default = default_action(state);
     let all = state.intentions();
     Ok(Found::new(ask, all.index(), [Topic::Intentions], move || json::IntentionCheck {
@@ -126,6 +131,7 @@ pub(crate) fn matching<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, 
     for text in ask.query.all("name") {
         let named =
             if is_source { source_of("name", text)? } else { (None, side_of("name", text)?) };
+        ask.sight.demand_intention(&named.1, Access::Read)?;
         names.push((text, named));
     }
     if names.is_empty() {
@@ -140,7 +146,8 @@ pub(crate) fn matching<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, 
                 // A callee's rules are about callers of every cluster, a caller's about its own.
                 (*held == Side::Any || held == name) && (!is_source || pair.peer == *peer)
             };
-            let mut rows: Vec<_> = all.iter().filter(covers).collect();
+            let seen = |row: &&Row<Intention>| ask.sight.intention(&row.value.pair);
+            let mut rows: Vec<_> = all.iter().filter(covers).filter(seen).collect();
             rows.sort_by_key(|row| Reverse(row.value.pair.precedence()));
             rows.into_iter().map(encode::intention).collect::<Vec<_>>()
         };

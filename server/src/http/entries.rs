@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use hawser_api::error::ApiError;
 use hawser_api::fields::{Field, Fields, InvalidField, normal};
+use hawser_core::acl::Access;
 use hawser_core::catalog::Row;
 use hawser_core::clock::Index;
 use hawser_core::entry::{Body, Entry, EntryKey, Kind};
@@ -44,13 +45,15 @@ pub(crate) fn list<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiE
             return Ok(Found::list(ask, all.index(), [Topic::Intentions], move || {
                 let names: BTreeSet<&Side> =
                     all.iter().map(|row| &row.value.pair.destination).collect();
-                names.into_iter().filter_map(|name| about(state, name)).collect::<Vec<_>>()
+                let seen = names.into_iter().filter(|name| ask.sight.destination(name));
+                seen.filter_map(|name| about(state, name)).collect::<Vec<_>>()
             }));
         }
     };
     let all = state.entries();
     Ok(Found::list(ask, all.index(), [Topic::Entries], move || {
-        all.iter().filter(|row| row.value.key().kind == kind).map(entry).collect::<Vec<_>>()
+        let of_kind = all.iter().filter(|row| row.value.key().kind == kind);
+        of_kind.filter(|row| ask.sight.entry(row.value.key())).map(entry).collect::<Vec<_>>()
     }))
 }
 
@@ -63,14 +66,18 @@ pub(crate) fn get<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiEr
     match spoken(ask.name())? {
         Spoken::Intentions => {
             let index = state.intentions().index();
-            let Some(written) = name.parse().ok().and_then(|name| about(state, &name)) else {
+            let Ok(name) = name.parse::<Side>() else { return missing(index, Topic::Intentions) };
+            ask.sight.demand_intention(&name, Access::Read)?;
+            let Some(written) = about(state, &name) else {
                 return missing(index, Topic::Intentions);
             };
             Ok(Found::new(ask, index, [Topic::Intentions], || written))
         }
         Spoken::Stored(kind) => {
             let all = state.entries();
-            match all.get(&EntryKey { kind, name: name.into() }) {
+            let key = EntryKey { kind, name: name.into() };
+            ask.sight.demand_entry(&key)?;
+            match all.get(&key) {
                 Some(row) => Ok(Found::new(ask, row.modified, [Topic::Entries], || entry(row))),
                 None => missing(all.index(), Topic::Entries),
             }
@@ -97,6 +104,7 @@ pub(crate) fn put(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiErro
     let commands = match spoken(&kind)? {
         Spoken::Intentions => {
             let name = name.ok_or_else(|| missing_name(&kind))?;
+            ask.sight.demand_intention(&connect::side_of("Name", &name)?, Access::Write)?;
             put_intentions(&Value::Object(object), &name, expected, state, draw)?
         }
         Spoken::Stored(kind) => {
@@ -131,6 +139,7 @@ pub(crate) fn delete(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, ApiErro
         }
         Spoken::Intentions => {
             let name: Side = connect::side_of("Name", name)?;
+            ask.sight.demand_intention(&name, Access::Write)?;
             if expected.is_some_and(|expected| expected != newest(state, &name)) {
                 return Ok(Plan { commands: Vec::new(), reply: Reply::Json(Value::Bool(false)) });
             }

@@ -32,12 +32,13 @@ fn entries<'a>(
     let catalog = state.catalog();
     let Some(name) = ask.service() else {
         let none = Vec::<json::ServiceEntry>::new;
-        return Ok(Found::list(ask, catalog.names_index(), [Topic::Names], none));
+        return Ok(Found::list(ask, catalog.emptied_index(), [Topic::Names], none));
     };
     let index = catalog.service_index(&name);
     Ok(Found::list(ask, index, [Topic::Service(name.clone())], move || {
         catalog
             .placed(&name)
+            .filter(|placed| ask.sight.node(placed.node.value.name.as_str()))
             .filter(|placed| ask.wants_node(&placed.node.value.meta))
             .filter(|placed| ask.wants_tags(&placed.instance.value.tags))
             .filter(|placed| !ask.options.passing || placed.status() == Status::Passing)
@@ -60,6 +61,7 @@ pub(crate) fn node<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiE
         catalog
             .checks_on(&name)
             .map(|row| encode::check_in(catalog, &name, row))
+            .filter(|check| ask.sight.check(check))
             .collect::<Vec<_>>()
     }))
 }
@@ -71,13 +73,14 @@ pub(crate) fn checks<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Ap
     let catalog = state.catalog();
     let Some(name) = ask.service() else {
         let none = Vec::<json::HealthCheck>::new;
-        return Ok(Found::list(ask, catalog.names_index(), [Topic::Names], none));
+        return Ok(Found::list(ask, catalog.emptied_index(), [Topic::Names], none));
     };
     let index = catalog.service_index(&name);
     Ok(Found::list(ask, index, [Topic::Service(name.clone())], move || {
         let mut checks = Vec::new();
         for placed in catalog.placed(&name) {
-            if ask.wants_node(&placed.node.value.meta) {
+            let node = &placed.node.value;
+            if ask.sight.node(node.name.as_str()) && ask.wants_node(&node.meta) {
                 let own = placed.checks.iter().filter(|row| row.value.instance.is_some());
                 let on = &placed.node.value.name;
                 checks.extend(own.map(|row| encode::health_check(on, row, Some(placed.instance))));
@@ -104,6 +107,7 @@ pub(crate) fn state<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
                     || catalog.node(node).is_some_and(|row| ask.wants_node(&row.value.meta))
             })
             .map(|(node, row)| encode::check_in(catalog, node, row))
+            .filter(|check| ask.sight.check(check))
             .collect::<Vec<_>>()
     }))
 }

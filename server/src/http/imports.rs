@@ -78,7 +78,7 @@ pub(crate) fn nodes<'a>(ask: &'a Ask, state: &'a State) -> Found<'a> {
     Found::list(ask, index, [Topic::Imports], move || {
         let mut by_name = BTreeMap::new();
         for (peer, row) in exported(ask, state) {
-            for instance in Instance::all(state, peer, row) {
+            for instance in Instance::all(state, peer, row).filter(|one| one.is_seen(ask)) {
                 by_name.entry(&instance.endpoint.node).or_insert_with(|| instance.node());
             }
         }
@@ -103,6 +103,7 @@ pub(crate) fn exported_services<'a>(ask: &'a Ask, state: &'a State) -> Result<Fo
     let index = entries.index().max(catalog.names_index());
     Ok(Found::list(ask, index, [Topic::Exports, Topic::Names], move || {
         let exports = entries.exports(catalog.services()).into_iter();
+        let exports = exports.filter(|(service, _)| ask.sight.service(service.as_str()));
         let one = |(service, peers)| json!({ "Service": service, "Consumers": { "Peers": peers } });
         exports.map(one).collect::<Vec<_>>()
     }))
@@ -114,7 +115,8 @@ fn exported<'a>(
     state: &'a State,
 ) -> impl Iterator<Item = (&'a PeerName, &'a Row<Import>)> {
     let named = peer(ask).unwrap_or_default();
-    state.peerings().imports().filter(move |(peer, _)| peer.as_str() == named)
+    let of_peer = state.peerings().imports().filter(move |(peer, _)| peer.as_str() == named);
+    of_peer.filter(|(_, row)| ask.sight.service(row.value.service.as_str()))
 }
 
 /// A list of what `shape` makes of the instances of the service that `ask` names.
@@ -135,7 +137,9 @@ fn listed<'a, T: serde::Serialize + 'a>(
     Found::list(ask, index, topics, move || {
         let instances = row.into_iter().flat_map(|row| {
             let wanted = Instance::all(state, &peer, row).filter(|instance| {
-                ask.wants_node(&Meta::new()) && ask.wants_tags(&instance.endpoint.tags)
+                instance.is_seen(ask)
+                    && ask.wants_node(&Meta::new())
+                    && ask.wants_tags(&instance.endpoint.tags)
             });
             wanted.filter_map(|instance| shape(&instance)).collect::<Vec<_>>()
         });
@@ -163,6 +167,11 @@ impl<'s> Instance<'s> {
         row.value.endpoints.iter().map(move |endpoint| Self { peer, datacenter, row, endpoint })
     }
 
+    /// Whether the client may see its node; its service was asked about before.
+    fn is_seen(&self, ask: &Ask) -> bool {
+        ask.sight.node(self.endpoint.node.as_str())
+    }
+
     /// Whether the options about nodes and the filter, which speaks of an instance flat with its
     /// node, want it.
     fn is_wanted(&self, ask: &Ask) -> bool {
@@ -170,7 +179,10 @@ impl<'s> Instance<'s> {
             let flat = self.flat(Socket::Application).map(serde_json::to_value);
             flat.is_some_and(|flat| flat.is_ok_and(|flat| filter.matches(&flat)))
         };
-        ask.wants_node(&Meta::new()) && ask.options.filter.as_ref().is_none_or(matches)
+        let filter = ask.options.filter.as_ref();
+        // Who filters is told of nodes, so it must see them.
+        ask.wants_node(&Meta::new())
+            && filter.is_none_or(|filter| self.is_seen(ask) && matches(filter))
     }
 
     /// Where its host is, as far as that is known: an own address is not its node's.

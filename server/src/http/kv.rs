@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hawser_api::error::ApiError;
 use hawser_api::json;
+use hawser_core::acl::{Access, Resource};
 use hawser_core::catalog::Row;
 use hawser_core::clock::Index;
 use hawser_core::kv::{self, Change, Item, VALUE_OCTETS_MAX, Write};
@@ -23,6 +24,7 @@ pub(crate) fn get<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiEr
         return Ok(tree(ask, state));
     }
     let key = key(ask)?;
+    ask.sight.demand(Resource::Key, Access::Read, key.as_str())?;
     let (index, topic) = (state.kv().index_of(&key), Topic::Key(key.clone()));
     let Some(row) = state.kv().get(&key) else {
         return Ok(Found::missing(index, [topic], String::new()));
@@ -36,9 +38,8 @@ pub(crate) fn get<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiEr
 
 /// Every item below a prefix; none is as if the prefix did not exist.
 fn tree<'a>(ask: &'a Ask, state: &'a State) -> Found<'a> {
-    let prefix = ask.name();
-    let (index, topic) = below(state, prefix);
-    let mut rows = state.kv().below(prefix).peekable();
+    let mut rows = seen(ask, state).peekable();
+    let (index, topic) = below(ask, state, rows.peek().is_some());
     if rows.peek().is_none() {
         return Found::missing(index, [topic], String::new());
     }
@@ -50,8 +51,8 @@ fn tree<'a>(ask: &'a Ask, state: &'a State) -> Found<'a> {
 /// The keys below a prefix; with a separator, those beyond it as one.
 fn keys<'a>(ask: &'a Ask, state: &'a State) -> Found<'a> {
     let prefix = ask.name();
-    let (index, topic) = below(state, prefix);
-    let mut rows = state.kv().below(prefix).peekable();
+    let mut rows = seen(ask, state).peekable();
+    let (index, topic) = below(ask, state, rows.peek().is_some());
     if rows.peek().is_none() {
         return Found::missing(index, [topic], String::new());
     }
@@ -73,8 +74,20 @@ fn keys<'a>(ask: &'a Ask, state: &'a State) -> Found<'a> {
     })
 }
 
-fn below(state: &State, prefix: &str) -> (Index, Topic) {
-    (state.kv().index_below(prefix), Topic::Folder(Arc::from(kv::folder(prefix))))
+/// What the client may see below the prefix that it asks for.
+fn seen<'a>(ask: &'a Ask, state: &'a State) -> impl Iterator<Item = (&'a Key, &'a Row<Item>)> {
+    state.kv().below(ask.name()).filter(|(key, _)| ask.sight.key(key.as_str()))
+}
+
+/// How new that is, and what changes it. Who sees nothing, and may not, is not told that there is
+/// something by its index either.
+fn below(ask: &Ask, state: &State, sees_any: bool) -> (Index, Topic) {
+    let prefix = ask.name();
+    let index = match sees_any || ask.sight.may().key_read(prefix) {
+        true => state.kv().index_below(prefix),
+        false => Index(1),
+    };
+    (index, Topic::Folder(Arc::from(kv::folder(prefix))))
 }
 
 pub(crate) fn put(ask: &Ask, _: &State, _: &Draw) -> Result<Plan, ApiError> {

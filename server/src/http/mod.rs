@@ -3,6 +3,9 @@
 //! One door: [`respond`] answers every `/v1` path that is not the agent's own. Handlers are plain
 //! functions of a request and a state; waiting, consistency and headers are here.
 
+mod sight;
+mod acl;
+mod access;
 mod ask;
 mod encode;
 mod imports;
@@ -15,11 +18,14 @@ mod session;
 mod txn;
 mod cluster;
 mod routes;
+mod gate;
 
 use bytes::Bytes;
 use hawser_api::error::ApiError;
 use hawser_api::query::{Freshness, Query, QueryOptions};
+use hawser_core::authorize;
 use hawser_core::clock::Index;
+use hawser_core::name::NodeName;
 use hawser_core::spiffe::Role;
 use hawser_core::state::{Rejection, State, Topic};
 use http::header::{
@@ -30,7 +36,9 @@ use std::collections::BTreeSet;
 use tokio::time::{Instant, timeout_at};
 
 use self::ask::{Ask, Draw, Found, Plan, Reply};
-use self::routes::{Handler, Matched};
+use self::gate::Gate;
+use self::routes::{Handler, Matched, Route};
+use self::sight::{Sight, denied};
 use crate::Handle;
 use crate::identity::now;
 use crate::propose::ProposeError;
@@ -43,7 +51,8 @@ use crate::tls::Peer;
 /// that names an index waits, for eleven minutes at most; dropping the future ends the wait.
 pub async fn respond(handle: &Handle, request: Request<Bytes>) -> Response<Bytes> {
     let answered = answer(handle, request).await;
-    answered.unwrap_or_else(|refused| Answer::refusal(&refused)).into_response()
+    let answer = answered.unwrap_or_else(|refused| Answer::refusal(&refused));
+    answer.into_response(handle.acl.default_word())
 }
 
 /// A reply in the making.
@@ -68,13 +77,13 @@ impl Answer {
         Self { status: refused.status(), headers, body, content_type: TEXT }
     }
 
-    fn into_response(self) -> Response<Bytes> {
+    fn into_response(self, default_policy: &'static str) -> Response<Bytes> {
         let mut response = Response::new(self.body);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.insert(DEFAULT_ACL_POLICY, HeaderValue::from_static("allow"));
+        headers.insert(DEFAULT_ACL_POLICY, HeaderValue::from_static(default_policy));
         headers.extend(self.headers);
         response
     }
@@ -82,9 +91,9 @@ impl Answer {
 
 async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiError> {
     let (head, body) = request.into_parts();
-    let (handler, params) = match routes::find(&head.method, head.uri.path())? {
+    let (route, params) = match routes::find(&head.method, head.uri.path())? {
         Matched::Unknown => return Err(ApiError::UnknownPath),
-        Matched::Route(handler, params) => (handler, params),
+        Matched::Route(route, params) => (route, params),
         Matched::OtherMethods(allow) if head.method == Method::OPTIONS => {
             let allow = HeaderValue::from_str(&allow).map_err(ApiError::bad_request)?;
             let mut answer = Answer::json(StatusCode::OK, Bytes::new());
@@ -96,14 +105,41 @@ async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiE
             return Err(ApiError::MethodNotAllowed { method, allow });
         }
     };
-    if let Handler::Refuse(refuse) = handler {
+    let query = Query::parse(head.uri.query().unwrap_or_default())?;
+    let gate = Gate::new(handle.acl.clone(), route, &head.headers, &query)?;
+    if let Handler::Refuse(refuse) = route.handler {
         return Err(refuse());
     }
     if body.len() > BODY_OCTETS_MAX {
         return Err(ApiError::TooLarge { max: BODY_OCTETS_MAX });
     }
-    let query = Query::parse(head.uri.query().unwrap_or_default())?;
-    let options = match handler {
+    let from = head.extensions.get().and_then(|peer: &Peer| match &peer.id.role {
+        Role::Agent(node) | Role::Server(node) => Some(node.clone()),
+        Role::Service(_) | Role::MeshGateway => None,
+    });
+    let ask = ask(handle, route, params, query, (body, from))?;
+    let Some(mut entry) = gate.entry(&handle.reader.current(), &ask.params) else {
+        return handled(handle, route, ask, &gate).await;
+    };
+    let answered = handled(handle, route, ask, &gate).await;
+    entry.status = match &answered {
+        Ok(answer) => answer.status.as_u16(),
+        Err(refused) => refused.status().as_u16(),
+    };
+    entry.index = handle.reader.current().applied().0;
+    handle.acl.audit.note(entry).await;
+    answered
+}
+
+/// What is asked, before anybody knows whether it may be.
+fn ask(
+    handle: &Handle,
+    route: &Route,
+    params: Vec<String>,
+    query: Query,
+    (body, from): (Bytes, Option<NodeName>),
+) -> Result<Ask, ApiError> {
+    let options = match route.handler {
         Handler::Read(_) => QueryOptions::with_filter(&query)?,
         Handler::ReadOrPeer(_) => QueryOptions::with_peer(&query)?,
         _ => QueryOptions::from_query(&query)?,
@@ -112,15 +148,27 @@ async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiE
     if options.datacenter.as_deref().is_some_and(|asked| asked != datacenter.as_str()) {
         return Err(ApiError::UnknownDatacenter);
     }
-    let from = head.extensions.get().and_then(|peer: &Peer| match &peer.id.role {
-        Role::Agent(node) | Role::Server(node) => Some(node.clone()),
-        Role::Service(_) | Role::MeshGateway => None,
-    });
-    let ask = Ask { params, query, options, datacenter, body, from };
-    match handler {
-        Handler::Read(look) | Handler::ReadOrPeer(look) => read(handle, &ask, look).await,
-        Handler::Write(plan) => write(handle, &ask, plan).await,
+    // Nothing is seen before the gate has looked at a state.
+    Ok(Ask { params, query, options, datacenter, body, from, sight: Sight::nothing() })
+}
+
+async fn handled(
+    handle: &Handle,
+    route: &Route,
+    mut ask: Ask,
+    gate: &Gate,
+) -> Result<Answer, ApiError> {
+    match route.handler {
+        Handler::Read(look) | Handler::ReadOrPeer(look) => read(handle, ask, gate, look).await,
+        Handler::Write(plan) => write(handle, ask, gate, plan).await,
         Handler::Other(reply) => {
+            // Servers without a leader still tell how they stand, to who could ask before.
+            let reading = match gate.is_guarded() {
+                true => handle.reader.read(Consistency::Default).await.ok(),
+                false => None,
+            };
+            let state = reading.map_or_else(|| handle.reader.current(), |reading| reading.state);
+            ask.sight = gate.open(&state)?;
             let (status, body) = reply(handle.clone(), ask).await?;
             Ok(Answer::json(status, body))
         }
@@ -131,9 +179,11 @@ async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiE
 type Look = for<'a> fn(&'a Ask, &'a State) -> Result<Found<'a>, ApiError>;
 
 /// Reads, and waits until what is found is newer than what the client has seen.
-async fn read(handle: &Handle, ask: &Ask, look: Look) -> Result<Answer, ApiError> {
+async fn read(handle: &Handle, mut ask: Ask, gate: &Gate, look: Look) -> Result<Answer, ApiError> {
     let (mut reading, effective) = fresh(handle, ask.options.freshness).await?;
-    let mut seen = attempt(ask, &reading.state, look, ask.options.index)?;
+    let beyond = ask.options.index;
+    ask.sight = gate.open(&reading.state)?;
+    let mut seen = attempt(&ask, &reading.state, look, beyond)?;
     if let Seen::Old(topics) = &seen {
         if handle.watches.held() >= WAITING_MAX {
             return Err(ApiError::Unavailable(format!(
@@ -148,7 +198,8 @@ async fn read(handle: &Handle, ask: &Ask, look: Look) -> Result<Answer, ApiError
         loop {
             // The first reading was as fresh as was asked for, and states only move forward.
             reading = stale(handle).await?;
-            seen = attempt(ask, &reading.state, look, ask.options.index)?;
+            ask.sight = gate.open(&reading.state)?;
+            seen = attempt(&ask, &reading.state, look, beyond)?;
             match &seen {
                 Seen::New { .. } => break,
                 Seen::Old(others) if *others != topics => {
@@ -158,7 +209,8 @@ async fn read(handle: &Handle, ask: &Ask, look: Look) -> Result<Answer, ApiError
                 Seen::Old(_) => {
                     if timeout_at(deadline, watch.changed()).await.is_err() {
                         reading = stale(handle).await?;
-                        seen = attempt(ask, &reading.state, look, None)?;
+                        ask.sight = gate.open(&reading.state)?;
+                        seen = attempt(&ask, &reading.state, look, None)?;
                         break;
                     }
                 }
@@ -177,18 +229,28 @@ async fn read(handle: &Handle, ask: &Ask, look: Look) -> Result<Answer, ApiError
     } else if reply.body.starts_with(PEM_START) {
         reply.content_type = PEM;
     }
+    reply.headers.extend(about(&reading, index, effective));
+    if ask.sight.has_hidden() {
+        reply.headers.push((FILTERED, HeaderValue::from_static("true")));
+    }
+    Ok(reply)
+}
+
+/// What a read says of its answer: how new it is, and by whose word.
+fn about(
+    reading: &Reading,
+    index: Index,
+    effective: &'static str,
+) -> [(HeaderName, HeaderValue); 5] {
     let millis = u64::try_from(reading.last_contact.as_millis()).unwrap_or(u64::MAX);
-    reply.headers.extend([
+    let known_leader = if reading.known_leader { "true" } else { "false" };
+    [
         (INDEX, HeaderValue::from(index.0.max(1))),
-        (
-            KNOWN_LEADER,
-            HeaderValue::from_static(if reading.known_leader { "true" } else { "false" }),
-        ),
+        (KNOWN_LEADER, HeaderValue::from_static(known_leader)),
         (LAST_CONTACT, HeaderValue::from(millis)),
         (EFFECTIVE_CONSISTENCY, HeaderValue::from_static(effective)),
         (QUERY_BACKEND, HeaderValue::from_static("blocking-query")),
-    ]);
-    Ok(reply)
+    ]
 }
 
 /// What a look at one state found.
@@ -234,12 +296,14 @@ async fn stale(handle: &Handle) -> Result<Reading, ApiError> {
 /// Plans a write on a fresh state and proposes it, command by command.
 async fn write(
     handle: &Handle,
-    ask: &Ask,
+    mut ask: Ask,
+    gate: &Gate,
     plan: fn(&Ask, &State, &Draw) -> Result<Plan, ApiError>,
 ) -> Result<Answer, ApiError> {
     let reading = handle.reader.read(Consistency::Default).await.map_err(unread)?;
-    let draw = Draw { now: now(), random: rand::random() };
-    let Plan { commands, reply } = plan(ask, &reading.state, &draw)?;
+    ask.sight = gate.open(&reading.state)?;
+    let draw = Draw { now: now(), random: rand::random(), secret: rand::random() };
+    let Plan { commands, reply } = planned(&ask, &reading.state, &draw, plan)?;
     let mut applied = None;
     for command in commands {
         match handle.proposer.propose(command).await {
@@ -265,8 +329,23 @@ async fn write(
     let body = match &reply {
         Reply::Json(value) => ask.write(value)?,
         Reply::Swapped => Bytes::from_static(b"true"),
+        Reply::Acl(stored) => ask.write(&acl::shown(&handle.reader.current(), stored))?,
     };
     Ok(Answer::json(StatusCode::OK, body))
+}
+
+/// What is to be done, once all of it is allowed: nothing is begun that may not be ended.
+fn planned(
+    ask: &Ask,
+    state: &State,
+    draw: &Draw,
+    plan: fn(&Ask, &State, &Draw) -> Result<Plan, ApiError>,
+) -> Result<Plan, ApiError> {
+    let plan = plan(ask, state, draw)?;
+    for command in &plan.commands {
+        authorize::command(ask.sight.may(), state, command).map_err(|why| denied(&why))?;
+    }
+    Ok(plan)
 }
 
 fn unread(refused: ReadError) -> ApiError {
@@ -280,6 +359,7 @@ fn unwritten(refused: ProposeError) -> ApiError {
     match refused {
         ProposeError::NoLeader => ApiError::NoLeader,
         ProposeError::Unknown => ApiError::Unknown,
+        ProposeError::Rejected(Rejection::Acl(refusal)) => ApiError::bad_request(refusal),
         ProposeError::Rejected(rejection) => ApiError::Refused(rejection.to_string()),
         ProposeError::TooLarge { max, .. } => ApiError::TooLarge { max },
         ProposeError::ShuttingDown | ProposeError::DiskFull => {
@@ -298,6 +378,7 @@ const LAST_CONTACT: HeaderName = HeaderName::from_static("x-consul-lastcontact")
 const EFFECTIVE_CONSISTENCY: HeaderName = HeaderName::from_static("x-consul-effective-consistency");
 const QUERY_BACKEND: HeaderName = HeaderName::from_static("x-consul-query-backend");
 const DEFAULT_ACL_POLICY: HeaderName = HeaderName::from_static("x-consul-default-acl-policy");
+const FILTERED: HeaderName = HeaderName::from_static("x-consul-results-filtered-by-acls");
 /// Twice the largest body that any endpoint needs.
 const BODY_OCTETS_MAX: usize = 1024 * 1024;
 const METHOD_SHOWN: usize = 16;
@@ -316,7 +397,7 @@ mod tests {
 
     use super::*;
 
-    fn apply(state: &mut State, command: Command) -> Result<(), Rejection> {
+    pub(super) fn apply(state: &mut State, command: Command) -> Result<(), Rejection> {
         let index = Index(state.applied().0 + 1);
         let stamp = Stamp { index, time: UnixTime::from_secs(1_790_000_000) };
         state.apply(stamp, command).map(drop)
@@ -351,7 +432,7 @@ mod tests {
     }
 
     /// Two hosts: `a` with a passing and a critical web, `b` with db.
-    fn state() -> State {
+    pub(super) fn state() -> State {
         let mut state = State::default();
         let cluster = Cluster {
             id: "1f2e".into(),
@@ -385,7 +466,7 @@ mod tests {
         state
     }
 
-    fn ask(path: &str, params: Vec<String>, body: &str) -> Result<Ask, ApiError> {
+    pub(super) fn ask(path: &str, params: Vec<String>, body: &str) -> Result<Ask, ApiError> {
         let query = Query::parse(path.split_once('?').map_or("", |(_, query)| query))?;
         let options = QueryOptions::with_peer(&query)?;
         let datacenter = "dc1".parse().expect("a datacenter");
@@ -396,12 +477,13 @@ mod tests {
             datacenter,
             body: Bytes::copy_from_slice(body.as_bytes()),
             from: Some("a".parse().expect("a name")),
+            sight: Sight::off(),
         })
     }
 
     fn find(method: &Method, path: &str) -> Result<(Handler, Vec<String>), ApiError> {
         match routes::find(method, path.split('?').next().expect("a path"))? {
-            Matched::Route(handler, params) => Ok((handler, params)),
+            Matched::Route(route, params) => Ok((route.handler, params)),
             Matched::OtherMethods(allow) => {
                 Err(ApiError::MethodNotAllowed { method: method.to_string(), allow })
             }
@@ -434,6 +516,7 @@ mod tests {
         let draw = Draw {
             now: UnixTime::from_secs(1_790_000_000),
             random: u128::from(state.applied().0) << 64,
+            secret: u128::from(state.applied().0) << 64 | 1,
         };
         let plan = plan(&ask(path, params, &body)?, state, &draw)?;
         for command in plan.commands {
@@ -1047,14 +1130,5 @@ mod tests {
         assert_eq!(allowed("/v1/connect/intentions"), "GET,POST,OPTIONS");
         assert_eq!(allowed("/v1/connect/intentions/exact"), "GET,PUT,DELETE,OPTIONS");
         assert_eq!(allowed("/v1/connect/intentions/match"), "GET,OPTIONS");
-        for path in ["/v1/acl/tokens", "/v1/acl/bootstrap"] {
-            let Ok((Handler::Refuse(refuse), _)) = find(&Method::PUT, path) else {
-                panic!("{path}")
-            };
-            assert_eq!(
-                (refuse().status().as_u16(), refuse().to_string().as_str()),
-                (401, "ACL support disabled")
-            );
-        }
     }
 }

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 
 use super::ask::{Ask, Draw, Found, Plan};
 use super::cluster::Said;
-use super::{catalog, cluster, connect, entries, health, imports, kv, session, txn};
+use super::{acl, catalog, cluster, connect, entries, health, imports, kv, session, txn};
 use crate::Handle;
 
 /// Who answers.
@@ -37,7 +37,7 @@ pub(crate) struct Route {
 /// What a path and method lead to.
 pub(crate) enum Matched {
     /// This, with the parts that the pattern leaves open.
-    Route(Handler, Vec<String>),
+    Route(&'static Route, Vec<String>),
     /// The path is known with other methods, comma-separated.
     OtherMethods(String),
     /// The path is not known.
@@ -59,7 +59,7 @@ pub(crate) fn find(method: &Method, path: &str) -> Result<Matched, ApiError> {
     let answers =
         |route: &&Route| route.method == *method || matches!(route.handler, Handler::Refuse(_));
     if let Some(route) = own().find(answers) {
-        return Ok(Matched::Route(route.handler, params));
+        return Ok(Matched::Route(route, params));
     }
     let mut allow: Vec<&str> = own().map(|route| route.method.as_str()).collect();
     allow.push("OPTIONS");
@@ -149,7 +149,33 @@ pub(crate) const ROUTES: &[Route] = routes![
     GET "operator/autopilot/health" Other(cluster::health),
     PUT "hawser/join-token" Other(cluster::join_token),
     GET "hawser/edges" Other(cluster::edges),
-    GET "acl/*" Refuse(|| ApiError::AclDisabled),
+    PUT "acl/bootstrap" Other(acl::bootstrap),
+    GET "acl/replication" Other(acl::replication),
+    GET "acl/tokens" Read(acl::tokens),
+    PUT "acl/token" Write(acl::create_token),
+    GET "acl/token/self" Read(acl::own_token),
+    GET "acl/token/:" Read(acl::token),
+    PUT "acl/token/:" Write(acl::update_token),
+    DELETE "acl/token/:" Write(acl::delete_token),
+    PUT "acl/token/:/clone" Write(acl::clone_token),
+    GET "acl/policies" Read(acl::policies),
+    PUT "acl/policy" Write(acl::create_policy),
+    GET "acl/policy/name/:" Read(acl::policy_named),
+    GET "acl/policy/:" Read(acl::policy),
+    PUT "acl/policy/:" Write(acl::update_policy),
+    DELETE "acl/policy/:" Write(acl::delete_policy),
+    GET "acl/roles" Read(acl::roles),
+    PUT "acl/role" Write(acl::create_role),
+    GET "acl/role/name/:" Read(acl::role_named),
+    GET "acl/role/:" Read(acl::role),
+    PUT "acl/role/:" Write(acl::update_role),
+    DELETE "acl/role/:" Write(acl::delete_role),
+    GET "acl/templated-policies" Other(acl::templates),
+    GET "acl/templated-policy/name/:" Other(acl::template),
+    GET "acl/templated-policy/name/:/:" Other(acl::template),
+    POST "acl/templated-policy/preview/:" Other(acl::preview),
+    POST "acl/templated-policy/preview/:/:" Other(acl::preview),
+    GET "acl/*" Refuse(|| absent("this part of access control")),
     GET "kv/*" Read(kv::get),
     PUT "kv/*" Write(kv::put),
     DELETE "kv/*" Write(kv::delete),

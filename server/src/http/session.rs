@@ -5,6 +5,7 @@ use std::time::Duration;
 use hawser_api::error::ApiError;
 use hawser_api::fields::{Field, Fields, InvalidField};
 use hawser_api::json;
+use hawser_core::acl::{Access, Resource};
 use hawser_core::catalog::Row;
 use hawser_core::duration;
 use hawser_core::health::NODE_LIVENESS_CHECK;
@@ -172,12 +173,14 @@ pub(crate) async fn renew(handle: Handle, ask: Ask) -> Said {
     let Some(row) = id.as_ref().and_then(|id| reading.state.sessions().get(id)) else {
         return Err(ApiError::NotFound(format!("Session id '{}' not found", ask.name())));
     };
+    ask.sight.demand(Resource::Session, Access::Write, row.value.node.as_str())?;
     handle.leases.renew_session(row.value.id.clone());
     Ok((StatusCode::OK, ask.write(&[session(row)])?))
 }
 
 pub(crate) fn info<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
     let row = ask.name().parse().ok().and_then(|id| state.sessions().get(&id));
+    let row = row.filter(|row| ask.sight.session(row.value.node.as_str()));
     let index = row.map_or(state.sessions().index(), |row| row.modified);
     Ok(Found::list(ask, index, [Topic::Sessions], move || {
         row.map(session).into_iter().collect::<Vec<_>>()
@@ -187,14 +190,16 @@ pub(crate) fn info<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiE
 pub(crate) fn list<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
     let sessions = state.sessions();
     Ok(Found::list(ask, sessions.index(), [Topic::Sessions], move || {
-        sessions.iter().map(session).collect::<Vec<_>>()
+        let seen = sessions.iter().filter(|row| ask.sight.session(row.value.node.as_str()));
+        seen.map(session).collect::<Vec<_>>()
     }))
 }
 
 pub(crate) fn of_node<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
     let sessions = state.sessions();
     Ok(Found::list(ask, sessions.index(), [Topic::Sessions], move || {
-        let Some(node) = ask.node(state) else { return Vec::new() };
+        let node = ask.any_node(state).filter(|node| ask.sight.session(node.as_str()));
+        let Some(node) = node else { return Vec::new() };
         sessions.on(&node).map(session).collect::<Vec<_>>()
     }))
 }

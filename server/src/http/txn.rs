@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use hawser_api::error::ApiError;
 use hawser_api::fields::{Field, Fields, InvalidField};
 use hawser_api::json;
+use hawser_core::authorize;
 use hawser_core::catalog::{Node, liveness_id};
 use hawser_core::clock::Index;
 use hawser_core::kv::{Change, VALUE_OCTETS_MAX, Write};
@@ -19,6 +20,7 @@ use serde_json::{Value, json as object};
 use super::ask::{Ask, Draw};
 use super::catalog::{Registration, check, instance};
 use super::cluster::Said;
+use super::sight::denied;
 use super::{encode, kv, unread, unwritten};
 use crate::Handle;
 use crate::identity::now;
@@ -32,8 +34,12 @@ pub(crate) async fn run(handle: Handle, ask: Ask) -> Said {
         return Err(ApiError::TooLarge { max: VALUE_OCTETS_MAX });
     }
     let reading = handle.reader.read(Consistency::Default).await.map_err(unread)?;
-    let draw = Draw { now: now(), random: rand::random() };
+    let draw = Draw { now: now(), random: rand::random(), secret: rand::random() };
     let ops = operations(&ask, &reading.state, &draw)?;
+    for op in &ops {
+        let allowed = authorize::operation(ask.sight.may(), &reading.state, op);
+        allowed.map_err(|why| denied(&why))?;
+    }
     if let Some(looked_up) = reading.state.look_up(&ops) {
         return match looked_up {
             Ok(found) => done(&ask, &reading.state, &found),

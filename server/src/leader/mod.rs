@@ -3,6 +3,7 @@
 //! Tasks: none of its own; [`run`] is one, and all duties of a term live and end inside it.
 
 mod sessions;
+mod acl;
 pub(crate) mod expire;
 mod members;
 mod reap;
@@ -36,6 +37,8 @@ pub(crate) struct Duties {
     pub(crate) reap_after: Duration,
     /// A leader whose disk hangs for so long lets another lead.
     pub(crate) disk_patience: Duration,
+    /// How access control is set up.
+    pub(crate) acl: crate::acl::Settings,
 }
 
 /// Runs the leader's duties whenever this server leads, until `drain`.
@@ -74,6 +77,7 @@ impl Duties {
             expire::run(self),
             sessions::run(self),
             reap::run(self),
+            acl::run(self),
             self.watch_disk(),
         );
     }

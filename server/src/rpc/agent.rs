@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hawser_aws::Proof;
+use hawser_core::acl::DefaultPolicy;
 use hawser_core::anti_entropy::Rows;
 use hawser_core::clock::Index;
 use hawser_core::edge::{EdgeKey, Tally};
@@ -345,6 +346,29 @@ impl Agent for AgentRpc {
             Err(error) => tracing::error!(%error, "recording traffic failed"),
         }
         Ok(Response::new(v1::ReportReply {}))
+    }
+
+    async fn resolve(
+        &self,
+        request: Request<v1::ResolveRequest>,
+    ) -> Result<Response<v1::ResolveReply>, Status> {
+        caller(request.extensions())?;
+        let secret = request.into_inner().secret;
+        let state = self.handle.reader.read(Consistency::Default).await?.state;
+        let Ok(may) = self.handle.acl.resolve(&state, &secret) else {
+            return Ok(Response::new(v1::ResolveReply::default()));
+        };
+        let default = match may.default_policy() {
+            DefaultPolicy::Allow => v1::AclDefault::Allow,
+            DefaultPolicy::Deny => v1::AclDefault::Deny,
+            DefaultPolicy::Off => v1::AclDefault::Unspecified,
+        };
+        Ok(Response::new(v1::ResolveReply {
+            known: true,
+            accessor: may.accessor().to_string(),
+            default_policy: default.into(),
+            rules: hawser_proto::acl::rules_out(&may.rules()),
+        }))
     }
 
     async fn http(
@@ -711,6 +735,7 @@ mod tests {
                 lease: config::LEASE,
                 history: history::Limits::default(),
                 aws_iam: aws_iam.clone(),
+                acl: crate::acl::Settings::default(),
                 snapshot_every: config::SNAPSHOT_EVERY,
             };
             let registry = prometheus::Registry::new();

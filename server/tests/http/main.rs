@@ -56,6 +56,7 @@ impl Cluster {
                 lease: Duration::from_secs(15),
                 history: history::Limits::default(),
                 aws_iam: None,
+                acl: hawser_server::acl::Settings::default(),
                 snapshot_every: 1_024,
             };
             let server =

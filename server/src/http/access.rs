@@ -1,0 +1,112 @@
+//! What each endpoint needs before it is looked at: a row for every route, and no default.
+
+use hawser_core::acl::{Access as Level, Resource};
+use http::Method;
+
+/// How an endpoint is guarded.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Access {
+    /// By nothing: what it says is no secret, or it brings proof of its own.
+    Open,
+    /// By what the token may see: the reply holds that and no more, or is a refusal.
+    Sight,
+    /// Each command that it leads to is authorised by itself.
+    Commands,
+    /// By one permission.
+    Needs(Resource, Level),
+}
+
+/// What guards the route `method` and `pattern`; none for a route without a row, which then
+/// nobody but a manager may use.
+pub(crate) fn of(method: &Method, pattern: &str) -> Option<Access> {
+    let row = ACCESS.iter().find(|(verb, path, _)| *verb == method.as_str() && *path == pattern);
+    row.map(|(_, _, access)| *access)
+}
+
+use Access::{Commands, Needs, Open, Sight};
+use Level::{Read, Write};
+use Resource::{Acl, Operator};
+
+pub(crate) const ACCESS: &[(&str, &str, Access)] = &[
+    ("GET", "catalog/datacenters", Open),
+    ("GET", "catalog/nodes", Sight),
+    ("GET", "catalog/services", Sight),
+    ("GET", "catalog/service/:", Sight),
+    ("GET", "catalog/connect/:", Sight),
+    ("GET", "catalog/node/:", Sight),
+    ("GET", "catalog/node-services/:", Sight),
+    ("PUT", "catalog/register", Commands),
+    ("PUT", "catalog/deregister", Commands),
+    ("GET", "health/service/:", Sight),
+    ("GET", "health/connect/:", Sight),
+    ("GET", "health/node/:", Sight),
+    ("GET", "health/checks/:", Sight),
+    ("GET", "health/state/:", Sight),
+    // Certificates without keys: every handshake shows them.
+    ("GET", "connect/ca/roots", Open),
+    ("GET", "connect/ca/configuration", Needs(Operator, Read)),
+    ("GET", "connect/intentions", Sight),
+    ("POST", "connect/intentions", Commands),
+    ("GET", "connect/intentions/match", Sight),
+    ("GET", "connect/intentions/check", Sight),
+    ("GET", "connect/intentions/exact", Sight),
+    ("PUT", "connect/intentions/exact", Commands),
+    ("DELETE", "connect/intentions/exact", Commands),
+    ("GET", "connect/intentions/:", Sight),
+    ("PUT", "connect/intentions/:", Commands),
+    ("DELETE", "connect/intentions/:", Commands),
+    ("PUT", "config", Commands),
+    ("GET", "config/:", Sight),
+    ("GET", "config/:/:", Sight),
+    ("DELETE", "config/:/:", Commands),
+    ("GET", "kv/*", Sight),
+    ("PUT", "kv/*", Commands),
+    ("DELETE", "kv/*", Commands),
+    ("PUT", "session/create", Commands),
+    ("PUT", "session/destroy/:", Commands),
+    // Their handlers ask for each session, and for each operation.
+    ("PUT", "session/renew/:", Sight),
+    ("GET", "session/info/:", Sight),
+    ("GET", "session/list", Sight),
+    ("GET", "session/node/:", Sight),
+    ("PUT", "txn", Sight),
+    ("GET", "exported-services", Sight),
+    ("GET", "imported-services", Sight),
+    // Probes and load balancers ask these, and have no token.
+    ("GET", "status/leader", Open),
+    ("GET", "status/peers", Open),
+    ("GET", "operator/raft/configuration", Needs(Operator, Read)),
+    ("GET", "operator/autopilot/health", Needs(Operator, Read)),
+    // A join token makes a node of its bearer.
+    ("PUT", "hawser/join-token", Needs(Acl, Write)),
+    // Who calls whom, of all services at once.
+    ("GET", "hawser/edges", Needs(Operator, Read)),
+    // Once, while there is no token that could be shown.
+    ("PUT", "acl/bootstrap", Open),
+    ("GET", "acl/replication", Needs(Acl, Read)),
+    ("GET", "acl/tokens", Needs(Acl, Read)),
+    ("PUT", "acl/token", Needs(Acl, Write)),
+    // One's own token and no other.
+    ("GET", "acl/token/self", Sight),
+    ("GET", "acl/token/:", Needs(Acl, Read)),
+    ("PUT", "acl/token/:", Needs(Acl, Write)),
+    ("DELETE", "acl/token/:", Needs(Acl, Write)),
+    ("PUT", "acl/token/:/clone", Needs(Acl, Write)),
+    ("GET", "acl/policies", Needs(Acl, Read)),
+    ("PUT", "acl/policy", Needs(Acl, Write)),
+    ("GET", "acl/policy/name/:", Needs(Acl, Read)),
+    ("GET", "acl/policy/:", Needs(Acl, Read)),
+    ("PUT", "acl/policy/:", Needs(Acl, Write)),
+    ("DELETE", "acl/policy/:", Needs(Acl, Write)),
+    ("GET", "acl/roles", Needs(Acl, Read)),
+    ("PUT", "acl/role", Needs(Acl, Write)),
+    ("GET", "acl/role/name/:", Needs(Acl, Read)),
+    ("GET", "acl/role/:", Needs(Acl, Read)),
+    ("PUT", "acl/role/:", Needs(Acl, Write)),
+    ("DELETE", "acl/role/:", Needs(Acl, Write)),
+    ("GET", "acl/templated-policies", Needs(Acl, Read)),
+    ("GET", "acl/templated-policy/name/:", Needs(Acl, Read)),
+    ("GET", "acl/templated-policy/name/:/:", Needs(Acl, Read)),
+    ("POST", "acl/templated-policy/preview/:", Needs(Acl, Read)),
+    ("POST", "acl/templated-policy/preview/:/:", Needs(Acl, Read)),
+];
