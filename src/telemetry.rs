@@ -43,7 +43,11 @@ impl Log {
     /// # Errors
     /// A filter in the environment that does not parse.
     pub(crate) fn start(&self) -> Result<Logs> {
-        let text = std::env::var("HAWSER_LOG").unwrap_or_else(|_| self.filter.clone());
+        let mut text = std::env::var("HAWSER_LOG").unwrap_or_else(|_| self.filter.clone());
+        // Who wrote what is noted at any level, unless a filter says otherwise by its name.
+        if !text.contains("audit") {
+            text.push_str(",audit=info");
+        }
         let filter = EnvFilter::try_new(&text).with_context(|| format!("HAWSER_LOG: {text:?}"))?;
         let (watched, level) = reload::Layer::new(LevelFilter::OFF);
         let logs = Logs::new(move |finest| {

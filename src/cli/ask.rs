@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::connection::Connection;
 use super::{
-    agent_calls, catalog, connect, entries, intention, kv, map, members, operator, peering,
+    acl, agent_calls, catalog, connect, entries, intention, kv, map, members, operator, peering,
     services, token,
 };
 
@@ -32,6 +32,8 @@ pub(crate) enum Ask {
     Connect(With<connect::Arguments>),
     /// Look after the servers.
     Operator(With<operator::Arguments>),
+    /// Say who may use the API: tokens, policies and roles.
+    Acl(With<acl::Arguments>),
     /// Make join tokens for new hosts.
     Token(With<token::Arguments>),
     /// Print a token with which one host may join, once: `token create`.
@@ -93,6 +95,7 @@ async fn answer(ask: Ask) -> Result<ExitCode> {
         Ask::Peering(with) => with_client!(with, peering::run),
         Ask::Connect(with) => with_client!(with, connect::run),
         Ask::Operator(with) => with_client!(with, operator::run),
+        Ask::Acl(with) => with_client!(with, acl::run),
         Ask::Token(with) => with_client!(with, token::run),
         Ask::JoinToken(with) => with_client!(with, token::create),
         Ask::Map(with) => with_client!(with, map::run),
@@ -135,6 +138,13 @@ mod tests {
     fn consuls_users_type_what_they_are_used_to() {
         for line in [
             "hawser members -detailed -http-addr=10.0.0.1:8500",
+            "hawser acl bootstrap -format=json",
+            "hawser acl policy create -name ops -rules @ops.hcl -description d",
+            "hawser acl token create -policy-name=ops -service-identity=web:dc1 -token=abc",
+            "hawser acl token create -templated-policy builtin/service -var name:api",
+            "hawser acl token read -self",
+            "hawser acl token update -id a1 -policy-id p1",
+            "hawser acl role update -name r -node-identity n1:dc1",
             "hawser catalog nodes -detailed -http-addr 10.0.0.1:8500 -token=abc",
             "hawser catalog services -tags -datacenter=dc1 -stale",
             "hawser catalog -http-addr=unix:///run/h.sock datacenters",

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::Part;
 
+mod acl;
 mod agent;
 mod agent_calls;
 mod ask;

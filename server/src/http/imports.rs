@@ -92,7 +92,9 @@ pub(crate) fn imported<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, 
     let peerings = state.peerings();
     Ok(Found::list(ask, peerings.imports_index(), [Topic::Imports], move || {
         let of = |(peer, row): (&PeerName, &Row<Import>)| json!({ "Service": row.value.service, "SourcePeer": peer });
-        peerings.imports().map(of).collect()
+        let seen =
+            |(_, row): &(&PeerName, &Row<Import>)| ask.sight.service(row.value.service.as_str());
+        peerings.imports().filter(seen).map(of).collect()
     }))
 }
 
