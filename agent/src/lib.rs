@@ -825,6 +825,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use hawser_core::catalog::{Instance, Weights};
+    use hawser_core::health::Status;
     use hawser_core::state::{Command, NodeChanges};
     use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -844,7 +845,10 @@ mod tests {
 
     impl Running {
         async fn start(folder: &Path, server: SocketAddr, join: Join, services: &[Value]) -> Self {
-            let config = config(folder, server, join, services);
+            Self::start_as(config(folder, server, join, services)).await
+        }
+
+        async fn start_as(config: Config) -> Self {
             let agent = Agent::start(config, prometheus::Registry::new()).expect("started");
             let (handle, drain) = (agent.handle(), CancellationToken::new());
             let http = agent.addresses().http.expect("asked for");
@@ -964,6 +968,44 @@ mod tests {
         agent.stop().await.expect("a good end");
         assert_eq!(fake.left(), 1, "it said goodbye");
         assert!(fake.services().is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_mesh_gateway_listens_and_is_in_the_catalog() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        let server = fake.listen(None).await;
+        let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let listen = free.local_addr().expect("bound");
+        drop(free);
+        let join = Join::Token(fake.token());
+        let gateway = Gateway::new(listen, "gateway.example.com:443").expect("good");
+        let gateway = Some(gateway);
+        let config = Config { gateway, ..config(folder.path(), server.address, join, &[web()]) };
+        let agent = Running::start_as(config).await;
+        until_ready(&agent).await;
+        until("it is told", || fake.services() == ["mesh-gateway", "web"]).await;
+        let id = "mesh-gateway".parse().expect("an id");
+        let local = &agent.handle.host.local;
+        until("its check passes", || {
+            local.status_of(&id, &"none".parse().expect("an id")) == Some(Status::Passing)
+        })
+        .await;
+
+        let (_, body) = agent.get("/v1/agent/services?filter=Kind==%22mesh-gateway%22").await;
+        let shown: Value = serde_json::from_str(&body).expect("JSON");
+        let shown = &shown["mesh-gateway"];
+        assert_eq!(shown["Port"], listen.port(), "{body}");
+        assert_eq!(shown["TaggedAddresses"]["wan"]["Address"], "gateway.example.com");
+        assert_eq!(shown["TaggedAddresses"]["wan"]["Port"], 443);
+        assert!(!body.contains("\"web\""), "{body}");
+        let (status, body) = agent.put("/v1/agent/service/deregister/mesh-gateway", "").await;
+        assert_eq!((status, body.contains("unset mesh_gateway")), (400, true), "{body}");
+        let mine = json!({ "Name": "mesh-gateway", "Port": 1 }).to_string();
+        let (status, body) = agent.put("/v1/agent/service/register", &mine).await;
+        assert_eq!((status, body.contains("mesh_gateway")), (400, true), "{body}");
+        assert!(!agent.handle.host.leaves.borrow().contains_key("mesh-gateway"), "it has no key");
+        agent.stop().await.expect("a good end");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
