@@ -6,6 +6,7 @@ use std::time::Duration;
 use hawser_core::catalog::Protocol;
 use hawser_core::entry::{GatewayMode, Target};
 use hawser_core::intention::Action;
+use hawser_core::sni::InstanceLabel;
 use hyper::StatusCode;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -102,6 +103,11 @@ async fn a_gateway_passes_it_on_without_a_key() {
     world.start().await;
     assert_eq!(who(&world).await, "east");
     assert_eq!(passage.passed.load(Ordering::Relaxed), 1);
+    let hello = String::from_utf8_lossy(&passage.hello.borrow()).into_owned();
+    let label =
+        InstanceLabel::of(&"host-0".parse().expect("a name"), &"db-0".parse().expect("an id"));
+    let asked = format!("{label}.db.default.default.home.external.{}", east.domain);
+    assert!(hello.contains(&asked), "it does not ask for {asked}: {hello:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

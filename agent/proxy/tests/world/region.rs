@@ -278,6 +278,8 @@ impl Region {
 pub(crate) struct Passage {
     pub(crate) address: SocketAddr,
     pub(crate) passed: Arc<AtomicUsize>,
+    /// The first bytes that it passed last.
+    pub(crate) hello: watch::Receiver<Vec<u8>>,
     frozen: watch::Sender<bool>,
 }
 
@@ -286,14 +288,15 @@ impl Passage {
         let (listener, address) = listener().await;
         let passed = Arc::new(AtomicUsize::new(0));
         let (frozen, freezing) = watch::channel(false);
+        let (heard, hello) = watch::channel(Vec::new());
         let count = passed.clone();
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(pass(socket, callee, freezing.clone()));
+                tokio::spawn(pass(socket, callee, freezing.clone(), heard.clone()));
             }
         });
-        Self { address, passed, frozen }
+        Self { address, passed, hello, frozen }
     }
 
     /// It goes on accepting, and moves no byte while it is frozen: like a stopped process.
@@ -302,11 +305,19 @@ impl Passage {
     }
 }
 
-async fn pass(mut socket: TcpStream, callee: SocketAddr, mut frozen: watch::Receiver<bool>) {
+async fn pass(
+    mut socket: TcpStream,
+    callee: SocketAddr,
+    mut frozen: watch::Receiver<bool>,
+    heard: watch::Sender<Vec<u8>>,
+) {
     let thawed = frozen.wait_for(|is_frozen| !is_frozen).await.is_ok();
     if !thawed {
         return;
     }
+    let mut hello = vec![0; 4096];
+    let Ok(count) = socket.peek(&mut hello).await else { return };
+    heard.send_replace(hello[..count].to_vec());
     let Ok(mut onward) = TcpStream::connect(callee).await else { return };
     let mut copying = std::pin::pin!(tokio::io::copy_bidirectional(&mut socket, &mut onward));
     loop {
