@@ -467,6 +467,82 @@ pub struct CaRoots {
     pub roots: Vec<CaRoot>,
 }
 
+/// What `/peering/token` answers.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PeeringToken {
+    /// To be given to the other cluster. It holds a secret.
+    pub peering_token: String,
+}
+
+/// One peering.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Peering {
+    /// A UUID.
+    #[serde(rename = "ID")]
+    pub id: String,
+    /// What this cluster calls the peer.
+    pub name: String,
+    /// `PENDING`, `ESTABLISHING`, `ACTIVE`, `FAILING` or `TERMINATED`.
+    pub state: String,
+    /// Free pairs.
+    pub meta: Pairs,
+    /// The peering's UUID in the peer's cluster; empty until that is known.
+    #[serde(rename = "PeerID")]
+    pub peer_id: String,
+    /// Who vouches for the peer's servers.
+    #[serde(rename = "PeerCAPems")]
+    pub peer_ca_pems: Vec<String>,
+    /// What the peer's servers are asked for.
+    pub peer_server_name: String,
+    /// Where they are, `host:port`.
+    pub peer_server_addresses: Vec<String>,
+    /// Where the peer's mesh gateways listen; Hawser's own addition.
+    pub peer_gateways: Vec<String>,
+    /// The round trip to the peer in steps of powers of two, zero until it is known; Hawser's own
+    /// addition.
+    #[serde(rename = "RoundTripMS")]
+    pub round_trip_ms: u32,
+    /// What goes over the stream with the peer.
+    pub stream_status: PeeringStreamStatus,
+    /// What is known of the peer's cluster.
+    pub remote: PeeringRemote,
+    /// The entry that created it.
+    pub create_index: u64,
+    /// The entry that last changed it.
+    pub modify_index: u64,
+}
+
+/// What goes over the stream with a peer. The times are those of the server that answers; only the
+/// leader has any.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PeeringStreamStatus {
+    /// Services that the peer exports.
+    pub imported_services: Vec<String>,
+    /// Services that are exported to it.
+    pub exported_services: Vec<String>,
+    /// RFC 3339.
+    pub last_heartbeat: Option<String>,
+    /// RFC 3339.
+    pub last_receive: Option<String>,
+    /// RFC 3339.
+    pub last_send: Option<String>,
+}
+
+/// What is known of a peer's cluster.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PeeringRemote {
+    /// Always empty: there are no partitions.
+    pub partition: String,
+    /// Its datacenter.
+    pub datacenter: String,
+    /// Always empty: clusters have no place, hosts have.
+    pub locality: Pairs,
+}
+
 /// One server, as the Raft configuration lists it.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

@@ -447,7 +447,7 @@ mod tests {
 
     use super::*;
     use crate::identity::{self, OperatorKey};
-    use crate::tls::believed;
+    use crate::tls::{Trusted, believed};
 
     /// What spoils a request.
     type Change = Box<dyn FnOnce(&mut CertificateParams)>;
@@ -488,7 +488,7 @@ mod tests {
         fn anchors(&self) -> Anchors {
             let roots: Vec<_> =
                 self.authority().roots.iter().map(|root| root.certificate.clone()).collect();
-            believed(&self.identity, &roots)
+            believed(&self.identity, &Trusted { roots, peers: Vec::new() })
         }
 
         fn id(&self, path: &str) -> String {
@@ -666,7 +666,7 @@ mod tests {
         assert_eq!(fixture.verify(&server), unknown, "J8");
         let shown = fixture.identity.certificate();
         assert!(fixture.verify(&shown.cert).is_ok(), "a server by the servers' root");
-        let without_mesh = believed(&fixture.identity, &[]);
+        let without_mesh = believed(&fixture.identity, &Trusted::default());
         let refused = without_mesh.verify(&agent, fixture.now).map(|proven| proven.id);
         assert_eq!(refused, unknown, "no union");
         let other = Fixture::new();

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::acl::Acl;
 use crate::ca::Ca;
+use crate::contacts::Contacts;
 use crate::dial::Dialer;
 use crate::history::History;
 use crate::identity::{Identity, now};
@@ -43,6 +44,7 @@ pub struct Handle {
     /// Access control of the API.
     pub acl: Arc<Acl>,
     pub(crate) dialer: Dialer,
+    pub(crate) contacts: Contacts,
 }
 
 /// Why there is no join token.

@@ -471,12 +471,31 @@ pub(crate) fn offset_time(time: UnixTime) -> OffsetDateTime {
         .unwrap_or(time::macros::datetime!(9999-12-31 23:59:59 UTC))
 }
 
+/// A certificate as PEM text.
+pub(crate) fn pem(der: &[u8]) -> String {
+    let encoded = BASE64.encode(der);
+    let mut text = String::with_capacity(encoded.len() + encoded.len() / PEM_COLUMNS + 64);
+    text.push_str("-----BEGIN CERTIFICATE-----\n");
+    for (at, octet) in encoded.char_indices() {
+        text.push(octet);
+        if (at + 1) % PEM_COLUMNS == 0 {
+            text.push('\n');
+        }
+    }
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
+}
+
 /// The wall clock.
 pub(crate) fn now() -> UnixTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     UnixTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+const PEM_COLUMNS: usize = 64;
 const KEY_OCTETS: usize = 32;
 const KEY_FILE_OCTETS_MAX: usize = 4096;
 /// Anything for others; changing for the group.

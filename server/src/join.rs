@@ -309,7 +309,8 @@ async fn resolve(seeds: &[Seed]) -> BTreeSet<String> {
     addresses
 }
 
-async fn look_up(host: &str) -> Vec<IpAddr> {
+/// The addresses of `host`, by this system's resolver; none when it has none in time.
+pub(crate) async fn look_up(host: &str) -> Vec<IpAddr> {
     // Made anew each time: the system's configuration may have changed.
     let resolver = match TokioResolver::builder_tokio().and_then(|builder| builder.build()) {
         Ok(resolver) => resolver,

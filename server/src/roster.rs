@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_proto::Member;
+use tokio::sync::watch;
 
 use crate::raft::{Raft, Status};
 use crate::read::Contact;
@@ -46,6 +47,11 @@ impl Roster {
     /// All that is known of the consensus now.
     pub fn status(&self) -> Arc<Status> {
         Arc::clone(&self.raft.status().borrow())
+    }
+
+    /// Where to wait for news of the consensus.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<Status>> {
+        self.raft.status()
     }
 
     /// How long ago this server heard from a leader; zero at the leader.

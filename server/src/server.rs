@@ -1,7 +1,7 @@
 //! One server: everything wired in start order.
 //!
 //! Tasks, all spawned by [`Server::run`]: the listener, the leader's duties, joining, reports of
-//! leases, room on the disk, and the roots that the listener trusts. The first that ends ends all.
+//! leases, room on the disk, streams with peers, and whom the listener trusts. The first that ends ends all.
 
 use std::io;
 use std::net::TcpListener;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_aws::{Ambient, Finder, InvalidQuery, Query};
+use hawser_core::peering::PeerState;
 use hawser_core::state::{Cluster, Topic};
 use hawser_proto::Member;
 use prometheus::{IntCounterVec, Registry};
@@ -23,6 +24,7 @@ use crate::acl::Acl;
 use crate::aws_iam::{self, Verifier};
 use crate::ca::Ca;
 use crate::config::Config;
+use crate::contacts::Contacts;
 use crate::dial::Dialer;
 use crate::handle::Handle;
 use crate::history::{self, History};
@@ -30,6 +32,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::join::{self, Acquaintances, InvalidSeed, Join, Seed};
 use crate::leader::{self, Duties, Leases, expire};
 use crate::metrics::Metrics;
+use crate::peering::{self, PeeringRpc};
 use crate::propose::Proposer;
 use crate::raft::{Raft, Setup};
 use crate::read::{Contact, Reader};
@@ -39,7 +42,7 @@ use crate::rpc::raft::Answers;
 use crate::snapshot::Snapshots;
 use crate::space::Space;
 use crate::store::{self, Store};
-use crate::tls::{self, Roots};
+use crate::tls::{self, PeerServers, Trusted};
 use crate::watch::{Published, Watches};
 
 /// A server that has opened its store and takes part in the consensus once it [runs](Self::run).
@@ -49,7 +52,7 @@ pub struct Server {
     store_failed: watch::Receiver<Option<Arc<str>>>,
     listener: tokio::net::TcpListener,
     routes: Routes,
-    roots: watch::Sender<Roots>,
+    trusted: watch::Sender<Trusted>,
     refused: IntCounterVec,
     duties: Duties,
     join: Join,
@@ -183,6 +186,7 @@ impl Server {
             history,
             acl: Arc::new(Acl::new(config.acl.clone())),
             dialer: dialer.clone(),
+            contacts: Contacts::default(),
         };
         let acquaintances = Acquaintances::default();
         let answers = Answers {
@@ -199,7 +203,7 @@ impl Server {
             acquaintances: acquaintances.clone(),
             silence: config.timing.election_max * 2,
         };
-        let (roots, _) = watch::channel(roots_of(&handle));
+        let (trusted, _) = watch::channel(trusted_by(&handle));
         let duties = Duties {
             raft: raft.clone(),
             proposer: handle.proposer.clone(),
@@ -228,14 +232,15 @@ impl Server {
             acquaintances,
         };
         let agents = AgentRpc::service(handle.clone(), config.lease, aws_iam, stopping.clone());
-        let routes = Routes::new(answers.service()).add_service(agents);
+        let peers = PeeringRpc::service(handle.clone(), stopping.clone());
+        let routes = Routes::new(answers.service()).add_service(agents).add_service(peers);
         Ok(Self {
             handle,
             raft,
             store_failed,
             listener,
             routes,
-            roots,
+            trusted,
             refused,
             duties,
             join,
@@ -259,7 +264,7 @@ impl Server {
             mut store_failed,
             listener,
             routes,
-            roots,
+            trusted,
             refused,
             duties,
             join,
@@ -270,7 +275,7 @@ impl Server {
         let served = tls::serve(
             listener,
             handle.identity.clone(),
-            roots.subscribe(),
+            trusted.subscribe(),
             routes,
             refused,
             stop.clone(),
@@ -278,7 +283,7 @@ impl Server {
         tasks.spawn(
             async move { served.await.map_err(|failure| RunError::Task(failure.to_string())) },
         );
-        tasks.spawn(done(follow_roots(handle.clone(), roots, stop.clone())));
+        tasks.spawn(done(follow_trust(handle.clone(), trusted, stop.clone())));
         let report = expire::report(
             handle.leases.clone(),
             raft.clone(),
@@ -289,6 +294,7 @@ impl Server {
         tasks.spawn(done(duties.space.clone().run(stop.clone())));
         tasks.spawn(done(leader::run(duties, stop.clone())));
         tasks.spawn(done(join::run(join, stop.clone())));
+        tasks.spawn(done(peering::run(handle.clone(), stop.clone())));
 
         let mut status = raft.status();
         let outcome = tokio::select! {
@@ -378,12 +384,12 @@ async fn hand_over(raft: &Raft) {
     }
 }
 
-/// Keeps what the listener trusts agents by as the state has it.
-async fn follow_roots(handle: Handle, roots: watch::Sender<Roots>, drain: CancellationToken) {
-    let mut watch = handle.watches.subscribe([Topic::Authority].into());
+/// Keeps whom the listener believes as the state has it.
+async fn follow_trust(handle: Handle, trusted: watch::Sender<Trusted>, drain: CancellationToken) {
+    let mut watch = handle.watches.subscribe([Topic::Authority, Topic::Peers].into());
     loop {
-        let now = roots_of(&handle);
-        roots.send_if_modified(|held| {
+        let now = trusted_by(&handle);
+        trusted.send_if_modified(|held| {
             let differs = *held != now;
             if differs {
                 *held = now;
@@ -397,12 +403,15 @@ async fn follow_roots(handle: Handle, roots: watch::Sender<Roots>, drain: Cancel
     }
 }
 
-fn roots_of(handle: &Handle) -> Roots {
+fn trusted_by(handle: &Handle) -> Trusted {
     let state = handle.reader.current();
     let roots = state.authority().map(|authority| {
         authority.roots.iter().map(|root| Arc::clone(&root.certificate)).collect()
     });
-    roots.unwrap_or_default()
+    let peerings = state.peerings().iter().map(|row| &row.value);
+    let peers = peerings.filter(|peering| peering.state != PeerState::Terminated);
+    let servers = peers.filter_map(|peering| peering.remote.as_ref()).map(PeerServers::of);
+    Trusted { roots: roots.unwrap_or_default(), peers: servers.collect() }
 }
 
 async fn done(task: impl Future<Output = ()>) -> Result<(), RunError> {

@@ -6,11 +6,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hawser_core::spiffe::SpiffeId;
+use hawser_core::name::Datacenter;
+use hawser_core::peering::Remote;
+use hawser_core::sni::Sni;
+use hawser_core::spiffe::{SpiffeId, TrustDomain};
 use hawser_identity::{Anchors, Callee, Callers, Proven, Refusal};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -26,13 +29,31 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Status;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::identity::{self, Identity};
 
-/// Root certificates of the mesh, DER: those that agents' certificates come from.
-pub type Roots = Arc<[Arc<[u8]>]>;
+/// Whom the servers' port believes besides the servers of its own cluster.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Trusted {
+    /// Root certificates of the mesh, DER: those that agents' certificates come from.
+    pub roots: Vec<Arc<[u8]>>,
+    /// Servers of peers.
+    pub peers: Vec<PeerServers>,
+}
+
+/// Who vouches for the servers of one peer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PeerServers {
+    /// The peer's trust domain.
+    pub trust_domain: TrustDomain,
+    /// Its datacenter.
+    pub datacenter: Datacenter,
+    /// Their roots, DER.
+    pub roots: Vec<Arc<[u8]>>,
+}
 
 /// Who is at the other end: in the extensions of every request of a connection whose peer showed
 /// a certificate.
@@ -42,9 +63,41 @@ pub struct Peer {
     pub id: SpiffeId,
 }
 
+impl PeerServers {
+    /// Who vouches for the servers of `remote`.
+    pub fn of(remote: &Remote) -> Self {
+        Self {
+            trust_domain: remote.trust_domain.clone(),
+            datacenter: remote.datacenter.clone(),
+            roots: remote.server_roots.clone(),
+        }
+    }
+}
+
+/// A server of a peer at the other end, in the place of [`Peer`]: nothing that asks for a `Peer`
+/// takes it for one. Its connection reaches [`FOR_PEERS`] and nothing else.
+#[derive(Clone, Debug)]
+pub struct ForeignPeer {
+    /// Its identity, verified: in the trust domain of a peer.
+    pub id: SpiffeId,
+}
+
 /// Where a request came from: in the extensions of every request.
 #[derive(Clone, Copy, Debug)]
 pub struct Source(pub SocketAddr);
+
+impl Source {
+    /// What one who has no certificate is counted under: hosts on IPv6 have a whole network each.
+    pub fn network(self) -> IpAddr {
+        match self.0.ip().to_canonical() {
+            IpAddr::V4(address) => IpAddr::V4(address),
+            IpAddr::V6(address) => {
+                let [a, b, c, d, ..] = address.segments();
+                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+            }
+        }
+    }
+}
 
 /// What servers believe each other by: the servers' root alone.
 fn servers_of(identity: &Identity) -> Anchors {
@@ -52,9 +105,14 @@ fn servers_of(identity: &Identity) -> Anchors {
     Anchors::new(trust_domain.clone(), datacenter.clone()).servers([identity.server_root_der()])
 }
 
-/// What is believed on the servers' port: servers by the servers' root, and agents by the mesh's.
-pub(crate) fn believed(identity: &Identity, mesh_roots: &[Arc<[u8]>]) -> Anchors {
-    let anchors = servers_of(identity).agents(mesh_roots.iter().map(|root| &root[..]));
+/// What is believed on the servers' port: servers by the servers' root, agents by the mesh's, and
+/// servers of peers by those of each peer.
+pub(crate) fn believed(identity: &Identity, trusted: &Trusted) -> Anchors {
+    let mut anchors = servers_of(identity).agents(trusted.roots.iter().map(|root| &root[..]));
+    for PeerServers { trust_domain, datacenter, roots } in &trusted.peers {
+        let roots = roots.iter().map(|root| &root[..]);
+        anchors = anchors.peer_servers(trust_domain.clone(), datacenter.clone(), roots);
+    }
     if anchors.malformed() > 0 {
         tracing::error!(count = anchors.malformed(), "roots are malformed, and vouch for nobody");
     }
@@ -86,8 +144,8 @@ impl ResolvesClientCert for Shows {
     }
 }
 
-/// What servers accept connections by: servers of this cluster, agents of this mesh, and peers
-/// without a certificate, which get no [`Peer`].
+/// What servers accept connections by: servers of this cluster, agents of this mesh, servers of
+/// peers, and those without a certificate, who get no [`Peer`].
 ///
 /// TLS 1.3 only. Nothing is resumed: a resumed session skips verification.
 ///
@@ -95,9 +153,9 @@ impl ResolvesClientCert for Shows {
 /// When the cryptographic provider does not support TLS 1.3, which this one does.
 pub fn accept_config(
     identity: &Arc<Identity>,
-    mesh_roots: &[Arc<[u8]>],
+    trusted: &Trusted,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let callers = Callers::or_strangers(Arc::new(believed(identity, mesh_roots)));
+    let callers = Callers::or_strangers(Arc::new(believed(identity, trusted)));
     let config = hawser_identity::accept(callers, Arc::new(Shows(identity.clone())), &[ALPN])?;
     Ok(Arc::new(config))
 }
@@ -114,6 +172,22 @@ pub fn dial_config(identity: &Arc<Identity>) -> Result<Arc<ClientConfig>, rustls
     Ok(Arc::new(config))
 }
 
+/// What servers dial the servers of a peer by. Shows this server's identity, or none: where the
+/// peer does not know this cluster yet, it would refuse one.
+///
+/// # Errors
+/// When the cryptographic provider does not support TLS 1.3, which this one does.
+pub fn peer_dial_config(
+    servers: &PeerServers,
+    shows: Option<&Arc<Identity>>,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let PeerServers { trust_domain, datacenter, roots } = servers;
+    let roots = roots.iter().map(|root| &root[..]);
+    let anchors = Anchors::new(trust_domain.clone(), datacenter.clone()).servers(roots);
+    let shows = shows.map(|identity| Arc::new(Shows(identity.clone())) as Arc<_>);
+    Ok(Arc::new(hawser_identity::dial(Callee::any(Arc::new(anchors)), shows, &[ALPN])?))
+}
+
 /// Dials `address` (`host:port`) and handshakes, within 5 s.
 ///
 /// # Errors
@@ -122,14 +196,66 @@ pub async fn dial(
     config: Arc<ClientConfig>,
     address: &str,
 ) -> io::Result<client::TlsStream<TcpStream>> {
+    dial_as(config, address, None, HANDSHAKE_MAX).await
+}
+
+/// Dials `address` (`host:port`) and handshakes within `limit`, asking for `name` where one is
+/// given: by it a gateway on the way knows where to.
+async fn dial_as(
+    config: Arc<ClientConfig>,
+    address: &str,
+    name: Option<ServerName<'static>>,
+    limit: Duration,
+) -> io::Result<client::TlsStream<TcpStream>> {
     let dialled = async {
         let socket = TcpStream::connect(address).await?;
         socket.set_nodelay(true)?;
         // Servers are known by their identity; an address is where, not who.
-        let unnamed = ServerName::IpAddress(pki_types::IpAddr::from(socket.peer_addr()?.ip()));
-        TlsConnector::from(config).connect(unnamed, socket).await
+        let ip = socket.peer_addr()?.ip();
+        let name = name.unwrap_or_else(|| ServerName::IpAddress(pki_types::IpAddr::from(ip)));
+        TlsConnector::from(config).connect(name, socket).await
     };
-    timeout(HANDSHAKE_MAX, dialled).await.map_err(|_| io::ErrorKind::TimedOut)?
+    timeout(limit, dialled).await.map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+/// A channel to a server of a peer, dialled here and now, within `limit`.
+///
+/// # Errors
+/// When nobody answers there, or one who is no server of that peer: the text says which.
+pub async fn connect_peer(
+    config: Arc<ClientConfig>,
+    address: &str,
+    sni: &Sni,
+    limit: Duration,
+) -> Result<Channel, ConnectPeerError> {
+    let endpoint = endpoint(address)?;
+    let name = ServerName::try_from(sni.to_string()).map_err(io::Error::other)?;
+    let stream = dial_as(config, address, Some(name), limit).await.map_err(|error| {
+        let why = causes(&error);
+        if tls_error(&error).is_some() { ConnectPeerError::Refused(why) } else { error.into() }
+    })?;
+    // Dialled once: a session that ends is a new connection's to begin.
+    let stream = Mutex::new(Some(TokioIo::new(stream)));
+    let taken = move |_: http::Uri| {
+        let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        std::future::ready(stream.ok_or(io::ErrorKind::NotConnected.into()))
+            as std::future::Ready<io::Result<_>>
+    };
+    Ok(endpoint.connect_with_connector(tower::service_fn(taken)).await?)
+}
+
+/// Why a server of a peer cannot be talked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectPeerError {
+    /// It cannot be reached.
+    #[error("{0}")]
+    Unreachable(#[from] io::Error),
+    /// The handshake failed: it is not whom it should be, or does not know this cluster.
+    #[error("TLS: {0}")]
+    Refused(String),
+    /// It is no address, or does not speak HTTP/2.
+    #[error("{0}")]
+    Transport(#[from] tonic::transport::Error),
 }
 
 /// A channel to the server at `address` (`host:port`): dialled when first used, and again when
@@ -141,12 +267,7 @@ pub fn channel(
     config: Arc<ClientConfig>,
     address: &str,
 ) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-        .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
-        .keep_alive_timeout(KEEP_ALIVE_MAX)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(WINDOW_OCTETS)
-        .initial_connection_window_size(WINDOW_OCTETS);
+    let endpoint = endpoint(address)?;
     let address: Arc<str> = address.into();
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: http::Uri| {
         let (config, address) = (config.clone(), address.clone());
@@ -154,18 +275,27 @@ pub fn channel(
     })))
 }
 
+fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(format!("http://{address}"))?
+        .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
+        .keep_alive_timeout(KEEP_ALIVE_MAX)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(WINDOW_OCTETS)
+        .initial_connection_window_size(WINDOW_OCTETS))
+}
+
 /// Serves `routes` to all who come to `listener`, until `drain`; then lets requests under way
 /// finish, for 5 s at most.
 ///
-/// `roots` are the mesh's at each moment: a connection whose peer's chain no longer holds by them
-/// is closed, and so is one whose peer's certificate has run out.
+/// `trusted` is who is believed at each moment: a connection whose peer's chain no longer holds by
+/// it is closed, and so is one whose peer's certificate has run out.
 ///
 /// # Errors
 /// When the cryptographic provider does not support TLS 1.3, which this one does.
 pub async fn serve(
     listener: TcpListener,
     identity: Arc<Identity>,
-    mut roots: watch::Receiver<Roots>,
+    mut trusted: watch::Receiver<Trusted>,
     routes: Routes,
     refused: IntCounterVec,
     drain: CancellationToken,
@@ -174,15 +304,15 @@ pub async fn serve(
     let cut = CancellationToken::new();
     let crowd = Arc::new(Crowd::default());
     let routes = routes.prepare();
-    let mut config = accept_config(&identity, &roots.borrow_and_update().clone())?;
-    let mut roots_may_change = true;
+    let mut config = accept_config(&identity, &trusted.borrow_and_update().clone())?;
+    let mut trust_may_change = true;
     loop {
         tokio::select! {
             biased;
             () = drain.cancelled() => break,
-            changed = roots.changed(), if roots_may_change => {
-                roots_may_change = changed.is_ok();
-                match accept_config(&identity, &roots.borrow_and_update().clone()) {
+            changed = trusted.changed(), if trust_may_change => {
+                trust_may_change = changed.is_ok();
+                match accept_config(&identity, &trusted.borrow_and_update().clone()) {
                     Ok(next) => config = next,
                     Err(error) => tracing::error!(%error, "new roots cannot be used"),
                 }
@@ -196,7 +326,7 @@ pub async fn serve(
                     };
                     let connection = Connection {
                         identity: identity.clone(),
-                        roots: roots.clone(),
+                        trusted: trusted.clone(),
                         routes: routes.clone(),
                         drain: drain.clone(),
                         from,
@@ -301,7 +431,7 @@ fn causes(error: &io::Error) -> String {
 /// One connection and what it needs.
 struct Connection {
     identity: Arc<Identity>,
-    roots: watch::Receiver<Roots>,
+    trusted: watch::Receiver<Trusted>,
     routes: Routes,
     drain: CancellationToken,
     from: SocketAddr,
@@ -331,37 +461,34 @@ impl Connection {
         socket: TcpStream,
         place: Place,
     ) -> Result<(), ConnectionError> {
-        socket.set_nodelay(true).map_err(ConnectionError::Handshake)?;
-        let stream = timeout(HANDSHAKE_MAX, acceptor.accept(socket))
-            .await
-            .map_err(|_| ConnectionError::HandshakeTimeout)?
-            .map_err(ConnectionError::Handshake)?;
+        let stream = handshake(acceptor, socket).await?;
         let place = place.seated();
         let chain = chain_of(&stream);
-        if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
-            return Err(ConnectionError::Protocol);
-        }
         // Verified again, by the roots of now: they may have changed since the handshake began.
         let peer = self.verify(&chain)?;
         let runs_out = match &peer {
             Some(peer) => Instant::now() + peer.validity.not_after.since(identity::now()),
             None => Instant::now() + STRANGER_MAX,
         };
-        let extensions = (peer.map(|Proven { id, .. }| Peer { id }), Source(self.from));
-        let routes = self.routes.clone();
+        let caller = self.caller(peer);
+        let is_foreign = matches!(caller, Caller::Foreign(_));
+        let (source, routes) = (Source(self.from), self.routes.clone());
         let service =
             tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-                let (peer, source) = extensions.clone();
+                let admitted = caller.admit(&mut request);
                 request.extensions_mut().insert(source);
-                if let Some(peer) = peer {
-                    request.extensions_mut().insert(peer);
+                let mut routes = routes.clone();
+                async move {
+                    match admitted {
+                        Ok(()) => tower::Service::call(&mut routes, request).await,
+                        Err(refused) => Ok(refused.into_http()),
+                    }
                 }
-                tower::Service::call(&mut routes.clone(), request)
             });
         let connection =
             http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let mut connection = std::pin::pin!(connection);
-        let mut roots_may_change = !chain.is_empty();
+        let mut trust_may_change = !chain.is_empty();
         let ended = loop {
             tokio::select! {
                 biased;
@@ -371,9 +498,14 @@ impl Connection {
                     break connection.await.map_err(ConnectionError::Http);
                 }
                 () = sleep_until(runs_out) => break Err(ConnectionError::RanOut),
-                changed = self.roots.changed(), if roots_may_change => {
-                    roots_may_change = changed.is_ok();
+                changed = self.trusted.changed(), if trust_may_change => {
+                    trust_may_change = changed.is_ok();
                     if let Err(refused) = self.verify(&chain) {
+                        if is_foreign {
+                            // A peer that is none any more is told so, and then cut.
+                            connection.as_mut().graceful_shutdown();
+                            drop(timeout(FAREWELL_MAX, connection).await);
+                        }
                         break Err(refused);
                     }
                 }
@@ -390,8 +522,59 @@ impl Connection {
         if chain.is_empty() {
             return Ok(None);
         }
-        let roots = self.roots.borrow_and_update().clone();
-        Ok(Some(believed(&self.identity, &roots).verify(chain, identity::now())?))
+        let trusted = self.trusted.borrow_and_update().clone();
+        Ok(Some(believed(&self.identity, &trusted).verify(chain, identity::now())?))
+    }
+
+    fn caller(&self, peer: Option<Proven>) -> Caller {
+        match peer {
+            None => Caller::Stranger,
+            Some(Proven { id, .. }) if id.trust_domain == *self.identity.trust_domain() => {
+                Caller::Own(Peer { id })
+            }
+            Some(Proven { id, .. }) => Caller::Foreign(ForeignPeer { id }),
+        }
+    }
+}
+
+async fn handshake(
+    acceptor: TlsAcceptor,
+    socket: TcpStream,
+) -> Result<server::TlsStream<TcpStream>, ConnectionError> {
+    socket.set_nodelay(true).map_err(ConnectionError::Handshake)?;
+    let stream = timeout(HANDSHAKE_MAX, acceptor.accept(socket))
+        .await
+        .map_err(|_| ConnectionError::HandshakeTimeout)?
+        .map_err(ConnectionError::Handshake)?;
+    if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+        return Err(ConnectionError::Protocol);
+    }
+    Ok(stream)
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone)]
+enum Caller {
+    Stranger,
+    Own(Peer),
+    Foreign(ForeignPeer),
+}
+
+impl Caller {
+    /// Tells the request whose it is, or refuses it: a peer's server has one call to make.
+    fn admit<B>(&self, request: &mut http::Request<B>) -> Result<(), Status> {
+        match self {
+            Self::Stranger => {}
+            Self::Own(peer) => drop(request.extensions_mut().insert(peer.clone())),
+            Self::Foreign(_) if request.uri().path() != FOR_PEERS => {
+                return Err(Status::permission_denied(
+                    "a peer's servers may call only this: \
+                     hawser.v1.Peering/Stream",
+                ));
+            }
+            Self::Foreign(peer) => drop(request.extensions_mut().insert(peer.clone())),
+        }
+        Ok(())
     }
 }
 
@@ -488,7 +671,11 @@ impl Drop for Place {
     }
 }
 
+/// The one call that a connection of a peer's server may make.
+pub const FOR_PEERS: &str = "/hawser.v1.Peering/Stream";
 const ALPN: &[u8] = b"h2";
+/// How long a peer that is none any more has to hear so.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const HANDSHAKES_MAX: usize = 1024;
 /// Generous, because the hosts of a whole site may stand behind one address.
@@ -555,7 +742,7 @@ pub(crate) mod tests {
         ca: Ca,
         state: State,
         address: String,
-        roots: watch::Sender<Roots>,
+        trusted: watch::Sender<Trusted>,
         refused: IntCounterVec,
         drain: CancellationToken,
         served: tokio::task::JoinHandle<Result<(), rustls::Error>>,
@@ -581,7 +768,7 @@ pub(crate) mod tests {
             let address = listener.local_addr().expect("bound").to_string();
             let authority = state.authority().expect("applied");
             let roots = authority.roots.iter().map(|root| root.certificate.clone()).collect();
-            let (roots, seen) = watch::channel(roots);
+            let (trusted, seen) = watch::channel(Trusted { roots, peers: Vec::new() });
             let drain = CancellationToken::new();
             let routes = Routes::new(WhoCalls);
             let refused =
@@ -595,7 +782,7 @@ pub(crate) mod tests {
                 refused.clone(),
                 drain.clone(),
             ));
-            Self { identity, ca, state, address, roots, refused, drain, served }
+            Self { identity, ca, state, address, trusted, refused, drain, served }
         }
 
         fn id(&self, path: &str) -> String {
@@ -745,7 +932,7 @@ pub(crate) mod tests {
         let channel = channel(server, &fixture.address).expect("an address");
         let mut server = AgentClient::new(channel);
         assert!(who(&mut server).await.is_ok());
-        fixture.roots.send_replace(Arc::new([]));
+        fixture.trusted.send_replace(Trusted::default());
         let mut rest = Vec::new();
         let ended = timeout(HANDSHAKE_MAX, stream.read_to_end(&mut rest)).await;
         drop(ended.expect("the open connection is cut"));

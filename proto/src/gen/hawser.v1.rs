@@ -670,7 +670,7 @@ impl Action {
 pub struct ExchangeRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub secret: ::prost::alloc::vec::Vec<u8>,
-    /// The caller: its `calls_us` is not known to it yet, and is empty.
+    /// The caller, as it will tell it on the stream.
     #[prost(message, optional, tag = "2")]
     pub remote: ::core::option::Option<Remote>,
 }

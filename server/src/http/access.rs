@@ -25,7 +25,7 @@ pub(crate) fn of(method: &Method, pattern: &str) -> Option<Access> {
 
 use Access::{Commands, Needs, Open, Sight};
 use Level::{Read, Write};
-use Resource::{Acl, Operator};
+use Resource::{Acl, Operator, Peering};
 
 pub(crate) const ACCESS: &[(&str, &str, Access)] = &[
     ("GET", "catalog/datacenters", Open),
@@ -70,6 +70,12 @@ pub(crate) const ACCESS: &[(&str, &str, Access)] = &[
     ("GET", "session/list", Sight),
     ("GET", "session/node/:", Sight),
     ("PUT", "txn", Sight),
+    // The reply holds a secret that makes its bearer a peer.
+    ("POST", "peering/token", Needs(Peering, Write)),
+    ("POST", "peering/establish", Needs(Peering, Write)),
+    ("GET", "peering/:", Needs(Peering, Read)),
+    ("DELETE", "peering/:", Needs(Peering, Write)),
+    ("GET", "peerings", Needs(Peering, Read)),
     ("GET", "exported-services", Sight),
     ("GET", "imported-services", Sight),
     // Probes and load balancers ask these, and have no token.

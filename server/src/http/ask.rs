@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::acl::Stored;
 use super::sight::Sight;
+use crate::contacts::Contacts;
 
 /// A request that found its route.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub(crate) struct Ask {
     pub(crate) datacenter: Datacenter,
     /// The body, within its bound.
     pub(crate) body: Bytes,
+    /// When peers were heard, as far as this server knows.
+    pub(crate) contacts: Contacts,
     /// The node whose agent passed it on, where one did.
     pub(crate) from: Option<NodeName>,
     /// What the client may see.

@@ -2,8 +2,6 @@
 
 use std::net::IpAddr;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use hawser_api::json;
 use hawser_core::ca::{Authority, Root};
 use hawser_core::catalog::{Catalog, Check, Instance, Locality, Meta, Node, Placed, Row};
@@ -13,6 +11,8 @@ use hawser_core::name::{Datacenter, NodeName};
 use hawser_core::spiffe::TrustDomain;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+pub(crate) use crate::identity::pem;
 
 /// A host.
 pub(crate) fn node(row: &Row<Node>, datacenter: &Datacenter) -> json::Node {
@@ -258,24 +258,6 @@ pub(crate) fn edge(key: &EdgeKey, tally: &Tally, seconds: f64) -> json::Edge {
     }
 }
 
-/// A certificate as PEM text.
-pub(crate) fn pem(der: &[u8]) -> String {
-    let encoded = STANDARD.encode(der);
-    let mut text = String::with_capacity(encoded.len() + encoded.len() / PEM_COLUMNS + 64);
-    text.push_str("-----BEGIN CERTIFICATE-----\n");
-    for (at, octet) in encoded.char_indices() {
-        text.push(octet);
-        if (at + 1) % PEM_COLUMNS == 0 {
-            text.push('\n');
-        }
-    }
-    if !text.ends_with('\n') {
-        text.push('\n');
-    }
-    text.push_str("-----END CERTIFICATE-----\n");
-    text
-}
-
 /// Free pairs.
 pub(crate) fn pairs(meta: &Meta) -> json::Pairs {
     meta.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
@@ -315,4 +297,3 @@ fn weights(instance: &Instance) -> json::Weights {
 
 const SIDECAR_SUFFIX: &str = "-sidecar-proxy";
 const DEFAULT_NAMESPACE: &str = "default";
-const PEM_COLUMNS: usize = 64;

@@ -17,6 +17,7 @@ mod kv;
 mod session;
 mod txn;
 mod cluster;
+mod peering;
 mod routes;
 mod gate;
 
@@ -148,8 +149,9 @@ fn ask(
     if options.datacenter.as_deref().is_some_and(|asked| asked != datacenter.as_str()) {
         return Err(ApiError::UnknownDatacenter);
     }
+    let contacts = handle.contacts.clone();
     // Nothing is seen before the gate has looked at a state.
-    Ok(Ask { params, query, options, datacenter, body, from, sight: Sight::nothing() })
+    Ok(Ask { params, query, options, datacenter, body, from, contacts, sight: Sight::nothing() })
 }
 
 async fn handled(
@@ -310,7 +312,9 @@ async fn write(
             Ok(index) => applied = Some(index),
             // What was to go is gone.
             Err(ProposeError::Rejected(
-                Rejection::UnknownIntention { .. } | Rejection::UnknownNode { .. },
+                Rejection::UnknownIntention { .. }
+                | Rejection::UnknownNode { .. }
+                | Rejection::UnknownPeering { .. },
             )) => {}
             Err(ProposeError::Rejected(
                 Rejection::IndexMismatch { .. }
@@ -478,6 +482,7 @@ mod tests {
             body: Bytes::copy_from_slice(body.as_bytes()),
             from: Some("a".parse().expect("a name")),
             sight: Sight::off(),
+            contacts: Default::default(),
         })
     }
 

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 
 use super::ask::{Ask, Draw, Found, Plan};
 use super::cluster::Said;
-use super::{acl, catalog, cluster, connect, entries, health, imports, kv, session, txn};
+use super::{acl, catalog, cluster, connect, entries, health, imports, kv, peering, session, txn};
 use crate::Handle;
 
 /// Who answers.
@@ -141,6 +141,11 @@ pub(crate) const ROUTES: &[Route] = routes![
     GET "config/:" Read(entries::list),
     GET "config/:/:" Read(entries::get),
     DELETE "config/:/:" Write(entries::delete),
+    POST "peering/token" Other(peering::token),
+    POST "peering/establish" Other(peering::establish),
+    GET "peering/:" Read(peering::get),
+    DELETE "peering/:" Write(peering::delete),
+    GET "peerings" Read(peering::list),
     GET "exported-services" Read(imports::exported_services),
     GET "imported-services" Read(imports::imported),
     GET "status/leader" Other(cluster::leader),
@@ -190,8 +195,6 @@ pub(crate) const ROUTES: &[Route] = routes![
     GET "query" Refuse(|| absent("prepared queries")),
     GET "query/*" Refuse(|| absent("prepared queries")),
     GET "coordinate/*" Refuse(|| absent("network coordinates")),
-    GET "peering/*" Refuse(|| absent("peering")),
-    GET "peerings" Refuse(|| absent("peering")),
     GET "snapshot" Refuse(|| absent("snapshots by HTTP")),
 ];
 

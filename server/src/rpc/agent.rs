@@ -3,7 +3,7 @@
 //! Tasks: one per subscription, ended by its agent, by `drain`, or with its connection.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -508,8 +508,8 @@ fn caller(extensions: &Extensions) -> Result<NodeName, Status> {
 
 /// What one who has no certificate yet is counted under.
 fn source(extensions: &Extensions) -> Result<IpAddr, Status> {
-    let source = extensions.get::<Source>().map(|source| source.0.ip());
-    source.map(network_of).ok_or_else(|| Status::internal("the connection has no address"))
+    let source = extensions.get::<Source>().copied().map(Source::network);
+    source.ok_or_else(|| Status::internal("the connection has no address"))
 }
 
 /// Whether the catalog has `node`, and no word that it is dead.
@@ -519,17 +519,6 @@ fn is_alive(state: &State, node: &NodeName) -> bool {
         row.value.id.as_str() == NODE_LIVENESS_CHECK && row.value.status == health::Status::Critical
     });
     catalog.node(node).is_some() && !is_dead
-}
-
-/// What one who joins is counted under: hosts on IPv6 have a whole network each.
-fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-    }
 }
 
 /// Refuses changes to another node, and to what belongs to the servers.
@@ -1059,7 +1048,11 @@ mod tests {
             ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
         ] {
             let parsed: IpAddr = address.parse().expect("an address");
-            assert_eq!(network_of(parsed).to_string(), network, "{address}");
+            assert_eq!(
+                Source(std::net::SocketAddr::new(parsed, 1)).network().to_string(),
+                network,
+                "{address}"
+            );
         }
     }
 
