@@ -1,5 +1,7 @@
 //! `hawser dev`: a whole mesh in one process, with something to curl.
 
+mod regions;
+
 use std::convert::Infallible;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -38,6 +40,13 @@ pub(crate) struct Arguments {
     /// First of 64 ports for the proxies' mTLS listeners.
     #[arg(long, default_value_t = 21_000)]
     mesh_port: u16,
+    /// How many clusters: two are peered, each with a mesh gateway, and the second's ports are 1000
+    /// above the first's.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    clusters: u8,
+    /// Port of the first cluster's mesh gateway, where there are two.
+    #[arg(long, default_value_t = 8443)]
+    gateway_port: u16,
     /// Where to keep data; left out, a temporary folder that goes with the process.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
@@ -46,7 +55,7 @@ pub(crate) struct Arguments {
     log_level: String,
 }
 
-/// Runs a server, an agent and three demo instances until interrupted.
+/// Runs a server, an agent and three demo instances, or two peered clusters, until interrupted.
 ///
 /// # Errors
 /// A port that is taken, or a part that failed.
@@ -65,9 +74,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
             (None, None) => anyhow::bail!("no folder to keep data in"),
         };
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        if arguments.clusters > 1 {
+            tokio::spawn(signals.obey(drain.clone(), || {}));
+            return regions::run(&arguments, &folder, drain).await;
+        }
         let mut demo = Vec::new();
         for instance in 1..=DEMO_INSTANCES {
-            demo.push(start_demo(instance).await?);
+            demo.push(start_demo(format!("api, instance {instance}\n")).await?);
         }
         let config = folder.join("dev.json");
         let key_file = operator_key(&folder)?;
@@ -146,17 +159,18 @@ fn configuration(
     })
 }
 
-/// Starts one instance of the demo service: it says which it is.
-async fn start_demo(instance: usize) -> Result<SocketAddr> {
+/// Starts one instance of the demo service: it answers with `text`, which says which it is.
+async fn start_demo(text: String) -> Result<SocketAddr> {
+    let text = Bytes::from(text);
     let listener = TcpListener::bind((IpAddr::V4(Ipv4Addr::LOCALHOST), 0)).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
         loop {
             let Ok((socket, _)) = listener.accept().await else { return };
+            let text = text.clone();
             tokio::spawn(async move {
-                let answer = service_fn(move |_: Request<Incoming>| async move {
-                    let text = format!("api, instance {instance}\n");
-                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
+                let answer = service_fn(move |_: Request<Incoming>| {
+                    std::future::ready(Ok::<_, Infallible>(Response::new(Full::new(text.clone()))))
                 });
                 // A demo client that goes away is nobody's trouble.
                 let served = hyper::server::conn::http1::Builder::new()

@@ -23,6 +23,65 @@ fn free_port() -> String {
     listener.local_addr().expect("an address").port().to_string()
 }
 
+/// A free port whose twin for a second cluster, 1000 above, is free too.
+fn free_pair() -> u16 {
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let twin = |port: u16| port.checked_add(1_000).filter(|twin| is_free(*twin));
+    let drawn = (0..100).filter_map(|_| free_port().parse::<u16>().ok());
+    drawn.into_iter().find(|port| twin(*port).is_some()).expect("a pair of free ports")
+}
+
+/// Calls until `expected` answers. Whoever answers until then: no call may fail.
+fn served_until(upstream: SocketAddr, expected: &str) {
+    eventually(expected, || {
+        let reply = get(upstream, "/").expect("an answer");
+        assert_eq!(reply.status, 200, "on the way to {expected:?}: {reply:?}");
+        (reply.body == expected).then_some(())
+    });
+}
+
+#[test]
+fn a_service_that_stops_in_one_cluster_is_served_by_the_other() {
+    let net = Net::new();
+    let names = ["--http-port", "--dns-port", "--server-port", "--upstream-port", "--mesh-port"];
+    let ports: Vec<(&str, u16)> =
+        names.into_iter().chain(["--gateway-port"]).map(|name| (name, free_pair())).collect();
+    let child = Command::new(env!("CARGO_BIN_EXE_hawser"))
+        .args(["dev", "--clusters", "2", "--data-dir"])
+        .arg(net.folder().join("dev"))
+        .args(ports.iter().flat_map(|(name, port)| [(*name).to_owned(), port.to_string()]))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let _dev = Dev(child);
+    let (http, upstream) = (at(ports[0].1), at(ports[3].1));
+    eventually("dc1 to answer", || get(upstream, "/").filter(|reply| reply.body == "api, dc1\n"));
+    for (http, peer) in [(http, "dc2"), (at(ports[0].1 + 1_000), "dc1")] {
+        let path = format!("/v1/health/service/api?passing&peer={peer}");
+        eventually("what the peer exports", || {
+            get_json(http, &path)?.as_array().filter(|list| list.len() == 1).map(|_| ())
+        });
+    }
+    let listed = hawser(&["peering", "list", "-http-addr", &http.to_string()]);
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.contains("dc2") && listed.contains("ACTIVE"), "{listed}");
+
+    let maintain = |enable: bool| {
+        let path = format!("/v1/agent/service/maintenance/api-1?enable={enable}");
+        let reply = request(http, "PUT", &path, None).expect("an answer");
+        assert_eq!(reply.status, 200, "{reply:?}");
+    };
+    maintain(true);
+    served_until(upstream, "api, dc2\n");
+    maintain(false);
+    served_until(upstream, "api, dc1\n");
+}
+
+fn at(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
 #[test]
 fn dev_has_something_to_curl() {
     let net = Net::new();
