@@ -68,8 +68,27 @@ fn a_token_opens_what_its_policy_says_and_nothing_else() {
     assert_eq!(register("web", ""), 403, "who shows nothing may nothing");
     assert_eq!(register("web", "no-such-token"), 403);
     assert_eq!(register("db", &web), 403, "another's service");
+    // However the body names it: what is declared is what is asked about.
+    for body in [
+        json!({ "Service": "db", "Port": 80 }),
+        json!({ "name": "db", "id": "web" }),
+        json!({ "Name": "web", "ID": "db", "Check": { "TTL": "10s" } }),
+    ] {
+        let reply = request(agent, "PUT", "/v1/agent/service/register", Some(&body));
+        assert_eq!(reply.expect("an answer").status, 403, "{body}");
+    }
+    let check = json!({ "Name": "whole host", "TTL": "10s" });
+    let path = format!("/v1/agent/check/register?token={web}");
+    let refused = request(agent, "PUT", &path, Some(&check)).expect("an answer");
+    assert_eq!(refused.status, 403, "a check of the node needs the node");
     assert_eq!(register("web", &web), 200);
     assert_eq!(register("db", &root), 200);
+    let stolen = json!({ "Name": "web", "ID": "db" });
+    let path = format!("/v1/agent/service/register?token={web}");
+    let refused = request(agent, "PUT", &path, Some(&stolen)).expect("an answer");
+    assert_eq!(refused.status, 403, "the id is of another's service");
+    let path = format!("/v1/agent/service/deregister/db?token={web}");
+    assert_eq!(request(agent, "PUT", &path, None).expect("an answer").status, 403);
     // The agent brings both to the catalog by its own certificate.
     let services = |http: SocketAddr, token: &str| {
         let path = format!("/v1/catalog/services?token={token}");

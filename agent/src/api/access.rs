@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hawser_api::definition::{CheckDefinition, Service, ServiceDefinition};
 use hawser_api::error::ApiError;
 use hawser_api::fields::{self, Fields};
 use hawser_core::acl::{Access, Authorizer, Resource};
@@ -76,19 +77,28 @@ fn needs(api: &Api, ask: &Ask, path: &[&str]) -> Vec<Need> {
     match path {
         // Filtered by what the caller may see.
         ["services" | "checks" | "members"] | ["health", "service", "name", _] => vec![],
-        ["service", "register"] => services(registered(api, ask), Write),
+        ["service", "register"] => {
+            let Some(definition) = parsed::<ServiceDefinition>(ask) else { return vec![] };
+            let Service { instance, checks, .. } = definition.service();
+            let mut all = vec![(Resource::Service, Write, instance.service.to_string())];
+            // What is there already under these ids is replaced.
+            all.extend(of_service(instance.id.as_str(), Write));
+            let held = checks.iter().filter_map(|check| replaced(api, check.id.as_str()));
+            all.extend(held.flat_map(of_check));
+            all
+        }
         ["service", "deregister" | "maintenance", id] => of_service(id, Write),
         ["service", id] | ["health", "service", "id", id] => of_service(id, Read),
         ["maintenance"] => vec![(Resource::Node, Write, own())],
         ["check", "register"] => {
-            let mut all = match text(ask, &["ServiceID"]) {
-                Some(id) => services(of_instance(api, &id), Write),
+            let Some(check) = parsed::<CheckDefinition>(ask) else { return vec![] };
+            let (id, about) = (check.check().id.as_str(), &check.check().instance);
+            let mut all = match about {
+                Some(instance) => services(of_instance(api, instance.as_str()), Write),
                 None => vec![(Resource::Node, Write, own())],
             };
             // One that is there already is replaced.
-            let id = text(ask, &["CheckID", "ID"]).or_else(|| text(ask, &["Name"]));
-            let held = id.filter(|id| is_check(api, id));
-            all.extend(held.into_iter().flat_map(|id| of_check(&id)));
+            all.extend(replaced(api, id).into_iter().flat_map(of_check));
             all
         }
         ["check", _, id] => of_check(id),
@@ -104,26 +114,24 @@ fn needs(api: &Api, ask: &Ask, path: &[&str]) -> Vec<Need> {
     }
 }
 
-/// The services whose rights a registration needs: its own, and the one that it replaces.
-fn registered(api: &Api, ask: &Ask) -> Vec<String> {
-    let name = text(ask, &["Name"]);
-    let id = text(ask, &["ID"]).or_else(|| name.clone());
-    let mut all: Vec<String> = name.into_iter().collect();
-    all.extend(id.into_iter().flat_map(|id| of_instance(api, &id)));
-    all
+/// What the body declares, as its handler reads it; none where that refuses it.
+fn parsed<T: TryFrom<Value>>(ask: &Ask) -> Option<T> {
+    T::try_from(fields::parse(&ask.body).ok()?).ok()
 }
 
 /// The service that `id`, or what `id` is the sidecar of, is an instance of; none for one that is
 /// not here.
 fn of_instance(api: &Api, id: &str) -> Vec<String> {
-    let ids = [id, id.strip_suffix("-sidecar-proxy").unwrap_or(id)];
     let all = api.host.local.services();
-    let found = all.iter().find(|held| ids.contains(&held.instance.id.as_str()));
+    let named = |id: &str| all.iter().find(|held| held.instance.id.as_str() == id);
+    let found = named(id).or_else(|| named(id.strip_suffix("-sidecar-proxy")?));
     found.map(|held| held.instance.service.to_string()).into_iter().collect()
 }
 
-fn is_check(api: &Api, id: &str) -> bool {
-    api.host.local.all_checks().iter().any(|check| check.id.as_str() == id)
+/// The check's id, where such a check is here.
+fn replaced<'c>(api: &Api, id: &'c str) -> Option<&'c str> {
+    let all = api.host.local.all_checks();
+    all.iter().any(|check| check.id.as_str() == id).then_some(id)
 }
 
 fn instance_of_check(api: &Api, id: &str) -> Option<String> {
