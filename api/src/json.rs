@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-pub use self::store::{KvPair, Session, SessionServiceCheck};
+pub use self::store::{Event, KvPair, Session, SessionServiceCheck};
 
 /// Free pairs.
 pub type Pairs = BTreeMap<String, String>;

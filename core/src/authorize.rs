@@ -38,6 +38,9 @@ pub fn command(may: &Authorizer, state: &State, command: &Command) -> Result<(),
         Command::Kv(change) => store::change(may, change),
         Command::CreateSession(session) => store::create(may, session),
         Command::EndSession(id) => store::end(may, state, id),
+        Command::FireEvent(event) => {
+            may.demand(Resource::Event, Access::Write, event.name.as_str())
+        }
         Command::Txn(ops) => ops.iter().try_for_each(|op| operation(may, state, op)),
         // A join token makes a node of its bearer, and an ACL command makes a token.
         Command::PutJoinToken(_) | Command::UseJoinToken { .. } | Command::Acl(_) => {

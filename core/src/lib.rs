@@ -18,6 +18,7 @@ pub mod acl;
 pub mod ca;
 pub mod reason;
 pub mod edge;
+pub mod event;
 pub mod kv;
 pub mod session;
 pub mod txn;

@@ -125,6 +125,10 @@ name! {
     Key, printable
 }
 name! {
+    /// A user event's name: any printable text.
+    EventName, printable
+}
+name! {
     /// A session's id: any printable text; ours are UUIDs.
     SessionId, printable
 }

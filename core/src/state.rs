@@ -13,6 +13,7 @@ use crate::ca::Authority;
 use crate::catalog::{Catalog, Check, Indexes, Instance, Node, Row, Touched, liveness_id};
 use crate::clock::{Index, Stamp, UnixTime};
 use crate::entry::{Entries, Entry, EntryKey, Kind};
+use crate::event::{Event, Events};
 use crate::health::Status;
 use crate::intention::{Action, Intention, Intentions, Pair};
 use crate::kv::{self, Kv};
@@ -147,6 +148,8 @@ pub enum Command {
     EndSession(SessionId),
     /// Does several things, or none of them.
     Txn(Vec<Op>),
+    /// Tells watchers that something happened.
+    FireEvent(Event),
 }
 
 /// What a change woke: each names the readers whose answer may differ now.
@@ -188,6 +191,8 @@ pub enum Topic {
     Folder(Arc<str>),
     /// Readers of sessions.
     Sessions,
+    /// Readers of user events.
+    Events,
 }
 
 /// A command that the state refuses: an outcome like any other, replicated too.
@@ -345,6 +350,7 @@ pub struct State {
     kv: Kv,
     sessions: Sessions,
     recent: Recent,
+    events: Events,
 }
 
 impl State {
@@ -396,6 +402,11 @@ impl State {
     /// The sessions.
     pub fn sessions(&self) -> &Sessions {
         &self.sessions
+    }
+
+    /// The latest user events.
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// What the transaction that was applied at `index` found; none once it is long ago.
@@ -460,6 +471,10 @@ impl State {
             Command::CreateSession(session) => self.create_session(session, at),
             Command::EndSession(id) => Ok(self.end_session(&id, stamp)),
             Command::Txn(ops) => self.txn(ops, stamp),
+            Command::FireEvent(event) => {
+                self.events.fire(event, at);
+                Ok(vec![Topic::Events])
+            }
         }
     }
 
@@ -850,6 +865,7 @@ impl State {
             kv: self.kv.dump(),
             sessions: self.sessions.iter().cloned().collect(),
             sessions_index: self.sessions.index(),
+            events: self.events.iter().map(|(at, event)| (at, event.clone())).collect(),
         }
     }
 
@@ -885,6 +901,7 @@ impl State {
             kv: Kv::restore(dump.kv),
             sessions: Sessions::restore(dump.sessions, dump.sessions_index),
             recent: Recent::default(),
+            events: Events::restore(dump.events),
         }
     }
 }
@@ -934,6 +951,8 @@ pub struct Dump {
     pub sessions: Vec<Row<Session>>,
     /// The last entry that made or ended one.
     pub sessions_index: Index,
+    /// User events, each with the entry that fired it.
+    pub events: Vec<(Index, Arc<Event>)>,
 }
 
 fn why(failures: &[Failure]) -> String {

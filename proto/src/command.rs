@@ -106,6 +106,7 @@ impl From<&Command> for Kind {
             Command::SyncPeer(update) => Self::SyncPeer(update.into()),
             Command::Kv(change) => Self::Kv(change.into()),
             Command::CreateSession(session) => Self::CreateSession(session.into()),
+            Command::FireEvent(event) => Self::FireEvent(event.into()),
             Command::EndSession(id) => Self::EndSession(id.to_string()),
             Command::Txn(ops) => {
                 Self::Txn(v1::Txn { ops: ops.iter().map(v1::TxnOp::from).collect() })
@@ -178,6 +179,7 @@ impl TryFrom<Kind> for Command {
             Kind::Kv(change) => Self::Kv(change.try_into()?),
             Kind::CreateSession(session) => Self::CreateSession(session.try_into()?),
             Kind::EndSession(id) => Self::EndSession(parsed("command.end_session", &id)?),
+            Kind::FireEvent(event) => Self::FireEvent(event.try_into()?),
             Kind::Txn(txn) => Self::Txn(each(txn.ops)?),
         })
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hawser_core::catalog::Row;
 use hawser_core::clock::{Index, UnixTime};
+use hawser_core::event::Event;
 use hawser_core::kv::{Change, Item, Write};
 use hawser_core::name::Key;
 use hawser_core::session::{Behavior, Session};
@@ -120,6 +121,43 @@ impl TryFrom<v1::Session> for Session {
             node_checks: each_parsed("session.node_checks", &session.node_checks)?,
             service_checks: each_parsed("session.service_checks", &session.service_checks)?,
         })
+    }
+}
+
+impl From<&Event> for v1::Event {
+    fn from(event: &Event) -> Self {
+        Self {
+            id: event.id.to_string(),
+            name: event.name.to_string(),
+            payload: event.payload.to_vec(),
+            node_filter: event.node_filter.to_string(),
+            service_filter: event.service_filter.to_string(),
+            tag_filter: event.tag_filter.to_string(),
+        }
+    }
+}
+
+impl TryFrom<v1::Event> for Event {
+    type Error = Invalid;
+
+    fn try_from(event: v1::Event) -> Result<Self, Invalid> {
+        Ok(Self {
+            id: event.id.into(),
+            name: parsed("event.name", &event.name)?,
+            payload: event.payload.into(),
+            node_filter: event.node_filter.into(),
+            service_filter: event.service_filter.into(),
+            tag_filter: event.tag_filter.into(),
+        })
+    }
+}
+
+impl TryFrom<v1::EventRow> for (Index, Arc<Event>) {
+    type Error = Invalid;
+
+    fn try_from(row: v1::EventRow) -> Result<Self, Invalid> {
+        let event: Event = required("event_row.event", row.event)?;
+        Ok((Index(row.index), Arc::new(event)))
     }
 }
 
@@ -297,8 +335,11 @@ pub(crate) fn rows(dump: &Dump) -> impl Iterator<Item = Record> {
             modified: row.modified.0,
         })
     });
+    let events = dump.events.iter().map(|(index, event)| {
+        Record::Event(v1::EventRow { event: Some((&**event).into()), index: index.0 })
+    });
     let indexes = is_used.then_some(Record::KvIndexes(indexes));
-    indexes.into_iter().chain(items).chain(tombstones).chain(delays).chain(sessions)
+    indexes.into_iter().chain(items).chain(tombstones).chain(delays).chain(sessions).chain(events)
 }
 
 /// Takes the store's indexes into `dump`.

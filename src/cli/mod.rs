@@ -17,6 +17,7 @@ mod connection;
 mod dev;
 mod entries;
 mod exports;
+mod event;
 mod input;
 mod intention;
 mod join;

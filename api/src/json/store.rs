@@ -61,3 +61,27 @@ pub struct SessionServiceCheck {
     /// Empty: there are none but the default one.
     pub namespace: String,
 }
+
+/// A user event.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Event {
+    /// A UUID.
+    #[serde(rename = "ID")]
+    pub id: String,
+    /// What happened.
+    pub name: String,
+    /// What watchers are told, in base64; null where it is nothing.
+    pub payload: Option<String>,
+    /// Which nodes it is for.
+    pub node_filter: String,
+    /// Which services it is for.
+    pub service_filter: String,
+    /// Which tags of those services it is for.
+    pub tag_filter: String,
+    /// Of the format.
+    pub version: u64,
+    /// Its place among the events.
+    #[serde(rename = "LTime")]
+    pub l_time: u64,
+}

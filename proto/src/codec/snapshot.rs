@@ -273,6 +273,7 @@ fn add(dump: &mut Dump, kind: Kind) -> Result<bool, Invalid> {
         Kind::Kv(row) => dump.kv.items.push(row.try_into()?),
         Kind::KvTombstone(row) => dump.kv.tombstones.push(row.try_into()?),
         Kind::KvDelay(row) => dump.kv.delays.push(row.try_into()?),
+        Kind::Event(row) => dump.events.push(row.try_into()?),
         Kind::Session(row) => {
             let session = required("session_row.session", row.session)?;
             dump.sessions.push(stored(session, row.created, row.modified));

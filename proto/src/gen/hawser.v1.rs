@@ -1534,6 +1534,21 @@ pub struct TxnFailure {
     #[prost(string, tag = "2")]
     pub why: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Event {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "3")]
+    pub payload: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "4")]
+    pub node_filter: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub service_filter: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub tag_filter: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KvIndexes {
     #[prost(uint64, tag = "1")]
@@ -1578,6 +1593,13 @@ pub struct SessionRow {
     #[prost(uint64, tag = "3")]
     pub modified: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EventRow {
+    #[prost(message, optional, tag = "1")]
+    pub event: ::core::option::Option<Event>,
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum SessionBehavior {
@@ -1615,7 +1637,7 @@ pub struct Command {
     pub time_ms: u64,
     #[prost(
         oneof = "command::Kind",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40, 21, 22, 23, 24, 25, 30, 31, 32, 33"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34"
     )]
     pub kind: ::core::option::Option<command::Kind>,
 }
@@ -1665,6 +1687,8 @@ pub mod command {
         EndSession(::prost::alloc::string::String),
         #[prost(message, tag = "33")]
         Txn(super::Txn),
+        #[prost(message, tag = "34")]
+        FireEvent(super::Event),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4281,7 +4305,7 @@ pub mod agent_server {
 pub struct SnapshotRecord {
     #[prost(
         oneof = "snapshot_record::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30, 12, 13, 20, 21, 22, 23, 24"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30, 12, 13, 20, 21, 22, 23, 24, 25"
     )]
     pub kind: ::core::option::Option<snapshot_record::Kind>,
 }
@@ -4327,6 +4351,8 @@ pub mod snapshot_record {
         KvDelay(super::KvDelay),
         #[prost(message, tag = "24")]
         Session(super::SessionRow),
+        #[prost(message, tag = "25")]
+        Event(super::EventRow),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

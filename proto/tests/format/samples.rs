@@ -333,7 +333,11 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         Command::AcceptPeering { .. } => "accept-peering",
         Command::SetPeerState { .. } => "set-peer-state",
         Command::SyncPeer(_) => "sync-peer",
-        Command::Kv(_) | Command::CreateSession(_) | Command::EndSession(_) | Command::Txn(_) => {
+        Command::Kv(_)
+        | Command::CreateSession(_)
+        | Command::EndSession(_)
+        | Command::Txn(_)
+        | Command::FireEvent(_) => {
             unreachable!("the store's samples have names of their own")
         }
     };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hawser_core::catalog::Row;
 use hawser_core::clock::{Index, UnixTime};
+use hawser_core::event::Event;
 use hawser_core::kv::{Change, Item, Rows, Write};
 use hawser_core::session::{Behavior, Session};
 use hawser_core::state::{Command, Dump, Rejection};
@@ -26,6 +27,17 @@ fn session() -> Session {
         ttl: Some(Duration::from_secs(30)),
         node_checks: vec![parse("serfHealth"), parse("disk")],
         service_checks: vec![parse("service:web 1")],
+    }
+}
+
+fn event() -> Event {
+    Event {
+        id: "b54fe110-7af5-cafc-d1fb-afc8ba432b1c".into(),
+        name: parse("deploy"),
+        payload: Arc::from(*b"1609030"),
+        node_filter: "^vm-".into(),
+        service_filter: "web".into(),
+        tag_filter: "v1".into(),
     }
 }
 
@@ -84,6 +96,7 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         ("create-session", Command::CreateSession(session())),
         ("end-session", Command::EndSession(parse("s1"))),
         ("txn", Command::Txn(ops())),
+        ("fire-event", Command::FireEvent(event())),
     ]);
     all
 }
@@ -123,6 +136,7 @@ pub(crate) fn dump() -> Dump {
         },
         sessions: vec![Row { value: Arc::new(session()), created: Index(61), modified: Index(61) }],
         sessions_index: Index(80),
+        events: vec![(Index(82), Arc::new(event()))],
         ..Dump::default()
     }
 }

@@ -13,6 +13,8 @@ mod catalog;
 mod health;
 mod connect;
 mod entries;
+mod coordinate;
+mod event;
 mod kv;
 mod session;
 mod txn;

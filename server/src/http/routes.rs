@@ -8,7 +8,10 @@ use percent_encoding::percent_decode_str;
 
 use super::ask::{Ask, Draw, Found, Plan};
 use super::cluster::Said;
-use super::{acl, catalog, cluster, connect, entries, health, imports, kv, peering, session, txn};
+use super::{
+    acl, catalog, cluster, connect, coordinate, entries, event, health, imports, kv, peering,
+    session, txn,
+};
 use crate::Handle;
 
 /// Who answers.
@@ -191,10 +194,17 @@ pub(crate) const ROUTES: &[Route] = routes![
     GET "session/list" Read(session::list),
     GET "session/node/:" Read(session::of_node),
     PUT "txn" Other(txn::run),
-    GET "event/*" Refuse(|| absent("events")),
+    PUT "event/fire/:" Write(event::fire),
+    GET "event/list" Read(event::list),
     GET "query" Refuse(|| absent("prepared queries")),
     GET "query/*" Refuse(|| absent("prepared queries")),
     GET "coordinate/*" Refuse(|| absent("network coordinates")),
+    GET "coordinate/datacenters" Read(coordinate::datacenters),
+    GET "coordinate/nodes" Read(coordinate::nodes),
+    GET "coordinate/node/:" Read(coordinate::node),
+    PUT "coordinate/update" Refuse(|| absent("network coordinates")),
+    GET "peering/*" Refuse(|| absent("peering")),
+    GET "peerings" Refuse(|| absent("peering")),
     GET "snapshot" Refuse(|| absent("snapshots by HTTP")),
 ];
 

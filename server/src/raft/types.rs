@@ -68,6 +68,7 @@ impl fmt::Display for Proposal {
             Command::CreateSession(_) => "create-session",
             Command::EndSession(_) => "end-session",
             Command::Txn(_) => "txn",
+            Command::FireEvent(_) => "fire-event",
         })
     }
 }

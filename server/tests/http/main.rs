@@ -200,7 +200,7 @@ async fn one_server_answers_as_consul_does() {
         ("GET", "/v1/catalog/nodes?dc=dc2", Value::Null, 500),
         ("GET", "/v1/catalog/nodes?index=x", Value::Null, 400),
         ("GET", "/v1/acl/tokens", Value::Null, 401),
-        ("GET", "/v1/event/list", Value::Null, 501),
+        ("GET", "/v1/query", Value::Null, 501),
         ("PUT", "/v1/config", Value::Null, 400),
         ("PUT", "/v1/config", json!({ "Kind": "a".repeat(1 << 20) }), 413),
         ("PUT", "/v1/hawser/join-token", json!({ "Node": "n1", "TTL": "1000h" }), 400),

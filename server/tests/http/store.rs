@@ -281,3 +281,37 @@ async fn a_transaction_happens_as_a_whole_through_any_server() {
         assert!(reply.body.to_string().replace('\\', "").contains(text), "{body}: {}", reply.body);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_is_listed_by_every_server_and_wakes_those_who_wait() {
+    let cluster = Cluster::start(3).await;
+    let [first, second, _] = &cluster.handles[..] else { panic!("three") };
+    let none = get(second, "/v1/event/list?name=deploy").await;
+    assert_eq!((none.status, &none.body), (200, &json!([])));
+    let waiting = {
+        let (server, path) =
+            (second.clone(), format!("/v1/event/list?name=deploy&index={}", none.index()));
+        tokio::spawn(async move { get(&server, &path).await })
+    };
+    let other = send(first, "PUT", "/v1/event/fire/other", "".into()).await;
+    assert!(says(&other.body, &json!({ "Name": "other", "Payload": null, "Version": 1 })));
+    let path = "/v1/event/fire/deploy?node=%5En&service=web&tag=v1";
+    let fired = send(first, "PUT", path, "1609030".into()).await;
+    let expected = json!({
+        "ID": fired.body["ID"], "Name": "deploy", "Payload": "MTYwOTAzMA==",
+        "NodeFilter": "^n", "ServiceFilter": "web", "TagFilter": "v1",
+    });
+    assert!(says(&fired.body, &expected), "{}", fired.body);
+    let woken = tokio::time::timeout(PATIENCE, waiting).await.expect("it wakes").expect("it ran");
+    assert!(says(&woken.body, &json!([expected])), "{}", woken.body);
+    assert_eq!(woken.body[0]["LTime"], woken.index());
+    let large = send(first, "PUT", "/v1/event/fire/a", "x".repeat(513).into()).await;
+    assert_eq!(large.status, 413);
+    let lone = send(first, "PUT", "/v1/event/fire/a?tag=v1", "".into()).await;
+    assert_eq!(lone.status, 400, "{}", lone.body);
+    let coordinates = get(first, "/v1/coordinate/datacenters").await;
+    let nowhere = json!([{ "Datacenter": "dc1", "AreaID": "wan", "Coordinates": [] }]);
+    assert_eq!(coordinates.body, nowhere);
+    assert_eq!(get(first, "/v1/coordinate/nodes").await.body, json!([]));
+    assert_eq!(get(first, "/v1/coordinate/node/n1").await.status, 404);
+}
