@@ -211,3 +211,50 @@ pub(crate) const ROUTES: &[Route] = routes![
 fn absent(what: &str) -> ApiError {
     ApiError::NotImplemented(format!("Hawser does not have {what}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+
+    /// `GET /v1/kv/*`, with every open part as the routes spell it.
+    fn normal(endpoint: &str) -> String {
+        let parts = endpoint.split('/').map(|part| if part.starts_with(':') { ":" } else { part });
+        parts.collect::<Vec<_>>().join("/")
+    }
+
+    /// What docs/consul.md says of each endpoint that servers answer.
+    fn documented() -> BTreeMap<String, String> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/consul.md");
+        let text = std::fs::read_to_string(&path).expect("docs/consul.md");
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
+        let rows = rows.filter_map(|row| {
+            let (endpoint, rest) = row.split_once("` | ")?;
+            let (state, _) = rest.split_once(" |")?;
+            Some((normal(endpoint), state.to_owned()))
+        });
+        rows.filter(|(endpoint, _)| !endpoint.contains(" /v1/agent/")).collect()
+    }
+
+    #[test]
+    fn the_guide_for_consuls_users_lists_every_endpoint_as_it_is() {
+        let documented = documented();
+        let mut wrong = Vec::new();
+        let routes = ROUTES.iter().filter(|route| !matches!(route.handler, Handler::Refuse(_)));
+        let answered: Vec<String> =
+            routes.map(|route| format!("{} /v1/{}", route.method, route.pattern)).collect();
+        for endpoint in &answered {
+            if documented.get(endpoint).map(String::as_str) != Some("yes") {
+                wrong.push(format!("| `{endpoint}` | yes | | is missing, or says no"));
+            }
+        }
+        for (endpoint, state) in &documented {
+            if state != "no" && !answered.contains(endpoint) {
+                wrong.push(format!("{endpoint} says {state}, and is not answered"));
+            }
+        }
+        assert!(wrong.is_empty(), "docs/consul.md:\n{}", wrong.join("\n"));
+    }
+}
