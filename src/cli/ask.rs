@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 
 use super::connection::Connection;
 use super::{
-    acl, agent_calls, catalog, connect, entries, event, intention, kv, map, members, operator,
-    peering, services, token,
+    acl, agent_calls, catalog, connect, entries, event, intention, kv, lock, map, members,
+    operator, peering, services, token,
 };
 
 /// A command that is a client of the API.
@@ -28,6 +28,8 @@ pub(crate) enum Ask {
     Kv(With<kv::Arguments>),
     /// Peer with other clusters.
     Peering(With<peering::Arguments>),
+    /// Run a program while holding a lock.
+    Lock(With<lock::Arguments>),
     /// Fire a user event.
     Event(With<event::Arguments>),
     /// Look at the authority that certifies services.
@@ -95,6 +97,7 @@ async fn answer(ask: Ask) -> Result<ExitCode> {
         Ask::Config(with) => with_client!(with, entries::run),
         Ask::Kv(with) => with_client!(with, kv::run),
         Ask::Peering(with) => with_client!(with, peering::run),
+        Ask::Lock(with) => with_client!(with, lock::run),
         Ask::Event(with) => with_client!(with, event::run),
         Ask::Connect(with) => with_client!(with, connect::run),
         Ask::Operator(with) => with_client!(with, operator::run),
@@ -174,6 +177,8 @@ mod tests {
             "hawser kv export app/",
             "hawser kv import -prefix=new/ @dump.json",
             "hawser event -name=deploy -service=web -tag=v1 1609030",
+            "hawser lock -child-exit-code -try=5s -name=backup jobs/backup ./backup.sh",
+            "hawser lock -verbose jobs/backup -- tar -czf x.tgz -C / etc",
             "hawser connect ca get-config",
             "hawser connect ca roots -format=json",
             "hawser peering generate-token -name west -server-external-addresses=a:8300,b:8300",

@@ -23,6 +23,7 @@ mod intention;
 mod join;
 mod keygen;
 mod kv;
+mod lock;
 mod map;
 mod members;
 mod operator;

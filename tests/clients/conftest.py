@@ -61,7 +61,8 @@ class Agent:
     def hawser(self, *arguments: str, **options) -> subprocess.CompletedProcess:
         """Runs the command line against this agent."""
         return subprocess.run(
-            [os.environ["HAWSER"], *arguments, f"-http-addr=127.0.0.1:{self.port}"],
+            [os.environ["HAWSER"], *arguments],
+            env=os.environ | {"CONSUL_HTTP_ADDR": f"127.0.0.1:{self.port}"},
             capture_output=True,
             text=True,
             timeout=PATIENCE,

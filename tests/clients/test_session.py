@@ -94,6 +94,22 @@ def test_a_session_that_nobody_renews_ends(client):
     assert "Session" not in client.kv.get("expiring")[1]
 
 
+def test_the_command_line_runs_a_program_under_a_lock(agent, client):
+    ran = agent.hawser("lock", "-child-exit-code", "jobs/nightly", "echo $HAWSER_LOCK_HELD; exit 7")
+    assert (ran.returncode, ran.stdout) == (7, "true\n"), ran
+    _, lock = client.kv.get("jobs/nightly/.lock")
+    assert lock["LockIndex"] == 1
+    assert "Session" not in lock, "it is given up"
+    holder = client.session.create(lock_delay=0)
+    assert client.kv.put("jobs/nightly/.lock", "", acquire=holder) is True
+    ran = agent.hawser("lock", "-try=100ms", "jobs/nightly", "echo no")
+    assert ran.returncode == 1, ran
+    assert "was not free" in ran.stderr
+    assert client.session.destroy(holder) is True
+    ran = agent.hawser("lock", "jobs/nightly", "--", "echo", "-n", "again")
+    assert (ran.returncode, ran.stdout) == (0, "again"), ran
+
+
 def test_a_transaction_happens_as_a_whole(client):
     done = client.txn.put(
         [
