@@ -76,6 +76,12 @@ pub(crate) const ACCESS: &[(&str, &str, Access)] = &[
     ("GET", "peering/:", Needs(Peering, Read)),
     ("DELETE", "peering/:", Needs(Peering, Write)),
     ("GET", "peerings", Needs(Peering, Read)),
+    ("PUT", "event/fire/:", Commands),
+    ("GET", "event/list", Sight),
+    // Always empty.
+    ("GET", "coordinate/datacenters", Open),
+    ("GET", "coordinate/nodes", Open),
+    ("GET", "coordinate/node/:", Open),
     ("GET", "exported-services", Sight),
     ("GET", "imported-services", Sight),
     // Probes and load balancers ask these, and have no token.

@@ -41,6 +41,7 @@ pub(crate) fn list<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiE
     let is_wanted = |event: &Event| {
         let is = |key: &str, held: &str| ask.query.text(key).is_none_or(|wanted| wanted == held);
         is("name", event.name.as_str())
+            && ask.sight.event(event.name.as_str())
             && is("node", &event.node_filter)
             && is("service", &event.service_filter)
             && is("tag", &event.tag_filter)

@@ -351,6 +351,7 @@ mod tests {
             (Method::DELETE, "/v1/kv/?recurse", Value::Null),
             (Method::PUT, "/v1/session/create", json!({"Node": "a"})),
             (Method::PUT, SESSION_DESTROY, Value::Null),
+            (Method::PUT, "/v1/event/fire/deploy", Value::Null),
         ];
         for (method, path, body) in &cases {
             let bare = path.split('?').next().expect("a path");

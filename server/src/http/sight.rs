@@ -63,6 +63,11 @@ impl Sight {
         self.noted(self.may.may(Resource::Session, Access::Read, node))
     }
 
+    /// Whether the events called `name` are shown.
+    pub(crate) fn event(&self, name: &str) -> bool {
+        self.noted(self.may.may(Resource::Event, Access::Read, name))
+    }
+
     /// Whether a check is shown: both its node and its service must be.
     pub(crate) fn check(&self, check: &HealthCheck) -> bool {
         let service = &check.service_name;
