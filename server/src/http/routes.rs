@@ -198,13 +198,10 @@ pub(crate) const ROUTES: &[Route] = routes![
     GET "event/list" Read(event::list),
     GET "query" Refuse(|| absent("prepared queries")),
     GET "query/*" Refuse(|| absent("prepared queries")),
-    GET "coordinate/*" Refuse(|| absent("network coordinates")),
     GET "coordinate/datacenters" Read(coordinate::datacenters),
     GET "coordinate/nodes" Read(coordinate::nodes),
     GET "coordinate/node/:" Read(coordinate::node),
     PUT "coordinate/update" Refuse(|| absent("network coordinates")),
-    GET "peering/*" Refuse(|| absent("peering")),
-    GET "peerings" Refuse(|| absent("peering")),
     GET "snapshot" Refuse(|| absent("snapshots by HTTP")),
 ];
 
@@ -253,6 +250,14 @@ mod tests {
         for (endpoint, state) in &documented {
             if state != "no" && !answered.contains(endpoint) {
                 wrong.push(format!("{endpoint} says {state}, and is not answered"));
+            }
+        }
+        for route in ROUTES.iter().filter(|route| !matches!(route.handler, Handler::Refuse(_))) {
+            let path = format!("/v1/{}", route.pattern.replace([':', '*'], "x"));
+            if !matches!(find(&route.method, &path), Ok(Matched::Route(found, _))
+                if found.pattern == route.pattern && found.method == route.method)
+            {
+                wrong.push(format!("{} {path} is hidden by a route above it", route.method));
             }
         }
         assert!(wrong.is_empty(), "docs/consul.md:\n{}", wrong.join("\n"));
