@@ -465,7 +465,7 @@ impl State {
             Command::AcceptPeering { invitation, remote } => {
                 self.accept_peering(invitation, remote, at)
             }
-            Command::SetPeerState { name, id, state } => self.set_peer_state(name, &id, state, at),
+            Command::SetPeerState { name, id, state } => self.set_peer_state(&name, &id, state, at),
             Command::SyncPeer(update) => self.sync_peer(update, at),
             Command::Kv(change) => self.change_key(change, stamp),
             Command::CreateSession(session) => self.create_session(session, at),
@@ -785,12 +785,12 @@ impl State {
 
     fn set_peer_state(
         &mut self,
-        name: PeerName,
+        name: &PeerName,
         id: &str,
         state: PeerState,
         at: Index,
     ) -> Result<Vec<Topic>, Rejection> {
-        let peering = self.peering(&name, id)?;
+        let peering = self.peering(name, id)?;
         let mut touched = PeeringTouched::default();
         self.peerings.put(Peering { state, ..peering }, at, &mut touched);
         Ok(peering_topics(touched))

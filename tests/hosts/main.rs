@@ -15,3 +15,4 @@ mod instances;
 mod task;
 mod tasks;
 mod malformed;
+mod regions;

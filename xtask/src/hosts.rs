@@ -109,5 +109,7 @@ fn test(root: &Path, binary: Option<&Path>, arguments: &[String]) -> Result<()> 
 const UP: &str = "hawser-hosts-up";
 
 /// What the scene and its tests call; PostgreSQL's own programs are looked for by the rig.
-const PROGRAMS: [&str; 10] =
-    ["ip", "nsenter", "setpriv", "curl", "nginx", "python3", "psql", "dig", "tcpdump", "openssl"];
+const PROGRAMS: [&str; 11] = [
+    "ip", "nft", "nsenter", "setpriv", "curl", "nginx", "python3", "psql", "dig", "tcpdump",
+    "openssl",
+];

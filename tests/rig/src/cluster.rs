@@ -558,7 +558,7 @@ pub fn ask(host: Host, method: &str, url: &str, body: &[u8], limit: Duration) ->
     Ok(Reply { status: status.trim().parse()?, body: body.to_owned() })
 }
 
-fn api(id: &str, port: u16) -> Value {
+pub(crate) fn api(id: &str, port: u16) -> Value {
     json!({
         "name": "api", "id": id, "port": port, "protocol": "http",
         "connect": { "sidecar_service": {} },
@@ -568,7 +568,7 @@ fn api(id: &str, port: u16) -> Value {
     })
 }
 
-fn secret(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn secret(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(())

@@ -10,8 +10,10 @@ pub mod net;
 pub mod metadata;
 pub mod application;
 pub mod cluster;
+pub mod regions;
 
 pub use cluster::{Cluster, Options};
 pub use net::{Host, Net};
 pub use process::Process;
+pub use regions::Regions;
 pub use wait::wait_for;

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::process::told;
+use crate::regions;
 use crate::wait::wait_for;
 
 /// One machine of the rig.
@@ -18,7 +19,7 @@ use crate::wait::wait_for;
 pub struct Host {
     /// `s1`…`s3` are servers, `a1`…`a3` agents, `r` an outsider, `t0`…`t19` ECS tasks.
     pub name: &'static str,
-    /// Its one address, in 10.77.0.0/24.
+    /// Its one address: in 10.77.0.0/24, or in its region's network.
     pub address: Ipv4Addr,
 }
 
@@ -89,7 +90,8 @@ impl Host {
         IpAddr::V4(self.address)
     }
 
-    fn namespace(&self) -> String {
+    /// The network namespace that is this host.
+    pub(crate) fn namespace(&self) -> String {
         format!("hw-{}", self.name)
     }
 }
@@ -106,16 +108,25 @@ impl Net {
     /// # Errors
     /// Not root, another run has the hosts, or `ip` fails.
     pub fn build() -> Result<Self> {
+        let net = Self::empty()?;
+        bridge(BRIDGE)?;
+        for host in HOSTS {
+            stand(&host, BRIDGE)?;
+        }
+        Ok(net)
+    }
+
+    /// Takes down what an earlier run left behind and builds no host yet.
+    ///
+    /// # Errors
+    /// Not root, another run has the hosts, or `ip` fails.
+    pub(crate) fn empty() -> Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "network namespaces need root");
         let lock = File::create(LOCK).with_context(|| format!("creating {LOCK}"))?;
         lock.try_lock().context("another run has the hosts; there is one set per machine")?;
         clear()?;
         ip(&["netns", "add", ROOT])?;
-        ip(&["-n", ROOT, "link", "add", BRIDGE, "type", "bridge"])?;
-        ip(&["-n", ROOT, "link", "set", BRIDGE, "up"])?;
-        let net = Self { kept: false, _lock: lock };
-        HOSTS.iter().try_for_each(|host| net.attach(*host))?;
-        Ok(net)
+        Ok(Self { kept: false, _lock: lock })
     }
 
     /// Sets up one more host: of [`TASKS`], since those of [`HOSTS`] stand from the beginning.
@@ -123,16 +134,7 @@ impl Net {
     /// # Errors
     /// It stands already, or `ip` fails.
     pub fn attach(&self, host: Host) -> Result<()> {
-        let (space, cable) = (host.namespace(), host.cable());
-        let address = format!("{}/24", host.address);
-        ip(&["netns", "add", &space])?;
-        let peer = ["peer", "name", "eth0", "netns", &space];
-        let link = ["-n", ROOT, "link", "add", &cable, "type", "veth"];
-        ip(&[&link[..], &peer[..]].concat())?;
-        ip(&["-n", ROOT, "link", "set", &cable, "master", BRIDGE, "up"])?;
-        ip(&["-n", &space, "address", "add", &address, "dev", "eth0"])?;
-        ip(&["-n", &space, "link", "set", "eth0", "up"])?;
-        ip(&["-n", &space, "link", "set", "lo", "up"])
+        stand(&host, BRIDGE)
     }
 
     /// A command that will run `program` beside the bridge, where every cable ends.
@@ -160,13 +162,33 @@ impl Drop for Net {
     }
 }
 
+/// Makes a bridge that hosts can stand on.
+pub(crate) fn bridge(name: &str) -> Result<()> {
+    ip(&["-n", ROOT, "link", "add", name, "type", "bridge"])?;
+    ip(&["-n", ROOT, "link", "set", name, "up"])
+}
+
+/// Makes `host`, on `bridge`.
+pub(crate) fn stand(host: &Host, bridge: &str) -> Result<()> {
+    let (space, cable) = (host.namespace(), host.cable());
+    let address = format!("{}/24", host.address);
+    ip(&["netns", "add", &space])?;
+    let peer = ["peer", "name", "eth0", "netns", &space];
+    let link = ["-n", ROOT, "link", "add", &cable, "type", "veth"];
+    ip(&[&link[..], &peer[..]].concat())?;
+    ip(&["-n", ROOT, "link", "set", &cable, "master", bridge, "up"])?;
+    ip(&["-n", &space, "address", "add", &address, "dev", "eth0"])?;
+    ip(&["-n", &space, "link", "set", "eth0", "up"])?;
+    ip(&["-n", &space, "link", "set", "lo", "up"])
+}
+
 /// Ends every process on the hosts, and takes the hosts down. Nothing standing is fine.
 ///
 /// # Errors
 /// A process does not end or `ip` fails.
 pub fn clear() -> Result<()> {
-    let hosts = HOSTS.iter().chain(&TASKS).map(Host::namespace);
-    let spaces: Vec<String> = hosts.chain([ROOT.to_owned()]).collect();
+    let hosts = HOSTS.iter().chain(&TASKS).chain(&regions::HOSTS).map(Host::namespace);
+    let spaces: Vec<String> = hosts.chain([ROOT, regions::ROUTER].map(str::to_owned)).collect();
     let standing = told_ip(&["netns", "list"])?;
     let stands = |space: &&String| {
         standing.lines().any(|line| line.split_whitespace().next() == Some(space.as_str()))
@@ -187,7 +209,7 @@ pub fn clear() -> Result<()> {
     Ok(())
 }
 
-fn ip(arguments: &[&str]) -> Result<()> {
+pub(crate) fn ip(arguments: &[&str]) -> Result<()> {
     told_ip(arguments).map(drop)
 }
 
@@ -223,7 +245,8 @@ pub const TASKS: [Host; 20] = {
     tasks
 };
 
-const ROOT: &str = "hw-net";
+/// The namespace of the bridges.
+pub(crate) const ROOT: &str = "hw-net";
 const BRIDGE: &str = "hwbr0";
 const LOCK: &str = "/run/hawser-hosts.lock";
 const COMMAND: Duration = Duration::from_secs(20);
