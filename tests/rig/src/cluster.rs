@@ -380,14 +380,7 @@ impl Cluster {
     #[allow(clippy::print_stderr, reason = "it is read by whoever sees the test fail")]
     pub fn tell_logs(&self) {
         eprintln!("files of this run: {}", self.options.folder.display());
-        for (name, process) in &self.processes {
-            let printed = process.printed();
-            let lines: Vec<&str> = printed.lines().collect();
-            eprintln!("---- {name} (pid {}), last of {} lines", process.id(), lines.len());
-            for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
-                eprintln!("{line}");
-            }
-        }
+        self.processes.values().for_each(Process::tell);
     }
 
     fn start_applications(&mut self) -> Result<()> {
@@ -612,4 +605,3 @@ const WEB: &str = r#"services {
 const STARTED: Duration = Duration::from_secs(60);
 const COMMAND: Duration = Duration::from_secs(20);
 const ASK: Duration = Duration::from_secs(5);
-const SHOWN_LINES: usize = 40;

@@ -64,6 +64,17 @@ impl Process {
             .unwrap_or_default()
     }
 
+    /// Prints the last lines that it printed, for a run that failed.
+    #[allow(clippy::print_stderr, reason = "it is read by whoever sees the test fail")]
+    pub fn tell(&self) {
+        let printed = self.printed();
+        let lines: Vec<&str> = printed.lines().collect();
+        eprintln!("---- {} (pid {}), last of {} lines", self.name, self.id(), lines.len());
+        for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
+            eprintln!("{line}");
+        }
+    }
+
     /// Whether it still runs; a stopped one does.
     ///
     /// # Errors
@@ -182,6 +193,8 @@ fn whole(file: &mut File) -> Result<Vec<u8>> {
     file.read_to_end(&mut text)?;
     Ok(text)
 }
+
+const SHOWN_LINES: usize = 40;
 
 /// How long a program may take to end when asked nicely.
 const FAREWELL: Duration = Duration::from_secs(5);

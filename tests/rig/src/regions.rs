@@ -314,14 +314,7 @@ impl Regions {
 
     /// Prints the ends of all logs to standard error.
     pub fn tell_logs(&self) {
-        for (name, process) in &self.processes {
-            let printed = process.printed();
-            let lines: Vec<&str> = printed.lines().collect();
-            eprintln!("---- {name} (pid {}), last of {} lines", process.id(), lines.len());
-            for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
-                eprintln!("{line}");
-            }
-        }
+        self.processes.values().for_each(Process::tell);
     }
 
     fn write_server(&self, region: &Region) -> Result<()> {
@@ -471,4 +464,3 @@ nft add rule ip hawser forward tcp dport '{ 8300, 8443 }' accept
 
 const STARTED: Duration = Duration::from_secs(60);
 const ASK: Duration = Duration::from_secs(5);
-const SHOWN_LINES: usize = 30;
