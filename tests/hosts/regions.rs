@@ -272,15 +272,23 @@ fn one_switch_back(answers: &[Answer], since: Duration) -> Result<()> {
 }
 
 /// Fails unless traffic moved to `prefix` after `since`, once, and stayed. Each worker of the proxy
-/// switches by itself, so answers may mix for a moment.
+/// probes and switches by itself, so answers mix until the last one has.
 fn one_switch_to(answers: &[Answer], since: Duration, prefix: &str) -> Result<()> {
     let is_home =
         |answer: &Answer| answer.outcome.as_deref().is_ok_and(|name| name.starts_with(prefix));
-    let after = || answers.iter().filter(|answer| answer.at >= since + MIXED);
-    let home = after().find(|answer| is_home(answer)).context("traffic never came back")?.at;
-    let astray: Vec<_> = after().filter(|a| a.at > home + MIXED && !is_home(a)).take(5).collect();
-    ensure!(astray.is_empty(), "came back after {:?} and left again: {astray:?}", home - since);
-    println!("traffic came back to {prefix} {:?} after it could, and stayed", home - since);
+    let after: Vec<&Answer> = answers.iter().filter(|answer| answer.at >= since).collect();
+    let shares: Vec<(Duration, usize)> = after
+        .chunks(WINDOW)
+        .map(|window| {
+            let home = window.iter().filter(|answer| is_home(answer)).count();
+            (window[0].at - since, home * 100 / window.len())
+        })
+        .collect();
+    let back = shares.iter().position(|(_, share)| *share == 100);
+    let back = back.with_context(|| format!("traffic never came back whole: {shares:?}"))?;
+    let strays = shares[back..].iter().filter(|(_, share)| *share < 100).count();
+    ensure!(strays == 0, "it came back and left again: {shares:?}");
+    println!("traffic was back at {prefix} {:?} after it could, and stayed", shares[back].0);
     Ok(())
 }
 
@@ -343,6 +351,6 @@ const GATEWAY_PORT: u16 = 8443;
 const FIRST_SUCCESS: Duration = Duration::from_secs(2);
 /// The figure for a dead peer.
 const DEAD_PEER: Duration = Duration::from_secs(5);
-/// How long answers of both places may mix in a switch.
-const MIXED: Duration = Duration::from_secs(1);
+/// So many answers together say where traffic goes.
+const WINDOW: usize = 50;
 const SOON: Duration = Duration::from_secs(5);

@@ -27,7 +27,7 @@ pub struct Limits {
     pub retry_budget_percent: u8,
     /// Retries per second that are allowed whatever the share.
     pub retry_budget_floor: u32,
-    /// Most instances that a TCP connection tries.
+    /// Most instances that one connection or request tries without reaching an application.
     pub connect_tries: u8,
     /// Most streams in one HTTP/2 connection.
     pub streams: u32,
@@ -69,7 +69,7 @@ impl Default for Limits {
             replay_bytes: 64 * 1024,
             retry_budget_percent: 20,
             retry_budget_floor: 3,
-            connect_tries: 3,
+            connect_tries: 8,
             streams: 100,
             connections_per_endpoint: 32,
             header_bytes: 64 * 1024,

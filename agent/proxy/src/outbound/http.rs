@@ -119,6 +119,7 @@ impl Port {
             was_retried,
             deadline,
             attempts: 0,
+            free: 0,
             tried: Vec::new(),
             sent: Rc::new(Cell::new(0)),
         };
@@ -274,6 +275,8 @@ struct Exchange<'a> {
     /// When all tries together must have given an answer.
     deadline: Instant,
     attempts: u8,
+    /// How many of the attempts reached no application.
+    free: u8,
     tried: Vec<PeerId>,
     sent: Rc<Cell<u64>>,
 }
@@ -293,8 +296,27 @@ struct Failure {
     reason: Reason,
     /// Whether no application can have seen the request.
     is_unseen: bool,
+    /// Whether the connection had died of silence: then another try goes elsewhere, once, and what
+    /// is silent gets no load by it.
+    was_silent: bool,
     /// An answer that may still be the best there is.
     answer: Option<Answer>,
+}
+
+impl Failure {
+    /// Whether no application was reached, so that another try costs none anything.
+    fn was_free(&self) -> bool {
+        self.is_unseen
+            && matches!(
+                self.reason,
+                Reason::ConnectFailed
+                    | Reason::ConnectTimeout
+                    | Reason::HandshakeTimeout
+                    | Reason::GatewayUnavailable
+                    | Reason::ApplicationUnreachable
+                    | Reason::Draining
+            )
+    }
 }
 
 impl Exchange<'_> {
@@ -305,7 +327,12 @@ impl Exchange<'_> {
     async fn run(&mut self) -> Result<Answer, Reason> {
         let (port, limits) = (self.port, &self.port.context.limits);
         port.budget.borrow_mut().request(port.context.clock.now());
-        let mut last = Failure { reason: Reason::NoEndpoint, is_unseen: true, answer: None };
+        let mut last = Failure {
+            reason: Reason::NoEndpoint,
+            is_unseen: true,
+            was_silent: false,
+            answer: None,
+        };
         loop {
             let may_probe = self.body.is_repeatable() && self.is_idempotent;
             let mut picked = port.pick(&self.tried, may_probe);
@@ -316,11 +343,7 @@ impl Exchange<'_> {
             }
             let Ok(picked) = picked else { break };
             if self.attempts > 0 {
-                // Where not even a connection was made, another try costs the callee nothing.
-                let is_free = matches!(
-                    last.reason,
-                    Reason::ConnectFailed | Reason::ConnectTimeout | Reason::GatewayUnavailable
-                );
+                let is_free = last.was_free() || last.was_silent;
                 let now = port.context.clock.now();
                 let (percent, floor) = (limits.retry_budget_percent, limits.retry_budget_floor);
                 let allowed = is_free || port.budget.borrow_mut().retry(now, percent, floor);
@@ -331,7 +354,7 @@ impl Exchange<'_> {
             }
             self.attempts += 1;
             self.tried.push(picked.pick.peer);
-            let may_retry = self.attempts <= limits.retries
+            let may_retry = self.has_tries()
                 && self.is_idempotent
                 && self.body.is_repeatable()
                 && !self.was_retried
@@ -341,13 +364,21 @@ impl Exchange<'_> {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => last = failure,
             }
+            self.free += u8::from(last.was_free());
             let is_safe = last.is_unseen || (self.is_idempotent && !self.was_retried);
             let is_late = Instant::now() >= self.deadline;
-            if self.attempts > limits.retries || !is_safe || is_late || !self.body.is_whole() {
+            if !self.has_tries() || !is_safe || is_late || !self.body.is_whole() {
                 break;
             }
         }
         last.answer.ok_or(last.reason)
+    }
+
+    /// Whether there may be one try more. Those that reached no application have a bound of their
+    /// own, so that a service whose instances here are all dead is still served elsewhere.
+    fn has_tries(&self) -> bool {
+        let limits = &self.port.context.limits;
+        self.attempts - self.free <= limits.retries && self.free < limits.connect_tries
     }
 
     /// A place in a connection to `instance`.
@@ -372,7 +403,7 @@ impl Exchange<'_> {
             Ok(place) => place,
             Err(reason) => {
                 picked.failed(reason, began);
-                return Err(Failure { reason, is_unseen: true, answer: None });
+                return Err(Failure { reason, is_unseen: true, was_silent: false, answer: None });
             }
         };
         let mut request = Request::from_parts(self.parts.clone(), self.body.body(&self.sent));
@@ -385,7 +416,7 @@ impl Exchange<'_> {
         let Some(sent) = self.awaited(sending, per_try).await else {
             picked.finish(Outcome::Failed);
             let reason = Reason::RequestTimeout;
-            return Err(Failure { reason, is_unseen: false, answer: None });
+            return Err(Failure { reason, is_unseen: false, was_silent: false, answer: None });
         };
         let response = match sent {
             Ok(response) => response,
@@ -409,7 +440,7 @@ impl Exchange<'_> {
             Some(reason) if reason.http_status() >= 500 => {
                 picked.finish(Outcome::Failed);
                 let is_unseen = reason.is_before_request();
-                Err(Failure { reason, is_unseen, answer: Some(answer) })
+                Err(Failure { reason, is_unseen, was_silent: false, answer: Some(answer) })
             }
             _ => {
                 picked.answered(now.saturating_sub(began), now);
@@ -465,7 +496,7 @@ fn in_vain(
         _ => Outcome::Failed,
     };
     picked.finish(outcome);
-    Failure { reason, is_unseen, answer: None }
+    Failure { reason, is_unseen, was_silent: error.is_timeout(), answer: None }
 }
 
 impl Port {

@@ -200,5 +200,5 @@ fn server_name(sni: &Sni) -> ServerName<'static> {
         .unwrap_or(ServerName::IpAddress(Ipv4Addr::LOCALHOST.into()))
 }
 
-/// One less than the tries of a connection, so that the last goes to another target.
+/// Fewer than the tries of a connection, so that there are some for another target.
 const MISSES_TO_CUT: u32 = 2;
