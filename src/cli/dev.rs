@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         if arguments.clusters > 1 {
             tokio::spawn(signals.obey(drain.clone(), || {}));
-            return regions::run(&arguments, &folder, drain).await;
+            return Box::pin(regions::run(&arguments, &folder, drain)).await;
         }
         let mut demo = Vec::new();
         for instance in 1..=DEMO_INSTANCES {

@@ -59,7 +59,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
     print_octets(text.as_bytes())
 }
 
-/// As [`print`], for values that need be no text.
+/// As [`print()`], for values that need be no text.
 ///
 /// # Errors
 /// Standard output that cannot be written.

@@ -11,7 +11,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::process::told;
-use crate::regions;
 use crate::wait::wait_for;
 
 /// One machine of the rig.
@@ -187,8 +186,8 @@ pub(crate) fn stand(host: &Host, bridge: &str) -> Result<()> {
 /// # Errors
 /// A process does not end or `ip` fails.
 pub fn clear() -> Result<()> {
-    let hosts = HOSTS.iter().chain(&TASKS).chain(&regions::HOSTS).map(Host::namespace);
-    let spaces: Vec<String> = hosts.chain([ROOT, regions::ROUTER].map(str::to_owned)).collect();
+    let hosts = HOSTS.iter().chain(&TASKS).chain(&REGION_HOSTS).map(Host::namespace);
+    let spaces: Vec<String> = hosts.chain([ROOT, ROUTER].map(str::to_owned)).collect();
     let standing = told_ip(&["netns", "list"])?;
     let stands = |space: &&String| {
         standing.lines().any(|line| line.split_whitespace().next() == Some(space.as_str()))
@@ -244,6 +243,25 @@ pub const TASKS: [Host; 20] = {
     }
     tasks
 };
+
+/// Every host of every region, for [`crate::Regions`].
+pub const REGION_HOSTS: [Host; 12] = [
+    Host { name: "es", address: Ipv4Addr::new(10, 81, 1, 11) },
+    Host { name: "ew", address: Ipv4Addr::new(10, 81, 1, 21) },
+    Host { name: "ea", address: Ipv4Addr::new(10, 81, 1, 22) },
+    Host { name: "eg", address: Ipv4Addr::new(10, 81, 1, 31) },
+    Host { name: "ws", address: Ipv4Addr::new(10, 81, 2, 11) },
+    Host { name: "wa", address: Ipv4Addr::new(10, 81, 2, 22) },
+    Host { name: "wg", address: Ipv4Addr::new(10, 81, 2, 31) },
+    Host { name: "wh", address: Ipv4Addr::new(10, 81, 2, 32) },
+    Host { name: "ns", address: Ipv4Addr::new(10, 81, 3, 11) },
+    Host { name: "na", address: Ipv4Addr::new(10, 81, 3, 22) },
+    Host { name: "ng", address: Ipv4Addr::new(10, 81, 3, 31) },
+    Host { name: "nh", address: Ipv4Addr::new(10, 81, 3, 32) },
+];
+
+/// The namespace of the router between regions.
+pub(crate) const ROUTER: &str = "hw-rtr";
 
 /// The namespace of the bridges.
 pub(crate) const ROOT: &str = "hw-net";

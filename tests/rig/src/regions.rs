@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::application;
 use crate::cluster::{API_UPSTREAM, Reply, api, ask, secret};
-use crate::net::{Host, Net, ROOT, bridge, ip, stand};
+use crate::net::{Host, Net, REGION_HOSTS as HOSTS, ROOT, ROUTER, bridge, ip, stand};
 use crate::process::{Process, told};
 use crate::wait::wait_for;
 
@@ -433,25 +433,6 @@ pub const REGIONS: [Region; 3] = [
     Region { name: "west", letter: 'w', network: 2, gateways: &["wg", "wh"] },
     Region { name: "north", letter: 'n', network: 3, gateways: &["ng", "nh"] },
 ];
-
-/// Every host of every region.
-pub const HOSTS: [Host; 12] = [
-    Host { name: "es", address: Ipv4Addr::new(10, 81, 1, 11) },
-    Host { name: "ew", address: Ipv4Addr::new(10, 81, 1, 21) },
-    Host { name: "ea", address: Ipv4Addr::new(10, 81, 1, 22) },
-    Host { name: "eg", address: Ipv4Addr::new(10, 81, 1, 31) },
-    Host { name: "ws", address: Ipv4Addr::new(10, 81, 2, 11) },
-    Host { name: "wa", address: Ipv4Addr::new(10, 81, 2, 22) },
-    Host { name: "wg", address: Ipv4Addr::new(10, 81, 2, 31) },
-    Host { name: "wh", address: Ipv4Addr::new(10, 81, 2, 32) },
-    Host { name: "ns", address: Ipv4Addr::new(10, 81, 3, 11) },
-    Host { name: "na", address: Ipv4Addr::new(10, 81, 3, 22) },
-    Host { name: "ng", address: Ipv4Addr::new(10, 81, 3, 31) },
-    Host { name: "nh", address: Ipv4Addr::new(10, 81, 3, 32) },
-];
-
-/// The namespace of the router.
-pub(crate) const ROUTER: &str = "hw-rtr";
 
 /// The router forwards new connections to gateways and servers only.
 const PASSED: &str = r#"

@@ -10,7 +10,7 @@ use hawser_core::chain::Chain;
 use hawser_core::name::PeerName;
 use hawser_core::reason::{DecidedBy, Reason};
 use http::header::{self, HeaderValue};
-use http::{Request, Response, StatusCode, Version};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -85,12 +85,7 @@ impl Port {
         // The application passes on that it was itself called by a retry: one layer retries.
         let was_retried = request.headers().contains_key(hygiene::ATTEMPT_HEADER);
         let upgrade = hygiene::strip(request.headers_mut());
-        if !request.headers().contains_key(hygiene::REQUEST_ID_HEADER) {
-            let id = format!("{:016x}", context.random.borrow_mut().next_u64());
-            if let Ok(id) = HeaderValue::try_from(id) {
-                request.headers_mut().insert(hygiene::REQUEST_ID_HEADER, id);
-            }
-        }
+        self.name_request(request.headers_mut());
         let Some(uri) = hygiene_uri(&authority, request.uri()) else {
             return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, 0);
         };
@@ -160,6 +155,16 @@ impl Port {
             });
         };
         response.map(|body| Body::arriving(body, deadline, Box::new(on_end)))
+    }
+
+    /// Gives a request an id, where the application gave it none.
+    fn name_request(&self, headers: &mut HeaderMap) {
+        if !headers.contains_key(hygiene::REQUEST_ID_HEADER) {
+            let id = format!("{:016x}", self.context.random.borrow_mut().next_u64());
+            if let Ok(id) = HeaderValue::try_from(id) {
+                headers.insert(hygiene::REQUEST_ID_HEADER, id);
+            }
+        }
     }
 
     /// Carries an upgrade over a connection of its own, in HTTP/1.1 inside mTLS.
