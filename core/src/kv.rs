@@ -228,7 +228,6 @@ impl Kv {
             let freed = self.put(key.clone(), item, stamp.index, touched);
             debug_assert!(freed.is_ok(), "{freed:?}");
         }
-        self.clear_delays(stamp.time);
         if !delay.is_zero() {
             self.delays.insert_mut(key.clone(), stamp.time.plus(delay.min(LOCK_DELAY_MAX)));
         }
@@ -337,7 +336,7 @@ impl Kv {
         }
     }
 
-    fn clear_delays(&mut self, now: UnixTime) {
+    pub(crate) fn clear_delays(&mut self, now: UnixTime) {
         let over: Vec<Key> = self
             .delays
             .iter()

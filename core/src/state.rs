@@ -512,7 +512,8 @@ impl State {
             self.catalog.put_check(&name, check, at, &mut touched);
         }
         let mut topics = topics(&touched);
-        if !is_external && (is_new || self.catalog.is_down(&name)) {
+        // One that is there and dead comes back when its agent is heard of, and by nothing else.
+        if !is_external && is_new {
             topics.extend(self.set_liveness(&[], std::slice::from_ref(&name), stamp));
             topics.push(Topic::Nodes);
         }
@@ -765,9 +766,17 @@ impl State {
         let row = self.peerings.iter().find(invited).ok_or(Rejection::PeeringToken)?;
         let peering = Peering::clone(&row.value);
         // The reply may have been lost, so the same cluster may show it again; another may not.
-        let is_other = |held: &Remote| held.trust_domain != remote.trust_domain;
-        if peering.remote.as_ref().is_some_and(is_other) {
-            return Err(Rejection::PeeringToken);
+        // Nothing is taken of what it says then: who only has the token proves nothing by it.
+        if let Some(held) = &peering.remote {
+            let who = |remote: &Remote| {
+                (
+                    remote.trust_domain.clone(),
+                    remote.datacenter.clone(),
+                    remote.server_roots.clone(),
+                )
+            };
+            let is_same = peering.state != PeerState::Terminated && who(held) == who(&remote);
+            return if is_same { Ok(Vec::new()) } else { Err(Rejection::PeeringToken) };
         }
         self.admit_peer(&peering.name, &remote)?;
         let state = PeerState::Establishing;
@@ -791,6 +800,9 @@ impl State {
         at: Index,
     ) -> Result<Vec<Topic>, Rejection> {
         let peering = self.peering(name, id)?;
+        if peering.state == PeerState::Terminated {
+            return Ok(Vec::new());
+        }
         let mut touched = PeeringTouched::default();
         self.peerings.put(Peering { state, ..peering }, at, &mut touched);
         Ok(peering_topics(touched))
@@ -805,20 +817,28 @@ impl State {
         if let Some(remote) = &remote {
             self.admit_peer(&name, remote)?;
         }
-        let mut gone = drop;
+        let mut gone: BTreeSet<ServiceName> = drop.into_iter().collect();
         if is_snapshot {
             let stays =
                 |service: &&ServiceName| put.iter().any(|import| import.service == **service);
             let held = self.peerings.imported_from(&name);
             gone.extend(held.filter(|service| !stays(service)).cloned());
         }
-        let added = put.iter().filter(|import| {
-            let service = import.service.clone();
-            let key = crate::peering::PeerService { peer: name.clone(), service };
-            self.peerings.import(&key).is_none()
-        });
-        if self.peerings.imports().count() + added.count() > IMPORTS_MAX + gone.len() {
-            return Err(Rejection::Full { what: "imported services", max: IMPORTS_MAX });
+        let stays = |service: &ServiceName| {
+            !gone.contains(service) && !put.iter().any(|import| import.service == *service)
+        };
+        let held = self.peerings.imports();
+        let kept = held.filter(|(peer, row)| **peer == name && stays(&row.value.service));
+        let (services, instances) = kept
+            .map(|(_, row)| row.value.endpoints.len())
+            .chain(put.iter().map(|import| import.endpoints.len()))
+            .fold((0, 0), |(services, sum), instances| (services + 1, sum + instances));
+        if services > IMPORTS_PER_PEER_MAX {
+            return Err(Rejection::Full { what: "imported services", max: IMPORTS_PER_PEER_MAX });
+        }
+        if instances > IMPORTED_INSTANCES_PER_PEER_MAX {
+            let max = IMPORTED_INSTANCES_PER_PEER_MAX;
+            return Err(Rejection::Full { what: "imported instances", max });
         }
         let mut touched = PeeringTouched::default();
         for service in gone {
@@ -1004,7 +1024,10 @@ const INTENTIONS_MAX: usize = 100_000;
 const ENTRIES_MAX: usize = 50_000;
 const JOIN_TOKENS_MAX: usize = 10_000;
 const PEERINGS_MAX: usize = 128;
-const IMPORTS_MAX: usize = 20_000;
+/// Services that one peer may export here.
+pub const IMPORTS_PER_PEER_MAX: usize = 5_000;
+/// Instances of them all.
+pub const IMPORTED_INSTANCES_PER_PEER_MAX: usize = 100_000;
 
 #[cfg(test)]
 mod tests {
@@ -1128,8 +1151,47 @@ mod tests {
         assert_eq!(status(&state), Some(Status::Critical));
         assert_eq!(state.down_since().count(), 1, "nobody mourns a node that never was");
         run(&mut state, vec![sync("n1", &[], vec![])]).expect("applied");
-        assert_eq!(status(&state), Some(Status::Passing), "a sync is a sign of life");
+        assert_eq!(status(&state), Some(Status::Critical), "anyone may write rows");
+        let alive = Command::SetLiveness { dead: vec![], alive: vec![name("n1")] };
+        run(&mut state, vec![alive]).expect("applied");
+        assert_eq!(status(&state), Some(Status::Passing), "its agent was heard of");
         assert_eq!(state.down_since().count(), 0);
+    }
+
+    #[test]
+    fn a_peering_token_that_was_taken_up_makes_nobody_else_the_peer() {
+        let remote = |trust_domain: &str, root: u8| Remote {
+            peering: "b".into(),
+            trust_domain: name(trust_domain),
+            datacenter: name("dc2"),
+            calls_us: name("east"),
+            server_roots: vec![[root].into()],
+            roots: vec![[root].into()],
+            servers: vec!["192.0.2.1:8300".into()],
+            gateways: vec![],
+            rtt_ms: None,
+        };
+        let accept = |remote| Command::AcceptPeering { invitation: [7; 32], remote };
+        let mut state = State::default();
+        let (meta, invitation) = (Meta::new(), Some([7; 32]));
+        let (id, state_of) = ("a".into(), PeerState::Pending);
+        let peering =
+            Peering { id, name: name("west"), meta, state: state_of, invitation, remote: None };
+        run(&mut state, vec![Command::PutPeering(peering)]).expect("applied");
+        run(&mut state, vec![accept(remote("2b.consul", 1))]).expect("the first is the peer");
+        run(&mut state, vec![accept(remote("2b.consul", 1))]).expect("its reply was lost");
+        for (other, why) in [
+            (remote("3c.consul", 1), "another cluster"),
+            (remote("2b.consul", 2), "one that only says that it is the peer"),
+        ] {
+            let refused = run(&mut state, vec![accept(other)]);
+            assert_eq!(refused, Err(Rejection::PeeringToken), "{why}");
+        }
+        let mut stolen = remote("2b.consul", 1);
+        stolen.roots = vec![[9].into()];
+        run(&mut state, vec![accept(stolen)]).expect("it says who the peer is");
+        let held = state.peerings().get(&name::<PeerName>("west")).expect("held").value.clone();
+        assert_eq!(held.remote, Some(remote("2b.consul", 1)), "and nothing else is taken of it");
     }
 
     #[test]

@@ -117,14 +117,16 @@ impl Recent {
 
 fn octets(found: &[Found]) -> usize {
     let value = |found: &Found| match found {
-        Found::Item(_, row) => row.value.value.len(),
+        Found::Item(key, row) => key.as_str().len() + row.value.value.len(),
         _ => 0,
     };
-    found.iter().map(value).sum()
+    found.iter().map(|found| size_of::<Found>() + value(found)).sum()
 }
 
 /// The most operations that one transaction may have.
 pub const OPS_MAX: usize = 128;
+/// The most keys that one transaction may read.
+pub(crate) const FOUND_MAX: usize = 8_192;
 /// Transactions whose findings are kept: more than are ever applied between two publications.
 const RECENT_MAX: usize = 1_024;
 /// Octets of values that are kept with them: they are shared with the store while they stand there.

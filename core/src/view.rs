@@ -356,6 +356,7 @@ fn topics_of(state: &State, service: &ServiceName, with_peers: bool) -> BTreeSet
     let mut topics = BTreeSet::from(own);
     topics.insert(Topic::Import(service.clone()));
     for target in targets(state, service) {
+        topics.insert(Topic::Chain(target.service.clone()));
         match target.peer {
             None => topics.insert(Topic::Service(target.service)),
             Some(_) => topics.insert(Topic::Import(target.service)),

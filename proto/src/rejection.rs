@@ -157,7 +157,7 @@ impl TryFrom<v1::Outcome> for Result<Index, Rejection> {
 }
 
 /// What `core::state` may find full. Words are never taken away: older servers still say them.
-pub(crate) const TABLES: [&str; 12] = [
+pub(crate) const TABLES: [&str; 13] = [
     "nodes",
     "instances on this node",
     "checks on this node",
@@ -166,6 +166,7 @@ pub(crate) const TABLES: [&str; 12] = [
     "unused join tokens",
     "peerings",
     "imported services",
+    "imported instances",
     "keys",
     "octets of keys and values",
     "sessions",

@@ -56,6 +56,8 @@ fn deny(root: &Path) -> Result<()> {
         "cargo-deny is missing: `cargo install --locked cargo-deny`, or leave \
         the step out by `--without deny`"
     );
+    // Crates of other systems are looked at too, and no build here has fetched them.
+    shown(&mut cargo(root, &["fetch", "--locked", "--quiet"]))?;
     shown(&mut cargo(root, &["deny", "--offline", "check", "licenses", "bans", "sources"]))
 }
 

@@ -29,7 +29,7 @@ impl State {
         touched: &mut BTreeSet<Key>,
     ) -> Result<(), Rejection> {
         let key = key_of(&change);
-        if let Change::Lock(_, session) | Change::Unlock(_, session) = &change
+        if let Change::Lock(_, session) = &change
             && self.sessions.get(session).is_none()
         {
             return Err(Rejection::UnknownSession { session: session.clone() });
@@ -77,6 +77,7 @@ impl State {
         let Some(row) = self.sessions.remove(id, stamp.index) else { return Vec::new() };
         let is_deleted = row.value.behavior == Behavior::Delete;
         let mut touched = BTreeSet::new();
+        self.kv.clear_delays(stamp.time);
         for key in self.kv.held_by(id) {
             self.kv.evict(&key, is_deleted, row.value.lock_delay, stamp, &mut touched);
         }

@@ -9,7 +9,7 @@ use crate::catalog::Node;
 use crate::clock::{Index, Stamp};
 use crate::kv::Change;
 use crate::name::{Key, NodeName};
-use crate::txn::{Failure, Found, OPS_MAX, Op};
+use crate::txn::{FOUND_MAX, Failure, Found, OPS_MAX, Op};
 
 impl State {
     /// What reading operations find; `None` where one of them writes.
@@ -72,8 +72,12 @@ impl State {
                 None => Found::Absent(key.clone()),
             }),
             Op::GetTree(prefix) => {
-                let rows = self.kv.below(prefix);
+                let room = FOUND_MAX.saturating_sub(found.len());
+                let rows = self.kv.below(prefix).take(room + 1);
                 found.extend(rows.map(|(key, row)| Found::Item(key.clone(), row.clone())));
+                if found.len() > FOUND_MAX {
+                    return Err(format!("a transaction may read {FOUND_MAX} keys: read fewer"));
+                }
             }
             Op::CheckIndex(key, expected) => {
                 let row = self.kv.get(key).ok_or_else(|| missing(key))?;

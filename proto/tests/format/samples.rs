@@ -375,6 +375,7 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         "unused join tokens",
         "peerings",
         "imported services",
+        "imported instances",
         "keys",
         "octets of keys and values",
         "sessions",

@@ -206,6 +206,11 @@ pub(crate) fn deregister(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, Api
     if instance.is_none() && check.is_none() {
         return Ok(Plan::new([Command::DropNode(node)]));
     }
+    if instance.is_none() && check == liveness_id() && !row.value.is_external() {
+        return Err(ApiError::bad_request(format_args!(
+            "CheckID: that check of node {node} belongs to the servers: it cannot be removed"
+        )));
+    }
     Ok(Plan::new([Command::SyncNode(NodeChanges {
         node: (*row.value).clone(),
         put_instances: Vec::new(),

@@ -7,7 +7,7 @@ use hawser_api::error::ApiError;
 use hawser_api::json::HealthCheck;
 use hawser_core::acl::{ANONYMOUS_ACCESSOR, Access, Authorizer, DefaultPolicy, Denied, Resource};
 use hawser_core::authorize;
-use hawser_core::entry::EntryKey;
+use hawser_core::entry::{EntryKey, Kind};
 use hawser_core::intention::{Pair, Side};
 
 /// The client's rights, and whether anything was held back from it.
@@ -92,9 +92,10 @@ impl Sight {
 
     /// Whether the config entry called `key` may be asked for.
     pub(crate) fn demand_entry(&self, key: &EntryKey) -> Result<(), ApiError> {
-        match authorize::entry_read(&self.may, key) {
-            true => Ok(()),
-            false => self.demand(Resource::Service, Access::Read, &key.name),
+        match (authorize::entry_read(&self.may, key), key.kind) {
+            (true, _) => Ok(()),
+            (false, Kind::ExportedServices) => self.demand(Resource::Mesh, Access::Read, ""),
+            (false, _) => self.demand(Resource::Service, Access::Read, &key.name),
         }
     }
 

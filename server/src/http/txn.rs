@@ -8,7 +8,7 @@ use hawser_api::error::ApiError;
 use hawser_api::fields::{Field, Fields, InvalidField};
 use hawser_api::json;
 use hawser_core::authorize;
-use hawser_core::catalog::{Node, liveness_id};
+use hawser_core::catalog::{Node, Row, liveness_id};
 use hawser_core::clock::Index;
 use hawser_core::kv::{Change, VALUE_OCTETS_MAX, Write};
 use hawser_core::name::{CheckId, Key, NodeName, SessionId};
@@ -180,6 +180,13 @@ impl Reader<'_> {
             let id: CheckId = named.parsed(&["CheckID", "ID"])?.ok_or_else(|| {
                 InvalidField::new(named.path_of("CheckID"), "is missing: name the check")
             })?;
+            let is_own = |row: &Row<Node>| !row.value.is_external();
+            let is_ours = self.state.catalog().node(&node).is_some_and(is_own);
+            if verb.1 != "get" && is_ours && Some(&id) == liveness_id().as_ref() {
+                return Err(ApiError::bad_request(format_args!(
+                    "{path}.CheckID: that check of node {node} belongs to the servers"
+                )));
+            }
             return Ok(match verb.1.as_str() {
                 "get" => Op::GetCheck(node, id),
                 "delete" => Op::DropCheck(node, id, None),

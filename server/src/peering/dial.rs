@@ -49,7 +49,10 @@ pub(crate) async fn keep(
         // What led there last is tried first, and then the others in turn.
         let Some(next) = way.take().or_else(|| ways.get(round % ways.len().max(1)).cloned()) else {
             tracing::error!(%peer, "no address of the peer's servers is known");
-            return id;
+            tokio::select! {
+                () = drain.cancelled() => return id,
+                () = sleep(WAYLESS) => continue,
+            }
         };
         round = round.wrapping_add(1);
         let began = Instant::now();
@@ -136,6 +139,7 @@ fn pause(round: usize, ways: usize) -> Duration {
 /// Messages that wait for the peer to read.
 pub(crate) const MESSAGES_IN_FLIGHT: usize = 16;
 /// A host that is gone must not use up the time in which a peer is missed.
+const WAYLESS: Duration = Duration::from_secs(5);
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 const OPEN_MAX: Duration = Duration::from_secs(6);
 const SETTLED_AFTER: Duration = Duration::from_secs(5);

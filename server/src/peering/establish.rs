@@ -120,7 +120,7 @@ pub(crate) async fn establish(
     let own = trust::own(handle, &state, &made);
     let request = v1::ExchangeRequest { secret, remote: Some(own) };
     let answered = exchange(&token, request).await?;
-    let mut remote = trust::received(answered).await?;
+    let mut remote = trust::received(handle, answered, &made).await?;
     let vouched = |remote: &Remote| remote.server_roots.iter().any(|root| **root == *token.root);
     if remote.trust_domain != token.trust_domain
         || remote.datacenter != token.datacenter
@@ -220,17 +220,15 @@ pub(crate) async fn accept(
     let secret = Zeroizing::new(secret);
     let remote = remote.ok_or_else(|| Status::invalid_argument("remote: it is missing"))?;
     let invitation = token::hash(&secret);
-    let invited = |state: &State| {
-        let mut rows = state.peerings().iter();
-        rows.any(|row| row.value.invitation == Some(invitation))
-    };
     // Nothing of a stranger is looked at or written down before the secret is right.
     let state = handle.reader.read(Consistency::Default).await?.state;
-    if secret.len() != SECRET_OCTETS || !invited(&state) {
+    let mut rows = state.peerings().iter();
+    let invited = rows.find(|row| row.value.invitation == Some(invitation));
+    let Some(peering) = invited.filter(|_| secret.len() == SECRET_OCTETS) else {
         return Err(ProposeError::from(Rejection::PeeringToken).into());
-    }
+    };
     let invalid = |why: trust::Refused| Status::invalid_argument(why.to_string());
-    let remote = trust::received(remote).await.map_err(invalid)?;
+    let remote = trust::received(handle, remote, &peering.value).await.map_err(invalid)?;
     let trust_domain = remote.trust_domain.clone();
     let index = handle.proposer.propose(Command::AcceptPeering { invitation, remote }).await?;
     let state = handle.reader.wait_for(index).await?.state;

@@ -1,9 +1,10 @@
 //! What a peer said and what is not proposed yet: many messages become one change.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use hawser_core::catalog::Endpoint;
 use hawser_core::name::{PeerName, ServiceName};
 use hawser_core::peering::{Import, PeerUpdate, Peering, Remote};
 use hawser_core::state::State;
@@ -23,6 +24,8 @@ pub(crate) struct Pending {
 pub(crate) struct Batch {
     is_snapshot: bool,
     put: BTreeMap<ServiceName, Import>,
+    /// How much was put, encoded, since the last was taken.
+    octets: usize,
     drop: BTreeSet<ServiceName>,
     /// Who the peer says that it is.
     pub(crate) remote: Option<v1::Remote>,
@@ -49,8 +52,12 @@ impl Pending {
     /// # Errors
     /// [`Refused`]: the peer is not understood, or does not keep within bounds.
     pub(crate) fn exported(&self, change: v1::ExportedChange) -> Result<(), Refused> {
+        let octets: usize = change.put.iter().map(Message::encoded_len).sum();
         let put: Vec<Import> =
             change.put.into_iter().map(Import::try_from).collect::<Result<_, _>>()?;
+        if put.iter().flat_map(|import| import.endpoints.iter()).any(is_overlong) {
+            return Err(Refused::TooMuch);
+        }
         let gone: Vec<ServiceName> = change
             .drop
             .iter()
@@ -70,10 +77,12 @@ impl Pending {
             held.drop.remove(&import.service);
             held.put.insert(import.service.clone(), import);
         }
+        held.octets += octets;
         let endpoints: usize = held.put.values().map(|import| import.endpoints.len()).sum();
         if held.put.len() > SERVICES_MAX
             || held.drop.len() > SERVICES_MAX
             || endpoints > ENDPOINTS_MAX
+            || held.octets > HELD_OCTETS_MAX
         {
             return Err(Refused::TooMuch);
         }
@@ -155,9 +164,10 @@ impl Batch {
             drop: std::mem::take(&mut drop),
         };
         for import in put {
-            octets += v1::Import::from(&import).encoded_len();
+            let own = v1::Import::from(&import).encoded_len();
+            octets += own;
             if octets > STEP_OCTETS && !some.is_empty() {
-                octets = 0;
+                octets = own;
                 updates.push(step(std::mem::take(&mut some)));
             }
             some.push(import);
@@ -168,6 +178,15 @@ impl Batch {
         }
         updates
     }
+}
+
+/// Whether the texts of an instance are longer than any catalog's need to be.
+fn is_overlong(endpoint: &Endpoint) -> bool {
+    let place = [&endpoint.locality.region, &endpoint.locality.zone];
+    let is_long = |text: &Arc<str>| text.len() > TEXT_OCTETS_MAX;
+    endpoint.tags.len() > TAGS_MAX
+        || endpoint.tags.iter().any(is_long)
+        || place.into_iter().flatten().any(is_long)
 }
 
 fn import_of<'a>(state: &'a State, peer: &PeerName, service: &ServiceName) -> Option<&'a Import> {
@@ -211,8 +230,12 @@ impl RoundTrip {
     }
 }
 
-const SERVICES_MAX: usize = 20_000;
-const ENDPOINTS_MAX: usize = 200_000;
+const SERVICES_MAX: usize = hawser_core::state::IMPORTS_PER_PEER_MAX;
+const ENDPOINTS_MAX: usize = hawser_core::state::IMPORTED_INSTANCES_PER_PEER_MAX;
+/// Of what was not proposed yet.
+const HELD_OCTETS_MAX: usize = 64 * 1024 * 1024;
+const TAGS_MAX: usize = 256;
+const TEXT_OCTETS_MAX: usize = 512;
 /// Half of what fits into one entry of the log.
 const STEP_OCTETS: usize = 4 * 1024 * 1024;
 const MILLIS_MAX: u32 = 60_000;

@@ -10,7 +10,7 @@ use hawser_core::state::{Command, Rejection, State};
 use hawser_proto::v1;
 use hawser_proto::v1::peer_message::Kind;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
@@ -247,15 +247,15 @@ impl Shared<'_> {
         let mut look_up = interval(LOOK_UP_EVERY);
         look_up.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let mut batch = tokio::select! {
-                batch = self.pending.take() => batch,
-                _ = look_up.tick(), if said.is_some() => pending::Batch::default(),
+            let (mut batch, mut is_due) = tokio::select! {
+                batch = self.pending.take() => (batch, false),
+                _ = look_up.tick(), if said.is_some() => (pending::Batch::default(), true),
             };
             if let Some(remote) = batch.remote.take() {
-                said = Some(remote);
+                (said, is_due) = (Some(remote), true);
             }
-            let known = match &said {
-                Some(said) => Some(trust::received(said.clone()).await?),
+            let known = match said.clone().filter(|_| is_due) {
+                Some(said) => Some(trust::received(self.handle, said, self.peering).await?),
                 None => None,
             };
             let state = self.handle.reader.current();
@@ -278,6 +278,8 @@ impl Shared<'_> {
                     Err(failure) => return Err(failure.into()),
                 }
             }
+            // However fast a peer talks, the log is written at this pace.
+            sleep(BETWEEN_CHANGES).await;
         }
     }
 

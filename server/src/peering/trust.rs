@@ -1,6 +1,7 @@
 //! Who a cluster says that it is: what this one tells its peers, and what it takes from them.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hawser_core::health::Status;
@@ -98,7 +99,7 @@ pub(crate) fn check(remote: &v1::Remote) -> Result<(), Refused> {
     if remote.roots.iter().any(is_long) {
         return Err(Refused::Malformed("roots"));
     }
-    if remote.servers.iter().any(|text| Seed::parse(text).is_err()) {
+    if remote.servers.is_empty() || remote.servers.iter().any(|text| Seed::parse(text).is_err()) {
         return Err(Refused::Malformed("servers"));
     }
     if remote.gateways.iter().any(|gateway| Seed::parse(&gateway.address).is_err()) {
@@ -107,16 +108,31 @@ pub(crate) fn check(remote: &v1::Remote) -> Result<(), Refused> {
     Ok(())
 }
 
-/// What a peer says of itself, checked, with the names of its gateways resolved. A gateway whose
-/// name does not resolve is left out.
+/// What the peer of `peering` says of itself, checked, with the names of its gateways resolved.
+/// While one does not resolve, the gateways that are known stay.
 ///
 /// # Errors
 /// [`Refused`]
-pub(crate) async fn received(remote: v1::Remote) -> Result<Remote, Refused> {
+pub(crate) async fn received(
+    handle: &Handle,
+    remote: v1::Remote,
+    peering: &Peering,
+) -> Result<Remote, Refused> {
     check(&remote)?;
     let said = remote.gateways.clone();
     let mut remote = Remote::try_from(v1::Remote { gateways: Vec::new(), rtt_ms: 0, ..remote })?;
-    remote.gateways = resolved(said).await;
+    let (gateways, is_whole) = resolved(said).await;
+    remote.gateways = gateways;
+    let state = handle.reader.current();
+    if !is_whole {
+        let held = state.peerings().get(&peering.name).and_then(|row| row.value.remote.as_ref());
+        let known = held.into_iter().flat_map(|held| held.gateways.iter().cloned());
+        let known: Vec<_> = known.filter(|known| !remote.gateways.contains(known)).collect();
+        remote.gateways.extend(known);
+    }
+    let ours: BTreeSet<IpAddr> = state.catalog().nodes().map(|row| row.value.address).collect();
+    remote.gateways.retain(|gateway| may_dial(gateway.address.ip(), &ours));
+    remote.gateways.truncate(GATEWAYS_MAX);
     let der = |roots: &[Arc<[u8]>]| roots.to_vec();
     let (servers, services) = (der(&remote.server_roots), der(&remote.roots));
     let anchors = Anchors::new(remote.trust_domain.clone(), remote.datacenter.clone())
@@ -140,7 +156,26 @@ pub(crate) fn check_same(said: &Remote, held: &Remote) -> Result<(), Refused> {
     Err(Refused::Another { said: name(said), held: name(held) })
 }
 
-async fn resolved(said: Vec<v1::PeerGateway>) -> Vec<hawser_core::peering::PeerGateway> {
+/// Whether a peer's gateway may be at `address`: what a peer says must not lead our hosts to
+/// themselves, to each other, or to services of a link such as a cloud's metadata. Clusters whose
+/// own hosts are at loopback are one machine's.
+fn may_dial(address: IpAddr, ours: &BTreeSet<IpAddr>) -> bool {
+    let address = address.to_canonical();
+    if address.is_loopback() {
+        return ours.iter().all(IpAddr::is_loopback);
+    }
+    let is_link_local = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !(is_link_local
+        || address.is_unspecified()
+        || address.is_multicast()
+        || ours.contains(&address))
+}
+
+/// The gateways at their addresses, and whether all names resolved.
+async fn resolved(said: Vec<v1::PeerGateway>) -> (Vec<hawser_core::peering::PeerGateway>, bool) {
     let one = |gateway: v1::PeerGateway| async move {
         let locality: hawser_core::catalog::Locality =
             gateway.locality.map(Into::into).unwrap_or_default();
@@ -159,9 +194,8 @@ async fn resolved(said: Vec<v1::PeerGateway>) -> Vec<hawser_core::peering::PeerG
         addresses.into_iter().map(gateway).collect::<Vec<_>>()
     };
     let found = futures_util::future::join_all(said.into_iter().map(one)).await;
-    let mut all: Vec<_> = found.into_iter().flatten().collect();
-    all.truncate(GATEWAYS_MAX);
-    all
+    let is_whole = found.iter().all(|gateways| !gateways.is_empty());
+    (found.into_iter().flatten().collect(), is_whole)
 }
 
 const ROOTS_MAX: usize = 16;

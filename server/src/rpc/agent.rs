@@ -377,6 +377,13 @@ impl Agent for AgentRpc {
     ) -> Result<Response<v1::HttpReply>, Status> {
         let peer = peer(request.extensions())?;
         let request = http_request(request.into_inner(), peer)?;
+        if !request.method().is_safe() {
+            // A write goes on, and into the audit log, whether or not its caller waits for it.
+            let handle = self.handle.clone();
+            let written = tokio::spawn(async move { crate::http::respond(&handle, request).await });
+            let reply = written.await.map_err(|_| Status::internal("the request failed"))?;
+            return Ok(Response::new(http_reply(reply)));
+        }
         tokio::select! {
             biased;
             reply = crate::http::respond(&self.handle, request) => {
@@ -414,11 +421,12 @@ impl Subscription {
         let mut interest = interest_of(first)?;
         // Subscribed first and read after, so that no change is missed in between: those that
         // change which topics there are, are watched from the start.
-        let mut watch = self.watches.subscribe(view::topics(&self.reader.current(), &interest));
+        let mut watched = view::topics(&self.reader.current(), &interest);
+        let mut watch = self.watches.subscribe(watched.clone());
         self.send(&view::snapshot(&self.reader.current(), &interest)).await?;
         let mut next_at = tokio::time::Instant::now();
         loop {
-            let topics = tokio::select! {
+            let mut topics = tokio::select! {
                 biased;
                 () = self.drain.cancelled() => return Err(stopping()),
                 () = self.deltas.closed() => return Ok(()),
@@ -437,9 +445,12 @@ impl Subscription {
                     changed
                 }
             };
-            let state = self.reader.current();
-            watch.retopic(view::topics(&state, &interest));
-            let delta = view::delta(&state, &interest, &topics);
+            // What is watched from now on counts as changed, and is read after.
+            let now = view::topics(&self.reader.current(), &interest);
+            topics.extend(now.difference(&watched).cloned());
+            watch.retopic(now.clone());
+            watched = now;
+            let delta = view::delta(&self.reader.current(), &interest, &topics);
             if !delta.changes.is_empty() {
                 self.send(&delta).await?;
             }

@@ -84,7 +84,7 @@ impl<'a> Race<'a> {
         let mut under_way: Vec<(Rc<Gateway>, Duration)> = Vec::new();
         let mut last = None;
         loop {
-            if (under_way.is_empty() || self.may_begin(under_way.len()))
+            if self.may_begin(under_way.len())
                 && let Some(gateway) = waiting.next()
             {
                 under_way.push((gateway.clone(), clock.now()));

@@ -341,7 +341,7 @@ impl Exchange<'_> {
         loop {
             let may_probe = self.body.is_repeatable() && self.is_idempotent;
             let mut picked = port.pick(&self.tried, may_probe);
-            if picked.is_err() && last.reason == Reason::UpstreamReset {
+            if picked.is_err() && last.reason == Reason::UpstreamReset && !last.was_silent {
                 // A connection that broke says little about the next one to the same instance.
                 self.tried.clear();
                 picked = port.pick(&self.tried, may_probe);
