@@ -41,6 +41,14 @@ impl Events {
         self.rows.last().map_or(Index(0), |(at, _)| *at)
     }
 
+    /// At or after the entry that fired the last one which is kept no more; zero while all are.
+    pub fn forgotten(&self) -> Index {
+        match self.rows.first() {
+            Some((oldest, _)) if self.rows.size() >= KEPT_MAX => *oldest,
+            _ => Index(0),
+        }
+    }
+
     pub(crate) fn fire(&mut self, event: Event, at: Index) {
         self.rows.insert_mut(at, Arc::new(event));
         while self.rows.size() > KEPT_MAX {

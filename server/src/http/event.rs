@@ -47,9 +47,8 @@ pub(crate) fn list<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiE
             && is("tag", &event.tag_filter)
     };
     let wanted: Vec<_> = state.events().iter().filter(|(_, event)| is_wanted(event)).collect();
-    // Where none is wanted, the oldest that is kept: an index that never falls.
-    let oldest = state.events().iter().next().map_or(Index(0), |(at, _)| at);
-    let index = wanted.last().map_or(oldest, |(at, _)| *at);
+    // Where none is wanted any more, an index that is no lower than before.
+    let index = wanted.last().map_or(state.events().forgotten(), |(at, _)| *at);
     Ok(Found::list(ask, index, [Topic::Events], move || {
         wanted.into_iter().map(|(at, event)| shown(at, event)).collect::<Vec<_>>()
     }))
