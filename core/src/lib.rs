@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod duration;
 pub mod name;
+pub mod normal;
 pub mod spiffe;
 pub mod sni;
 pub mod health;

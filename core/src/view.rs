@@ -12,6 +12,7 @@ use crate::entry::{GatewayMode, Target};
 use crate::health::Status;
 use crate::intention::{Action, Decision, Intention, Intentions, Reason};
 use crate::name::{Datacenter, NodeName, PeerName, ServiceName};
+use crate::normal;
 use crate::peering::{Exports, PeerGateway, PeerService, PeerState, Peering};
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::state::{State, Topic};
@@ -170,6 +171,8 @@ pub struct View {
     pub exports: Arc<Exports>,
     /// Where the mesh gateways of one's own cluster listen for its own hosts.
     pub gateways: Arc<[PeerGateway]>,
+    /// How requests are made normal.
+    pub normal: normal::Rules,
 }
 
 impl View {

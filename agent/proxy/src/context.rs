@@ -72,6 +72,7 @@ impl Context {
             .max_concurrent_streams(limits.streams)
             .max_header_list_size(limits.header_bytes)
             .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+            .max_local_error_reset_streams(ERROR_RESETS_MAX)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .keep_alive_interval(limits.ping_interval)
@@ -110,4 +111,7 @@ impl Context {
 /// Flow-control windows: enough for a full stream over a region, bounded for a slow reader.
 pub(crate) const STREAM_WINDOW: u32 = 1024 * 1024;
 pub(crate) const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-const PENDING_RESETS_MAX: usize = 20;
+/// Streams that a peer opened and reset before they were looked at (CVE-2023-44487).
+pub(crate) const PENDING_RESETS_MAX: usize = 20;
+/// Streams that were reset for the peer's errors (CVE-2025-8671): no honest peer makes many.
+pub(crate) const ERROR_RESETS_MAX: usize = 64;

@@ -7,16 +7,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use hawser_core::normal::Forwarded;
 use hawser_core::reason::{DecidedBy, Reason};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::Authority;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
-
-use crate::limits::Limits;
 
 /// A word of [`Reason`]: set on answers that a proxy gave itself.
 pub(crate) const REASON_HEADER: HeaderName = HeaderName::from_static("x-hawser-reason");
@@ -26,6 +24,10 @@ pub(crate) const DECIDED_BY_HEADER: HeaderName = HeaderName::from_static("x-haws
 pub(crate) const ATTEMPT_HEADER: HeaderName = HeaderName::from_static("x-hawser-attempt");
 /// Who calls, as its certificate proved.
 pub(crate) const CALLER_HEADER: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// Which host calls.
+const FORWARDED_FOR_HEADER: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// How the application there called its proxy.
+const FORWARDED_PROTO_HEADER: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Ties what is logged about one request together.
 pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -43,60 +45,9 @@ where
     }
 }
 
-/// A request that is not passed on.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct BadRequest(pub(crate) StatusCode);
-
-/// Checks what routing depends on, and says which authority the request is for.
-///
-/// Exactly one authority: a `Host` that differs from the target's, or a second one, is how one
-/// proxy is made to read a request differently from the next.
-pub(crate) fn authority(
-    request: &Request<Incoming>,
-    limits: &Limits,
-) -> Result<Authority, BadRequest> {
-    let bad = Err(BadRequest(StatusCode::BAD_REQUEST));
-    let uri = request.uri();
-    if request.method() == Method::CONNECT {
-        return Err(BadRequest(StatusCode::METHOD_NOT_ALLOWED));
-    }
-    let target = uri.path_and_query().map_or("", |target| target.as_str());
-    if target.len() > limits.target_bytes {
-        return Err(BadRequest(StatusCode::URI_TOO_LONG));
-    }
-    if !(target.starts_with('/') || (target == "*" && request.method() == Method::OPTIONS)) {
-        return bad;
-    }
-    // More than one way to say where the body ends is how one proxy is made to see another end.
-    let codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
-    let mut codings = codings.map(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    if codings.next() == Some(false) || codings.next().is_some() {
-        return bad;
-    }
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (host, None) => host,
-        _ => return bad,
-    };
-    let host: Option<Authority> = match host.map(|host| Authority::try_from(host.as_bytes())) {
-        None => None,
-        Some(Ok(host)) => Some(host),
-        Some(Err(_)) => return bad,
-    };
-    let authority = match (uri.authority(), host) {
-        (Some(target), Some(host)) if *target != host => return bad,
-        (Some(target), _) => target.clone(),
-        (None, Some(host)) => host,
-        (None, None) => return bad,
-    };
-    let text = authority.as_str();
-    if text.contains('@') || text.contains(',') { bad } else { Ok(authority) }
-}
-
 /// Removes what belongs to one hop only, what the sender nominates for removal, and what only a
-/// proxy may say. `x-forwarded-for` and its like stay: they are between applications, as the
-/// identity of the caller is in none of them. Returns whether the message asks for an upgrade, and to what.
-pub(crate) fn strip(headers: &mut HeaderMap) -> Option<HeaderValue> {
+/// proxy may say. Returns whether the message asks for an upgrade, and to what.
+pub(crate) fn strip(headers: &mut HeaderMap, forwarded: Forwarded) -> Option<HeaderValue> {
     let mut doomed: Vec<HeaderName> = Vec::new();
     for name in headers.keys() {
         let is_hop = *name == header::CONNECTION
@@ -112,7 +63,7 @@ pub(crate) fn strip(headers: &mut HeaderMap) -> Option<HeaderValue> {
             || matches!(name.as_str(), "x-original-url" | "x-consul-token")
             || name.as_str().starts_with("x-envoy-")
             || name.as_str().starts_with("x-hawser-");
-        if is_hop {
+        if is_hop || (forwarded == Forwarded::Replace && is_forwarded(name)) {
             doomed.push(name.clone());
         }
     }
@@ -143,6 +94,22 @@ pub(crate) fn strip(headers: &mut HeaderMap) -> Option<HeaderValue> {
     }
     // HTTP/2 without TLS is spoken from the first byte or not at all.
     upgrade.filter(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c"))
+}
+
+/// Whether a field says where a request came from: the sender's word only.
+fn is_forwarded(name: &HeaderName) -> bool {
+    *name == header::FORWARDED
+        || *name == FORWARDED_FOR_HEADER
+        || matches!(name.as_str(), "x-forwarded-proto" | "x-forwarded-host")
+}
+
+/// Says where a request came from, where nothing does: from which host, and that its application
+/// called in the clear, as it does its own proxy.
+pub(crate) fn attest_origin(headers: &mut HeaderMap, from: &HeaderValue) {
+    if !headers.contains_key(FORWARDED_FOR_HEADER) {
+        headers.insert(FORWARDED_FOR_HEADER, from.clone());
+        headers.insert(FORWARDED_PROTO_HEADER, HeaderValue::from_static("http"));
+    }
 }
 
 /// Whether a request may be sent twice without doing its work twice.
@@ -301,12 +268,17 @@ impl http_body::Body for Sending {
             Kind::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Kind::Stream(incoming) => ready!(Pin::new(incoming).poll_frame(cx)),
         };
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            this.sent.set(this.sent.get() + data.len() as u64);
-        }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| {
+            frame.map(|mut frame| {
+                if let Some(data) = frame.data_ref() {
+                    this.sent.set(this.sent.get() + data.len() as u64);
+                } else if let Some(trailers) = frame.trailers_mut() {
+                    // Some applications take them for fields of the head.
+                    strip(trailers, Forwarded::Replace);
+                }
+                frame
+            })
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -443,7 +415,7 @@ impl Drop for Body {
 /// Makes an answer of a hop fit for the next: its version, and no field that was for that hop.
 pub(crate) fn pass_on<B>(response: &mut Response<B>) {
     *response.version_mut() = Version::HTTP_11;
-    strip(response.headers_mut());
+    strip(response.headers_mut(), Forwarded::Replace);
 }
 
 #[cfg(test)]
@@ -468,7 +440,8 @@ mod tests {
             (&[("connection", "host"), ("host", "a")], &["host"], None, "but never the host"),
             (&[("x-hawser-reason", "ok"), ("x-forwarded-client-cert", "me")], &[], None, "forged"),
             (&[("x-envoy-original-path", "/a"), ("x-original-url", "/b")], &[], None, "forged"),
-            (&[("x-forwarded-for", "::1")], &["x-forwarded-for"], None, "between applications"),
+            (&[("x-forwarded-for", "::1"), ("forwarded", "for=::1")], &[], None, "hearsay"),
+            (&[("x-forwarded-proto", "https"), ("x-forwarded-host", "a")], &[], None, "hearsay"),
             (&[("te", "trailers"), ("keep-alive", "5")], &["te"], None, "trailers may be wanted"),
             (&[("te", "gzip")], &[], None, "other codings may not"),
             (
@@ -482,7 +455,7 @@ mod tests {
         ];
         for (given, left, upgrade, why) in cases {
             let mut headers = headers(given);
-            let found = strip(&mut headers);
+            let found = strip(&mut headers, Forwarded::Replace);
             let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
             assert_eq!(names, *left, "{why}");
             assert_eq!(found.as_ref().map(|to| to.to_str().expect("ASCII")), *upgrade, "{why}");

@@ -28,6 +28,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::admit::{admit, sound};
 use crate::context::Context;
 use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing};
 use crate::pool::{Idle, Line, Lines};
@@ -106,6 +107,8 @@ impl Port {
         if chain.inbound_connections_max.is_some_and(|most| open >= most as usize) {
             return Err(Reason::Overloaded);
         }
+        let from = socket.peer_addr().map_err(|_| Reason::DownstreamReset)?.ip().to_string();
+        let from = HeaderValue::try_from(from).map_err(|_| Reason::DownstreamReset)?;
         let identity = self.identity.borrow().clone().ok_or(Reason::NoIdentity)?;
         if !identity.holds_at(crate::clock::wall()) {
             return Err(Reason::NoIdentity);
@@ -138,7 +141,7 @@ impl Port {
         let listed = context.watched.watch(caller, peer, Some((&self.service, &decision)));
         let pair = context.report.pair(Reporter::Server, &source, &self.service);
         let connection =
-            Connection { port: self.clone(), listed: Rc::new(listed), pair, view_index };
+            Connection { port: self.clone(), listed: Rc::new(listed), pair, view_index, from };
         if is_http {
             Box::pin(connection.serve_http(stream, wire)).await;
         } else {
@@ -164,6 +167,8 @@ struct Connection {
     listed: Rc<OnList>,
     pair: Rc<Pair>,
     view_index: Index,
+    /// The host that the connection came from.
+    from: HeaderValue,
 }
 
 impl Connection {
@@ -303,7 +308,8 @@ impl Connection {
         let Some(slot) = context.request_slot() else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Overloaded);
         };
-        let authority = match hygiene::authority(&request, &context.limits) {
+        let rules = context.view.borrow().normal;
+        let authority = match admit(&mut request, &context.limits, &rules) {
             Ok(authority) => authority,
             Err(bad) => return refuse(bad.0, Reason::BadRequest),
         };
@@ -311,30 +317,18 @@ impl Connection {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::ViewMissing);
         };
         let attempt = request.headers().get(hygiene::ATTEMPT_HEADER).cloned();
-        let upgrade = hygiene::strip(request.headers_mut()).filter(|_| is_upgradable);
+        let upgrade =
+            hygiene::strip(request.headers_mut(), rules.forwarded).filter(|_| is_upgradable);
         if let Some(attempt) = attempt {
             request.headers_mut().insert(hygiene::ATTEMPT_HEADER, attempt);
         }
         if let Some(caller) = self.caller_header() {
             request.headers_mut().insert(hygiene::CALLER_HEADER, caller);
         }
+        hygiene::attest_origin(request.headers_mut(), &self.from);
         let is_http1 = chain.protocol == Protocol::Http;
-        // HTTP/1.1 has one authority, in `host`, and a bare path; HTTP/2 has it in the target.
-        if is_http1 || upgrade.is_some() {
-            let Ok(host) = HeaderValue::try_from(authority.as_str()) else {
-                return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
-            };
-            request.headers_mut().insert(header::HOST, host);
-            let target = request.uri().path_and_query().cloned();
-            *request.uri_mut() = target.map_or_else(Uri::default, Uri::from);
-            *request.version_mut() = Version::HTTP_11;
-        } else {
-            let Some(uri) = hygiene_uri(&authority, request.uri()) else {
-                return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
-            };
-            request.headers_mut().remove(header::HOST);
-            *request.uri_mut() = uri;
-            *request.version_mut() = Version::HTTP_2;
+        if address(&mut request, &authority, is_http1 || upgrade.is_some()).is_none() {
+            return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
         }
         let sent = Rc::new(Cell::new(0));
         let sending = if let Some(to) = upgrade {
@@ -348,6 +342,10 @@ impl Connection {
             Ok(sent) => sent,
             Err(reason) => return refuse(hygiene::status(reason), reason),
         };
+        if let Err(reason) = sound(&response) {
+            on_end(End::Upstream);
+            return refuse(hygiene::status(reason), reason);
+        }
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             hygiene::pass_on(&mut response);
         }
@@ -547,13 +545,29 @@ pub(crate) async fn relay_upgraded(
     moved
 }
 
-/// The target of a request in HTTP/2.
-pub(crate) fn hygiene_uri(authority: &http::uri::Authority, uri: &Uri) -> Option<Uri> {
-    let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(http::uri::Scheme::HTTP);
-    parts.authority = Some(authority.clone());
-    parts.path_and_query = uri.path_and_query().cloned();
-    Uri::from_parts(parts).ok()
+/// Addresses a request to `authority` as its version does: HTTP/1.1 has it in `host` beside a bare
+/// path, HTTP/2 in the target. None when it cannot.
+pub(crate) fn address<B>(
+    request: &mut Request<B>,
+    authority: &http::uri::Authority,
+    is_http1: bool,
+) -> Option<()> {
+    let target = request.uri().path_and_query().cloned();
+    if is_http1 {
+        let host = HeaderValue::try_from(authority.as_str()).ok()?;
+        request.headers_mut().insert(header::HOST, host);
+        *request.uri_mut() = target.map_or_else(Uri::default, Uri::from);
+        *request.version_mut() = Version::HTTP_11;
+    } else {
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(http::uri::Scheme::HTTP);
+        parts.authority = Some(authority.clone());
+        parts.path_and_query = target;
+        *request.uri_mut() = Uri::from_parts(parts).ok()?;
+        request.headers_mut().remove(header::HOST);
+        *request.version_mut() = Version::HTTP_2;
+    }
+    Some(())
 }
 
 /// Whether the peer said that it did not begin to process the request.

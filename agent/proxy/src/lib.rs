@@ -26,6 +26,7 @@ pub mod tls;
 mod report;
 mod watch;
 mod http;
+mod admit;
 mod relay;
 mod gateways;
 mod pool;

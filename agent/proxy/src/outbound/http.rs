@@ -22,9 +22,10 @@ use tokio::time::Instant;
 use super::dial::{Dialled, dial};
 use super::reach::Instance;
 use super::{Picked, Port};
+use crate::admit::{admit, sound};
 use crate::context::Context;
 use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing, Sending};
-use crate::inbound::{hygiene_uri, is_unprocessed, relay_upgraded};
+use crate::inbound::{address, is_unprocessed, relay_upgraded};
 use crate::pool::{Line, Place};
 use crate::report::Record;
 use crate::tls::{self, ALPN_H2};
@@ -50,6 +51,8 @@ impl Port {
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.streams)
             .max_header_list_size(limits.header_bytes)
+            .max_pending_accept_reset_streams(crate::context::PENDING_RESETS_MAX)
+            .max_local_error_reset_streams(crate::context::ERROR_RESETS_MAX)
             .initial_stream_window_size(crate::context::STREAM_WINDOW)
             .initial_connection_window_size(crate::context::CONNECTION_WINDOW);
         let io = TokioIo::new(socket);
@@ -75,7 +78,8 @@ impl Port {
         let Some(slot) = context.request_slot() else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Overloaded, 0);
         };
-        let authority = match hygiene::authority(&request, &context.limits) {
+        let rules = context.view.borrow().normal;
+        let authority = match admit(&mut request, &context.limits, &rules) {
             Ok(authority) => authority,
             Err(bad) => return refuse(bad.0, Reason::BadRequest, 0),
         };
@@ -84,18 +88,15 @@ impl Port {
         };
         // The application passes on that it was itself called by a retry: one layer retries.
         let was_retried = request.headers().contains_key(hygiene::ATTEMPT_HEADER);
-        let upgrade = hygiene::strip(request.headers_mut());
+        let upgrade = hygiene::strip(request.headers_mut(), rules.forwarded);
         self.name_request(request.headers_mut());
-        let Some(uri) = hygiene_uri(&authority, request.uri()) else {
-            return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, 0);
-        };
         if let Some(to) = upgrade.filter(|_| request.version() == Version::HTTP_11) {
             let upgraded = Box::pin(self.clone().upgrade(request, to, &chain, started)).await;
             return upgraded.unwrap_or_else(|reason| refuse(hygiene::status(reason), reason, 1));
         }
-        request.headers_mut().remove(header::HOST);
-        *request.uri_mut() = uri;
-        *request.version_mut() = Version::HTTP_2;
+        if address(&mut request, &authority, false).is_none() {
+            return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, 0);
+        }
 
         let deadline = Instant::now() + chain.request_timeout;
         let (parts, incoming) = request.into_parts();
@@ -201,7 +202,7 @@ impl Port {
             .await
             .map_err(|_| Reason::RequestTimeout)?
             .map_err(broken)?;
-        let status = response.status();
+        let status = sound(&response)?.status();
         let record = Record {
             status: Some(status.as_u16()),
             upstream: Some(upstream),

@@ -351,6 +351,8 @@ async fn a_caller_whose_cluster_is_no_peer_any_more_is_cut_and_refused() {
     east.publish();
     let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_u8()).await;
     assert!(matches!(ended, Ok(Err(_))), "still open: {ended:?}");
-    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
-    assert!(stream.read_u8().await.is_err(), "it was let in");
+    // It may be refused before it is seen to be open.
+    if let Ok(mut stream) = TcpStream::connect(world.outbound).await {
+        assert!(stream.read_u8().await.is_err(), "it was let in");
+    }
 }
