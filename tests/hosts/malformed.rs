@@ -44,7 +44,11 @@ fn files(cluster: &Cluster) -> Result<()> {
         ("unknown.hcl", "node_nam = \"x\"\n", &["unknown.hcl", "node_nam"]),
         ("type.json", "{\"ports\": {\"http\": \"many\"}}", &["type.json", "http"]),
         // What follows is well formed, so it is found when all files are put together.
-        ("port.json", "{\"data_dir\": \"x\", \"ports\": {\"http\": 99999}}", &["http"]),
+        (
+            "port.json",
+            "{\"data_dir\": \"x\", \"retry_join\": [\"a\"], \"ports\": {\"http\": 99999}}",
+            &["http"],
+        ),
         ("name.hcl", "data_dir = \"x\"\nnode_name = \"no spaces, please\"\n", &["node"]),
         ("service.json", "{\"data_dir\": \"x\", \"service\": {\"port\": 1}}", &["Name"]),
         (
