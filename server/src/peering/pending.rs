@@ -1,6 +1,6 @@
 //! What a peer said and what is not proposed yet: many messages become one change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -196,24 +196,33 @@ fn import_of<'a>(state: &'a State, peer: &PeerName, service: &ServiceName) -> Op
 }
 
 /// A round trip in steps of powers of two: another one counts once it has held for 30 s, so that
-/// nothing is written because a packet was late.
-#[derive(Clone, Copy, Debug, Default)]
+/// nothing is written, and no traffic moves, because a packet was late.
+///
+/// What counts is the shortest of the last few, for a busy host makes them longer and never
+/// shorter. Peers that are a few milliseconds away are all equally near.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct RoundTrip {
     settled: Option<u32>,
     other: Option<(u32, Instant)>,
+    recent: VecDeque<u32>,
 }
 
 impl RoundTrip {
     /// As it is stored.
     pub(crate) fn new(settled: Option<u32>) -> Self {
-        Self { settled, other: None }
+        Self { settled, ..Self::default() }
     }
 
     /// Counts one that `took` so long, and says what is to be stored where that is news.
     pub(crate) fn measured(&mut self, took: Duration, now: Instant) -> Option<u32> {
-        let millis = u32::try_from(took.as_millis()).unwrap_or(u32::MAX).clamp(1, MILLIS_MAX);
-        let step = millis.next_power_of_two();
-        if self.settled == Some(step) {
+        let millis = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
+        if self.recent.len() == SAMPLES_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(millis.clamp(MILLIS_MIN, MILLIS_MAX));
+        let least = self.recent.iter().min().copied().unwrap_or(MILLIS_MAX);
+        let step = least.next_power_of_two();
+        if self.recent.len() < SAMPLES_FIRST || self.settled == Some(step) {
             self.other = None;
             return None;
         }
@@ -225,7 +234,7 @@ impl RoundTrip {
             self.other = Some((step, since));
             return None;
         }
-        *self = Self::new(Some(step));
+        (self.settled, self.other) = (Some(step), None);
         self.settled
     }
 }
@@ -238,7 +247,12 @@ const TAGS_MAX: usize = 256;
 const TEXT_OCTETS_MAX: usize = 512;
 /// Half of what fits into one entry of the log.
 const STEP_OCTETS: usize = 4 * 1024 * 1024;
+/// Clusters that are nearer than this are not told apart.
+const MILLIS_MIN: u32 = 4;
 const MILLIS_MAX: u32 = 60_000;
+/// One measurement says too little.
+const SAMPLES_FIRST: usize = 3;
+const SAMPLES_MAX: usize = 8;
 const SETTLES_AFTER: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
@@ -346,17 +360,22 @@ mod tests {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let mut rtt = RoundTrip::default();
         let cases = [
-            (0, 0, Some(1), "the first counts at once"),
-            (1, 5, None, "another one must hold"),
-            (20, 1, None, "and this one did not"),
-            (21, 5, None, "from the beginning again"),
-            (50, 7, None, "29 s are not enough"),
-            (51, 6, Some(8), "30 s are"),
-            (52, 7, None, "the same step"),
+            // at, it took, so often, stored, why
+            (0, 90, 1, None, "one says too little"),
+            (1, 2, 1, None, "and so do two"),
+            (2, 80, 1, Some(4), "the shortest of three, and never below what is near"),
+            (3, 30, 6, None, "late packets are no news while one of the last eight was short"),
+            (10, 30, 1, None, "it has moved away, which must hold"),
+            (20, 9, 1, None, "and this is another step"),
+            (30, 30, 7, None, "the shortest counts"),
+            (49, 15, 1, None, "29 s are not enough"),
+            (50, 15, 1, Some(16), "30 s are"),
+            (51, 14, 1, None, "the same step"),
         ];
-        for (at, millis, expected, why) in cases {
-            let seen = rtt.measured(Duration::from_millis(millis), start + second * at);
-            assert_eq!(seen, expected, "{why}");
+        for (at, millis, times, expected, why) in cases {
+            let took = Duration::from_millis(millis);
+            let stored = (0..times).filter_map(|_| rtt.measured(took, start + second * at)).last();
+            assert_eq!(stored, expected, "{why}");
         }
     }
 }

@@ -115,6 +115,7 @@ impl Regions {
         self.intend(&east, "web", "api", "allow")?;
         for region in &REGIONS[1..] {
             self.await_imported("ew", region.name, 2)?;
+            self.await_round_trip(east.host('s')?.name, region.name)?;
         }
         wait_for("web to reach api", STARTED, || {
             let body = self.through("/")?;
@@ -285,6 +286,17 @@ impl Regions {
             Ok(())
         })?;
         Ok(waited.1)
+    }
+
+    /// Waits until the server `name` knows how far `peer` is: peers that export the same are
+    /// ordered by it.
+    fn await_round_trip(&self, name: &str, peer: &str) -> Result<()> {
+        wait_for(format_args!("{name} to know how far {peer} is"), STARTED, || {
+            let told = self.get(name, &format!("/v1/peering/{peer}"))?;
+            ensure!(told["RoundTripMS"].as_u64().is_some_and(|millis| millis > 0), "{told}");
+            Ok(())
+        })?;
+        Ok(())
     }
 
     /// Exports exactly `services` of `region` to east.
