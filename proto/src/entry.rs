@@ -1,6 +1,6 @@
 //! Config entries: a key, and a body in Consul's JSON.
 
-use hawser_core::entry::{Body, Entry, EntryKey, Kind};
+use hawser_core::entry::{Body, Entry, EntryKey};
 
 use crate::field::{Invalid, parsed, present, required};
 use crate::v1;
@@ -21,12 +21,7 @@ impl TryFrom<v1::EntryKey> for EntryKey {
 
 impl From<&Entry> for v1::Entry {
     fn from(entry: &Entry) -> Self {
-        let body_json = match entry.body() {
-            Body::ProxyDefaults(body) => serde_json::to_string(body),
-            Body::ServiceDefaults(body) => serde_json::to_string(body),
-            Body::ServiceResolver(body) => serde_json::to_string(body),
-            Body::ExportedServices(body) => serde_json::to_string(body),
-        };
+        let body_json = serde_json::to_string(entry.body());
         let body_json = body_json.expect("bodies are structs of texts, numbers and text maps");
         Self { key: Some(entry.key().into()), body_json }
     }
@@ -43,12 +38,8 @@ impl TryFrom<v1::Entry> for Entry {
             "entry.body_json",
             (!entry.body_json.is_empty()).then_some(entry.body_json.as_str()),
         )?;
-        let body = match key.kind {
-            Kind::ProxyDefaults => serde_json::from_str(json).map(Body::ProxyDefaults),
-            Kind::ServiceDefaults => serde_json::from_str(json).map(Body::ServiceDefaults),
-            Kind::ServiceResolver => serde_json::from_str(json).map(Body::ServiceResolver),
-            Kind::ExportedServices => serde_json::from_str(json).map(Body::ExportedServices),
-        };
+        let mut json = serde_json::Deserializer::from_str(json);
+        let body = Body::read(key.kind, &mut json).and_then(|body| json.end().map(|()| body));
         let body = body.map_err(|why| Invalid::new("entry.body_json", why))?;
         Self::new(&key.name, body).map_err(|why| Invalid::new("entry.body_json", why))
     }

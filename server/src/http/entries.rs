@@ -11,8 +11,6 @@ use hawser_core::entry::{Body, Entry, EntryKey, Kind};
 use hawser_core::intention::{Action, Intention, Pair, Side};
 use hawser_core::name::PeerName;
 use hawser_core::state::{Command, State, Topic};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::ask::{Ask, Draw, Found, Plan, Reply};
@@ -108,17 +106,12 @@ pub(crate) fn put(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiErro
             put_intentions(&Value::Object(object), &name, expected, state, draw)?
         }
         Spoken::Stored(kind) => {
-            let name = match (kind, name) {
-                (_, Some(name)) => name,
-                (Kind::ProxyDefaults, None) => hawser_core::entry::PROXY_DEFAULTS_NAME.to_owned(),
-                (kind, None) => return Err(missing_name(kind.as_str())),
-            };
-            let body = match kind {
-                Kind::ProxyDefaults => Body::ProxyDefaults(decoded(object)?),
-                Kind::ServiceDefaults => Body::ServiceDefaults(decoded(object)?),
-                Kind::ServiceResolver => Body::ServiceResolver(decoded(object)?),
-                Kind::ExportedServices => Body::ExportedServices(decoded(object)?),
-            };
+            let name = name.or_else(|| kind.fixed_name().map(str::to_owned));
+            let name = name.ok_or_else(|| missing_name(kind.as_str()))?;
+            let body = Body::read(kind, Value::Object(object)).map_err(|why| {
+                let why = format_args!("Request decode failed: {kind}/{name}: {why}");
+                ApiError::bad_request(why)
+            })?;
             let entry = Entry::new(&name, body).map_err(ApiError::bad_request)?;
             Some(vec![Command::PutEntry { entry, expected }])
         }
@@ -290,22 +283,8 @@ fn about(state: &State, destination: &Side) -> Option<Value> {
 
 /// A stored entry with its kind, name and indexes around it.
 fn entry(row: &Row<Entry>) -> Value {
-    #[derive(Serialize)]
-    #[serde(untagged)]
-    enum Written<'a> {
-        ProxyDefaults(&'a hawser_core::entry::ProxyDefaults),
-        ServiceDefaults(&'a hawser_core::entry::ServiceDefaults),
-        ServiceResolver(&'a hawser_core::entry::ServiceResolver),
-        ExportedServices(&'a hawser_core::entry::ExportedServices),
-    }
-    let written = match row.value.body() {
-        Body::ProxyDefaults(body) => Written::ProxyDefaults(body),
-        Body::ServiceDefaults(body) => Written::ServiceDefaults(body),
-        Body::ServiceResolver(body) => Written::ServiceResolver(body),
-        Body::ExportedServices(body) => Written::ExportedServices(body),
-    };
     // These types are plain structs with text keys, which JSON can always hold.
-    let mut value = serde_json::to_value(written).unwrap_or_else(|_| json!({}));
+    let mut value = serde_json::to_value(row.value.body()).unwrap_or_else(|_| json!({}));
     let key = row.value.key();
     value["Kind"] = json!(key.kind.as_str());
     value["Name"] = json!(key.name);
@@ -328,11 +307,6 @@ fn taken(object: &mut Map<String, Value>, name: &str) -> Result<Option<String>, 
         }
     }
     Ok(found)
-}
-
-fn decoded<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T, ApiError> {
-    serde_json::from_value(Value::Object(object))
-        .map_err(|why| ApiError::bad_request(format_args!("Request decode failed: {why}")))
 }
 
 fn missing_name(kind: &str) -> ApiError {

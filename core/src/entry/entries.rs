@@ -1,0 +1,129 @@
+//! All config entries, and what they say together.
+
+use rpds::RedBlackTreeMapSync;
+
+use super::exported_services::{ANY, ExportedService};
+use super::mesh_gateway::GatewayMode;
+use super::service_defaults::ServiceDefaults;
+use super::service_resolver::ServiceResolver;
+use super::{Body, EXPORTED_SERVICES_NAME, Entry, EntryKey, Kind, PROXY_DEFAULTS_NAME};
+use crate::catalog::{Protocol, Row, upsert};
+use crate::clock::Index;
+use crate::name::{PeerName, ServiceName};
+use crate::peering::Exports;
+
+/// All config entries.
+#[derive(Clone, Debug, Default)]
+pub struct Entries {
+    rows: RedBlackTreeMapSync<EntryKey, Row<Entry>>,
+    index: Index,
+}
+
+impl Entries {
+    /// The last entry of the log that changed any of them.
+    pub fn index(&self) -> Index {
+        self.index
+    }
+
+    /// Every entry, by kind and name.
+    pub fn iter(&self) -> impl Iterator<Item = &Row<Entry>> {
+        self.rows.values()
+    }
+
+    /// One entry.
+    pub fn get(&self, key: &EntryKey) -> Option<&Row<Entry>> {
+        self.rows.get(key)
+    }
+
+    /// Stores `entry` as of log position `at`; an equal one stays as it was. Whether it changed.
+    pub fn put(&mut self, entry: Entry, at: Index) -> bool {
+        if self.rows.get(entry.key()).is_some_and(|row| *row.value == entry) {
+            return false;
+        }
+        upsert(&mut self.rows, entry.key().clone(), entry, at);
+        self.index = at;
+        true
+    }
+
+    /// Removes one entry; whether there was one.
+    pub fn remove(&mut self, key: &EntryKey, at: Index) -> bool {
+        let removed = self.rows.remove_mut(key);
+        if removed {
+            self.index = at;
+        }
+        removed
+    }
+
+    /// Puts rows back as a snapshot holds them.
+    pub fn restore(rows: impl IntoIterator<Item = Row<Entry>>, index: Index) -> Self {
+        let rows = rows.into_iter().map(|row| (row.value.key().clone(), row)).collect();
+        Self { rows, index }
+    }
+
+    pub(crate) fn service_defaults(&self, service: &ServiceName) -> Option<&ServiceDefaults> {
+        match self.body(Kind::ServiceDefaults, service.as_str())? {
+            Body::ServiceDefaults(entry) => Some(entry),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn service_resolver(&self, service: &ServiceName) -> Option<&ServiceResolver> {
+        match self.body(Kind::ServiceResolver, service.as_str())? {
+            Body::ServiceResolver(entry) => Some(entry),
+            _ => None,
+        }
+    }
+
+    /// The protocol that the entries give `service`, if they say.
+    pub(crate) fn protocol(&self, service: &ServiceName) -> Option<Protocol> {
+        let own = self.service_defaults(service).and_then(|entry| entry.protocol.as_deref());
+        let shared = || match self.body(Kind::ProxyDefaults, PROXY_DEFAULTS_NAME)? {
+            Body::ProxyDefaults(entry) => entry.config.protocol.as_deref(),
+            _ => None,
+        };
+        own.or_else(shared).map(Protocol::from_consul)
+    }
+
+    /// Which way connections to `service` of a peer take.
+    pub(crate) fn gateway_mode(&self, service: &ServiceName) -> GatewayMode {
+        let own = self.service_defaults(service).map(|entry| entry.mesh_gateway.mode);
+        let shared = || match self.body(Kind::ProxyDefaults, PROXY_DEFAULTS_NAME) {
+            Some(Body::ProxyDefaults(entry)) => entry.mesh_gateway.mode,
+            _ => GatewayMode::Default,
+        };
+        own.filter(|mode| *mode != GatewayMode::Default).unwrap_or_else(shared)
+    }
+
+    /// Which of `services` the entries let which peers use.
+    pub fn exports<'a>(&self, services: impl Iterator<Item = &'a ServiceName>) -> Exports {
+        let mut exports = Exports::new();
+        let Some(Body::ExportedServices(entry)) =
+            self.body(Kind::ExportedServices, EXPORTED_SERVICES_NAME)
+        else {
+            return exports;
+        };
+        let peers = |service: &ExportedService| -> Vec<PeerName> {
+            service.consumers.iter().filter_map(|consumer| consumer.peer.parse().ok()).collect()
+        };
+        let (all, named): (Vec<_>, Vec<_>) =
+            entry.services.iter().partition(|service| service.name == ANY);
+        for service in named {
+            let Ok(name) = service.name.parse::<ServiceName>() else { continue };
+            exports.entry(name).or_default().extend(peers(service));
+        }
+        let everyone: Vec<PeerName> = all.into_iter().flat_map(peers).collect();
+        if !everyone.is_empty() {
+            for service in services.filter(|name| !NEVER_EXPORTED.contains(&name.as_str())) {
+                exports.entry(service.clone()).or_default().extend(everyone.iter().cloned());
+            }
+        }
+        exports
+    }
+
+    fn body(&self, kind: Kind, name: &str) -> Option<&Body> {
+        Some(self.rows.get(&EntryKey { kind, name: name.into() })?.value.body())
+    }
+}
+
+/// What `*` does not export: the servers and the gateways themselves.
+const NEVER_EXPORTED: [&str; 2] = ["consul", "mesh-gateway"];

@@ -1,0 +1,280 @@
+//! Config entries: what operators write once for a service, or for all, in Consul's JSON shape.
+//!
+//! Each kind has a file with its fields and with the rules of one entry by itself. A new kind is a
+//! file, a variant of [`Kind`] and of [`Body`], and an arm wherever the compiler then asks.
+
+mod fault;
+mod mesh_gateway;
+mod proxy_defaults;
+mod service_defaults;
+mod service_resolver;
+mod exported_services;
+mod entries;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use self::entries::Entries;
+pub use self::exported_services::{Consumer, ExportedService, ExportedServices};
+pub use self::mesh_gateway::{GatewayMode, MeshGatewayConfig};
+pub use self::proxy_defaults::{ProxyDefaults, ProxyDefaultsConfig};
+pub use self::service_defaults::ServiceDefaults;
+pub use self::service_resolver::{Failover, FailoverTarget, ServiceResolver, Target};
+use crate::name::ServiceName;
+
+/// Free pairs on an entry.
+pub type EntryMeta = BTreeMap<String, String>;
+
+/// Which kind of entry.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Kind {
+    /// Defaults for every service; its one entry is named `global`.
+    ProxyDefaults,
+    /// Defaults for one service.
+    ServiceDefaults,
+    /// How one service's targets are reached.
+    ServiceResolver,
+    /// Which services peers may use; its one entry is named `default`.
+    ExportedServices,
+}
+
+impl Kind {
+    /// Consul's word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ProxyDefaults => "proxy-defaults",
+            Self::ServiceDefaults => "service-defaults",
+            Self::ServiceResolver => "service-resolver",
+            Self::ExportedServices => "exported-services",
+        }
+    }
+
+    /// The name of its one entry; none where entries are named after services.
+    pub const fn fixed_name(self) -> Option<&'static str> {
+        match self {
+            Self::ProxyDefaults => Some(PROXY_DEFAULTS_NAME),
+            Self::ExportedServices => Some(EXPORTED_SERVICES_NAME),
+            Self::ServiceDefaults | Self::ServiceResolver => None,
+        }
+    }
+
+    /// Every kind.
+    pub const ALL: [Self; 4] =
+        [Self::ProxyDefaults, Self::ServiceDefaults, Self::ServiceResolver, Self::ExportedServices];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A word that is no kind of entry.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{given:?} is no kind of config entry: use one of {}", Kind::ALL.map(Kind::as_str).join(", "))]
+pub struct UnknownKind {
+    given: String,
+}
+
+impl FromStr for Kind {
+    type Err = UnknownKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .ok_or_else(|| UnknownKind { given: text.to_owned() })
+    }
+}
+
+/// Which entry: its kind and name.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct EntryKey {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name: a service's, or the kind's fixed one.
+    pub name: Arc<str>,
+}
+
+/// What an entry says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Body {
+    /// For every service.
+    ProxyDefaults(ProxyDefaults),
+    /// For one service.
+    ServiceDefaults(ServiceDefaults),
+    /// For one service's callers.
+    ServiceResolver(ServiceResolver),
+    /// For peers.
+    ExportedServices(ExportedServices),
+}
+
+impl Body {
+    /// Which kind it is.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::ProxyDefaults(_) => Kind::ProxyDefaults,
+            Self::ServiceDefaults(_) => Kind::ServiceDefaults,
+            Self::ServiceResolver(_) => Kind::ServiceResolver,
+            Self::ExportedServices(_) => Kind::ExportedServices,
+        }
+    }
+
+    /// Reads what an entry of `kind` says, in Consul's JSON shape without kind and name.
+    ///
+    /// # Errors
+    /// The format's own, and one that names the field for a field that the kind does not have.
+    pub fn read<'de, D: Deserializer<'de>>(kind: Kind, json: D) -> Result<Self, D::Error> {
+        Ok(match kind {
+            Kind::ProxyDefaults => Self::ProxyDefaults(Deserialize::deserialize(json)?),
+            Kind::ServiceDefaults => Self::ServiceDefaults(Deserialize::deserialize(json)?),
+            Kind::ServiceResolver => Self::ServiceResolver(Deserialize::deserialize(json)?),
+            Kind::ExportedServices => Self::ExportedServices(Deserialize::deserialize(json)?),
+        })
+    }
+
+    fn check(&self) -> Result<(), fault::Fault> {
+        match self {
+            Self::ProxyDefaults(entry) => entry.check(),
+            Self::ServiceDefaults(entry) => entry.check(),
+            Self::ServiceResolver(entry) => entry.check(),
+            Self::ExportedServices(entry) => entry.check(),
+        }
+    }
+}
+
+/// Consul's JSON shape, without kind and name.
+impl Serialize for Body {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::ProxyDefaults(entry) => entry.serialize(serializer),
+            Self::ServiceDefaults(entry) => entry.serialize(serializer),
+            Self::ServiceResolver(entry) => entry.serialize(serializer),
+            Self::ExportedServices(entry) => entry.serialize(serializer),
+        }
+    }
+}
+
+/// One config entry, checked when it was made.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Entry {
+    key: EntryKey,
+    body: Body,
+}
+
+/// Why an entry cannot be.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum InvalidEntry {
+    /// The kind's one entry has a fixed name.
+    #[error("{kind}: Name must be {expected:?}, not {name:?}")]
+    FixedName {
+        /// The entry's kind.
+        kind: Kind,
+        /// The name it must have.
+        expected: &'static str,
+        /// The name that was given.
+        name: String,
+    },
+    /// The name is no service's.
+    #[error("{kind}/{name}: Name: {why}")]
+    Name {
+        /// The entry's kind.
+        kind: Kind,
+        /// The name that was given.
+        name: String,
+        /// What is wrong with it.
+        why: crate::name::InvalidName,
+    },
+    /// A field that cannot be.
+    #[error("{kind}/{name}: {field}: {why}")]
+    Field {
+        /// The entry's kind.
+        kind: Kind,
+        /// The entry's name.
+        name: String,
+        /// The field.
+        field: String,
+        /// What is wrong with it, and what it may be.
+        why: String,
+    },
+}
+
+impl Entry {
+    /// Checks `body` and makes it the entry called `name`.
+    ///
+    /// # Errors
+    /// [`InvalidEntry`], which names the entry, the field and what it may be.
+    pub fn new(name: &str, body: Body) -> Result<Self, InvalidEntry> {
+        let (kind, owned) = (body.kind(), || name.to_owned());
+        match kind.fixed_name() {
+            Some(expected) if name != expected => {
+                return Err(InvalidEntry::FixedName { kind, expected, name: owned() });
+            }
+            Some(_) => {}
+            None => {
+                let parsed = name.parse::<ServiceName>();
+                parsed.map_err(|why| InvalidEntry::Name { kind, name: owned(), why })?;
+            }
+        }
+        body.check().map_err(|fault| {
+            let (field, why) = (fault.field, fault.why.into_owned());
+            InvalidEntry::Field { kind, name: owned(), field, why }
+        })?;
+        Ok(Self { key: EntryKey { kind, name: name.into() }, body })
+    }
+
+    /// Which entry it is.
+    pub fn key(&self) -> &EntryKey {
+        &self.key
+    }
+
+    /// What it says.
+    pub fn body(&self) -> &Body {
+        &self.body
+    }
+}
+
+/// The name of the one `proxy-defaults` entry.
+pub const PROXY_DEFAULTS_NAME: &str = "global";
+
+/// The name of the one `exported-services` entry.
+pub const EXPORTED_SERVICES_NAME: &str = "default";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_bad_entry_is_refused_with_its_field() {
+        let resolver = |connect_timeout| {
+            Body::ServiceResolver(ServiceResolver { connect_timeout, ..Default::default() })
+        };
+        let spoken = |protocol: &str| {
+            let protocol = Some(protocol.to_owned());
+            Body::ServiceDefaults(ServiceDefaults { protocol, ..Default::default() })
+        };
+        let cases = [
+            ("web", spoken("htp"), "service-defaults/web: Protocol: \"htp\""),
+            ("Web", spoken("http"), "service-defaults/Web: Name: "),
+            ("all", Body::ProxyDefaults(ProxyDefaults::default()), "Name must be \"global\""),
+            ("web", resolver(Some(Duration::ZERO)), "service-resolver/web: ConnectTimeout: must"),
+        ];
+        for (name, body, expected) in cases {
+            let refused = Entry::new(name, body).expect_err(expected).to_string();
+            assert!(refused.contains(expected), "{refused:?} has no {expected:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_field_is_named() {
+        let refused = serde_json::from_str::<ServiceDefaults>(r#"{"Protcol":"http"}"#)
+            .expect_err("a typing error");
+        assert!(refused.to_string().contains("Protcol"), "{refused}");
+    }
+}

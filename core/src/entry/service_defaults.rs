@@ -1,0 +1,65 @@
+//! `service-defaults`: what holds for one service.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::EntryMeta;
+use super::fault::{Fault, check_protocol};
+use super::mesh_gateway::MeshGatewayConfig;
+
+/// `service-defaults/<service>`: what holds for one service.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceDefaults {
+    /// `tcp`, `http`, `http2` or `grpc`.
+    #[serde(
+        default,
+        rename = "Protocol",
+        alias = "protocol",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub protocol: Option<String>,
+    /// Longest wait for the application to accept a connection, in milliseconds.
+    #[serde(
+        default,
+        rename = "LocalConnectTimeoutMs",
+        alias = "local_connect_timeout_ms",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub local_connect_timeout_ms: Option<u32>,
+    /// Most connections that one instance's proxy accepts at once; zero is no limit of its own.
+    #[serde(
+        default,
+        rename = "MaxInboundConnections",
+        alias = "max_inbound_connections",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub max_inbound_connections: Option<u32>,
+    /// How the service is reached where it is a peer's.
+    #[serde(
+        default,
+        rename = "MeshGateway",
+        alias = "mesh_gateway",
+        skip_serializing_if = "MeshGatewayConfig::is_default"
+    )]
+    pub mesh_gateway: MeshGatewayConfig,
+    /// Free pairs.
+    #[serde(default, rename = "Meta", alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: EntryMeta,
+}
+
+impl ServiceDefaults {
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        check_protocol("Protocol", self.protocol.as_deref())?;
+        match self.local_connect_timeout_ms {
+            Some(ms) if ms == 0 || ms > LOCAL_CONNECT_TIMEOUT_MS_MAX => Err(Fault::new(
+                "LocalConnectTimeoutMs",
+                format!("must be more than 0 and at most {LOCAL_CONNECT_TIMEOUT_MS_MAX}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+const LOCAL_CONNECT_TIMEOUT_MS_MAX: u32 = 60_000;
