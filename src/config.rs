@@ -608,12 +608,7 @@ impl Raw {
             script_checks: self.script_checks(),
             locality: locality.clone(),
             meta: self.meta(),
-            proxy: hawser_agent::proxy::Config {
-                workers,
-                limits: hawser_agent::proxy::Limits::default(),
-                access_log: access_log(self.access_log.as_deref()),
-                locality,
-            },
+            proxy: proxy_config(workers, self.access_log.as_deref(), locality),
             gateway: self.gateway(bind, advertise)?,
             mesh_ports,
             drain: span("proxy.drain", proxy.drain.as_deref(), DRAIN)?,
@@ -621,6 +616,7 @@ impl Raw {
             is_server,
             acl: acl::agent(self.acl.as_ref())?,
             logs: None,
+            succession: agent::Succession::default(),
             version: env!("CARGO_PKG_VERSION"),
         })
     }
@@ -796,6 +792,15 @@ fn span(key: &str, text: Option<&str>, default: Duration) -> Result<Duration> {
         None => Ok(default),
         Some(text) => hawser_core::duration::parse(text).with_context(|| key.to_owned()),
     }
+}
+
+fn proxy_config(
+    workers: usize,
+    access_log_to: Option<&str>,
+    locality: Locality,
+) -> agent::proxy::Config {
+    let access_log = access_log(access_log_to);
+    agent::proxy::Config { workers, access_log, locality, ..agent::proxy::Config::default() }
 }
 
 fn access_log(text: Option<&str>) -> hawser_agent::proxy::AccessLog {

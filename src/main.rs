@@ -4,6 +4,7 @@ mod telemetry;
 mod config;
 mod consul;
 mod signal;
+mod succession;
 mod cli;
 
 fn main() -> std::process::ExitCode {

@@ -1,4 +1,4 @@
-//! Signals: stop gracefully, stop now, reload.
+//! Signals: stop gracefully, stop now, reload, be replaced.
 
 use std::io;
 
@@ -10,6 +10,7 @@ pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    replace: Signal,
 }
 
 /// What a signal asks for.
@@ -19,6 +20,8 @@ pub(crate) enum Asked {
     Stop,
     /// Read the configuration anew.
     Reload,
+    /// Start the binary anew and hand everything over to it.
+    Replace,
 }
 
 impl Signals {
@@ -31,6 +34,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            replace: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -40,15 +44,22 @@ impl Signals {
             _ = self.terminate.recv() => Asked::Stop,
             _ = self.interrupt.recv() => Asked::Stop,
             _ = self.hang_up.recv() => Asked::Reload,
+            _ = self.replace.recv() => Asked::Replace,
         }
     }
 
     /// Cancels `drain` on the first ask to stop and ends the process on the second; calls
-    /// `reload` in between. Returns never.
-    pub(crate) async fn obey(mut self, drain: CancellationToken, reload: impl Fn()) {
+    /// `reload` and `replace` in between. Returns never.
+    pub(crate) async fn obey(
+        mut self,
+        drain: CancellationToken,
+        reload: impl Fn(),
+        replace: impl Fn(),
+    ) {
         loop {
             match self.next().await {
                 Asked::Reload => reload(),
+                Asked::Replace => replace(),
                 Asked::Stop if drain.is_cancelled() => {
                     tracing::warn!("asked to stop again: stopping without draining");
                     std::process::exit(EXIT_NOT_DRAINED);

@@ -15,6 +15,7 @@ use hawser_aws::{InvalidQuery, Query, is_provider};
 use hawser_core::catalog::{Instance, Locality, Meta};
 use hawser_core::name::{Datacenter, NodeName};
 
+use crate::hand_over::Sockets;
 use crate::{ecs, resolve};
 
 /// One agent.
@@ -66,8 +67,26 @@ pub struct Config {
     pub acl: crate::acl::Settings,
     /// What the process logs, for those who watch it over the API.
     pub logs: Option<crate::monitor::Logs>,
+    /// How it takes over from another process, and gives way to the next.
+    pub succession: Succession,
     /// The release.
     pub version: &'static str,
+}
+
+/// How an agent takes over from another process, and gives way to the next.
+pub struct Succession {
+    /// Whether to replace the agent that runs in the same folder, should one run.
+    pub take_over: bool,
+    /// Listening sockets that the service manager kept.
+    pub sockets: Sockets,
+    /// Told of the process that replaced this one, before this one ends.
+    pub on_replaced: fn(u32),
+}
+
+impl Default for Succession {
+    fn default() -> Self {
+        Self { take_over: false, sockets: Sockets::default(), on_replaced: |_| {} }
+    }
 }
 
 /// A mesh gateway, as the host that is one knows it.

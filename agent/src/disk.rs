@@ -26,7 +26,7 @@ pub enum UnsafeFolder {
     #[error("{0} may be written by other users: chmod go-w it")]
     Writable(PathBuf),
     /// Another agent has it.
-    #[error("{0} is used by another running agent")]
+    #[error("{0} is used by another running agent: --take-over replaces it")]
     InUse(PathBuf),
     /// The system refused.
     #[error("{path}: {source}")]
@@ -82,11 +82,19 @@ pub(crate) fn lock(folder: &Path) -> Result<File, UnsafeFolder> {
         .truncate(false)
         .write(true)
         .mode(0o600)
-        .open(folder.join("agent.lock"))
+        .open(folder.join(LOCK))
         .map_err(failed)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| UnsafeFolder::InUse(folder.to_owned()))?;
     Ok(file)
+}
+
+/// Whether `lock`, which another process holds as well, is the lock of `folder`.
+pub(crate) fn is_lock_of(lock: &File, folder: &Path) -> bool {
+    let (Ok(held), Ok(file)) = (lock.metadata(), fs::metadata(folder.join(LOCK))) else {
+        return false;
+    };
+    (held.dev(), held.ino()) == (file.dev(), file.ino())
 }
 
 /// Replaces the file at `path` by `bytes`, mode 0600: after a power cut it is the old or the new
@@ -139,6 +147,7 @@ pub(crate) fn set_aside(path: &Path, why: &str) {
     );
 }
 
+const LOCK: &str = "agent.lock";
 const WRITABLE_BY_ALL: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 const WRITABLE_BY_OTHERS: u32 = 0o022;

@@ -9,7 +9,7 @@ use hawser_core::peering::PeerService;
 use hawser_core::view::View;
 use hawser_proxy::ListenerStatus;
 use prometheus::Registry;
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::anti_entropy::Refused;
@@ -64,6 +64,10 @@ pub(crate) struct Host {
     pub(crate) stopping: CancellationToken,
     /// Cancelled to make the agent leave and end.
     pub(crate) leave: CancellationToken,
+    /// What changes the host's declarations holds it for reading; who hands over, for writing.
+    pub(crate) changes: Arc<RwLock<()>>,
+    /// Whether the API leaves new connections to another process, or will soon.
+    pub(crate) holds: watch::Sender<bool>,
 }
 
 impl Host {

@@ -12,6 +12,7 @@ pub mod monitor;
 pub mod ecs;
 mod resolve;
 pub mod acl;
+mod hand_over;
 pub mod config;
 mod disk;
 mod tls;
@@ -35,8 +36,9 @@ mod api;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -48,15 +50,16 @@ use hawser_core::name::NodeName;
 use hawser_core::view::View;
 use hawser_proto::v1;
 use hawser_proxy::{ListenerStatus, Plan, Proxy};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedRwLockWriteGuard, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::config::{
-    Config, Gateway, InvalidAdvertise, InvalidPin, Join, Mint, Pin, ScriptChecks,
+    Config, Gateway, InvalidAdvertise, InvalidPin, Join, Mint, Pin, ScriptChecks, Succession,
 };
 pub use crate::disk::UnsafeFolder;
+pub use crate::hand_over::{HandOverError, Sockets};
 pub use crate::identity::join::{InvalidToken, JoinError};
 pub use crate::local::RegisterError;
 pub use hawser_dns as dns;
@@ -64,6 +67,7 @@ pub use hawser_proxy as proxy;
 
 use crate::anti_entropy::{AntiEntropy, Refused};
 use crate::clock::Backoff;
+use crate::hand_over::{Asker, Offer, Successor, Taken};
 use crate::host::Host;
 use crate::identity::join::{Membership, Right, Token};
 use crate::identity::{join, leaves, node};
@@ -120,6 +124,9 @@ pub enum StartError {
     /// The proxy does not start.
     #[error("proxy: {0}")]
     Proxy(#[from] hawser_proxy::StartError),
+    /// The agent that runs already does not give way.
+    #[error("taking over from the running agent: {0}")]
+    HandOver(#[from] HandOverError),
 }
 
 /// Why an agent ended by itself.
@@ -154,6 +161,7 @@ pub struct Handle {
     host: Arc<Host>,
     ready: watch::Receiver<bool>,
     addresses: Addresses,
+    listening: Arc<Listening>,
 }
 
 impl Handle {
@@ -186,6 +194,61 @@ impl Handle {
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
+
+    /// Every socket that listens, for a service manager to keep. From then on DNS's sockets are
+    /// left whole when the agent ends.
+    ///
+    /// # Errors
+    /// The system's, where descriptors have run out.
+    pub fn sockets(&self) -> io::Result<Sockets> {
+        self.listening.sockets()
+    }
+
+    /// Wakes whenever [`Handle::sockets`] may answer something else; none once the proxy ended.
+    pub fn socket_changes(&self) -> Option<watch::Receiver<u64>> {
+        let proxy = self.listening.proxy.lock().unwrap_or_else(PoisonError::into_inner);
+        proxy.as_ref().map(Proxy::socket_changes)
+    }
+}
+
+/// What listens: each socket a second time, for another process to take up.
+struct Listening {
+    proxy: Arc<Mutex<Option<Proxy>>>,
+    http: Option<std::net::TcpListener>,
+    dns: Option<hawser_dns::Sockets>,
+}
+
+impl Listening {
+    fn new(
+        proxy: &Arc<Mutex<Option<Proxy>>>,
+        http: Option<&std::net::TcpListener>,
+        dns: Option<&(hawser_dns::Config, hawser_dns::Sockets)>,
+    ) -> io::Result<Self> {
+        let http = http.map(std::net::TcpListener::try_clone).transpose()?;
+        let dns = dns.map(|(_, sockets)| sockets.try_clone()).transpose()?;
+        Ok(Self { proxy: proxy.clone(), http, dns })
+    }
+
+    fn addresses(&self) -> io::Result<Addresses> {
+        Ok(Addresses {
+            http: self.http.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
+            dns: self.dns.as_ref().map(hawser_dns::Sockets::address).transpose()?,
+        })
+    }
+
+    fn sockets(&self) -> io::Result<Sockets> {
+        let mut all = Sockets::default();
+        if let Some(proxy) = &*self.proxy.lock().unwrap_or_else(PoisonError::into_inner) {
+            all.add(proxy.sockets()?);
+        }
+        all.http.extend(self.http.as_ref().map(std::net::TcpListener::try_clone).transpose()?);
+        if let Some(dns) = &self.dns {
+            dns.is_shared.store(true, Ordering::Release);
+            let dns = dns.try_clone()?;
+            (all.dns_udp, all.dns_tcp) = (dns.udp, dns.tcp);
+        }
+        Ok(all)
+    }
 }
 
 /// An agent whose proxy serves already, from what its disk holds.
@@ -204,6 +267,8 @@ pub struct Agent {
     dns: Option<(hawser_dns::Config, hawser_dns::Sockets)>,
     ready: watch::Sender<bool>,
     addresses: Addresses,
+    listening: Arc<Listening>,
+    on_replaced: fn(u32),
     /// Held for as long as the agent lives: one folder, one agent.
     lock: File,
 }
@@ -219,20 +284,12 @@ impl Agent {
     pub fn start(config: Config, registry: prometheus::Registry) -> Result<Self, StartError> {
         let folder = config.data_dir;
         disk::private_folder(&folder)?;
-        let lock = disk::lock(&folder)?;
+        let mut inherited = Inherited::of(config.succession, &folder)?;
         disk::private_folder(&folder.join(LEAVES))?;
         let metrics = Metrics::register(&registry)?;
 
         let membership = Membership::kept(&folder)?;
-        match (membership.as_ref().and_then(Membership::node), &config.join) {
-            (Some(joined), _) if *joined != config.node => {
-                let joined = joined.clone();
-                return Err(StartError::Renamed { joined, configured: config.node });
-            }
-            (None, Join::None) => return Err(StartError::NeverJoined),
-            (_, Join::Token(text)) => drop(Token::parse(text)?),
-            _ => {}
-        }
+        may_start(membership.as_ref(), &config.join, &config.node)?;
 
         let rules = Rules {
             scripts: config.script_checks,
@@ -255,14 +312,14 @@ impl Agent {
 
         let mut planner = plan::Planner::new(config.bind, config.gateway.as_ref(), &servers);
         let plans = watch::Sender::new(Arc::new(planner.plan(&local.services(), &leaves.borrow())));
-        let proxy = Proxy::start(config.proxy, plans.subscribe(), views.subscribe(), &registry)?;
-        let proxy = Arc::new(Mutex::new(Some(proxy)));
+        let sockets = inherited.sockets.claim_proxy();
+        let proxy = start_proxy(config.proxy, sockets, &plans, &views, &registry)?;
 
-        let (http, dns) = (config.http.map(listen).transpose()?, config.dns.map(bind).transpose()?);
-        let addresses = Addresses {
-            http: http.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
-            dns: dns.as_ref().map(|(_, sockets)| sockets.address()).transpose()?,
-        };
+        let http =
+            config.http.map(|address| listen(address, &mut inherited.sockets)).transpose()?;
+        let dns = config.dns.map(|config| bind(config, &mut inherited.sockets)).transpose()?;
+        let listening = Listening::new(&proxy, http.as_ref(), dns.as_ref())?;
+        let addresses = listening.addresses()?;
         let host = Arc::new(Host {
             node: Node {
                 name: config.node,
@@ -290,8 +347,14 @@ impl Agent {
             reloads: watch::Sender::new(0),
             stopping: CancellationToken::new(),
             leave: CancellationToken::new(),
+            changes: Arc::default(),
+            holds: watch::Sender::new(false),
         });
         let ready = watch::Sender::new(host.missing().is_empty());
+        if let Some(before) = inherited.before {
+            hand_over::ready(&before)?;
+            tracing::info!("this process took the agent's sockets over");
+        }
         Ok(Self {
             host,
             folder,
@@ -307,14 +370,16 @@ impl Agent {
             dns,
             ready,
             addresses,
-            lock,
+            listening: Arc::new(listening),
+            on_replaced: inherited.on_replaced,
+            lock: inherited.lock,
         })
     }
 
     /// A handle that outlives [`Agent::run`]'s taking the agent.
     pub fn handle(&self) -> Handle {
         let (host, ready) = (self.host.clone(), self.ready.subscribe());
-        Handle { host, ready, addresses: self.addresses }
+        Handle { host, ready, addresses: self.addresses, listening: self.listening.clone() }
     }
 
     /// Whether the host serves: see [`Handle::ready`].
@@ -340,32 +405,13 @@ impl Agent {
     /// # Errors
     /// [`RunError`] when it could not join, or a task ended that never should.
     pub async fn run(self, drain: CancellationToken) -> Result<(), RunError> {
-        let Self { host, folder, join, proxy, plans, planner, asked, http, dns, .. } = self;
-        // What says that the host is here ends first; what serves ends last.
-        let (says, serves) = (host.stopping.clone(), CancellationToken::new());
-        let mut tasks: JoinSet<Result<&'static str, RunError>> = JoinSet::new();
+        let Self { host, folder, proxy, plans, planner, asked, http, dns, ready, .. } = self;
+        let until = Until::new(&host);
         let (wants_in, wants) = mpsc::channel(WANTS_QUEUED);
-        let (synced, compare) = (watch::Sender::new(0), watch::Sender::new(0));
-
-        tasks.spawn(session(host.clone(), join, folder.clone(), serves.clone()));
-        let beats = heartbeat::run(
-            host.servers.clone(),
-            compare.clone(),
-            host.metrics.clone(),
-            says.clone(),
-        );
-        tasks.spawn(named("heartbeat", beats));
-        let reconciling = AntiEntropy {
-            node: host.node.clone(),
-            local: host.local.clone(),
-            own: self.own_service,
-            servers: host.servers.clone(),
-            synced: synced.clone(),
-            compare: compare.subscribe(),
-            refused: host.refused.clone(),
-            metrics: host.metrics.clone(),
-        };
-        tasks.spawn(named("anti-entropy", reconciling.run(says.clone())));
+        let mut speaking = speak(&host, self.own_service, &folder, &until);
+        let mut tasks: JoinSet<Result<&'static str, RunError>> = JoinSet::new();
+        let serves = &until.serves;
+        tasks.spawn(session(host.clone(), self.join, folder.clone(), serves.clone()));
         let subscription = Subscription {
             local: host.local.clone(),
             servers: host.servers.clone(),
@@ -374,26 +420,6 @@ impl Agent {
             views: host.views.clone(),
         };
         tasks.spawn(named("subscription", subscription.run(serves.clone())));
-        let keeper = subscribe::keep(host.views.subscribe(), folder.join(VIEW), serves.clone());
-        tasks.spawn(named("view keeper", keeper));
-        let (servers, membership) = (host.servers.clone(), host.membership.clone());
-        tasks.spawn(named(
-            "node renewal",
-            node::run(servers.clone(), membership, folder.clone(), serves.clone()),
-        ));
-        let renewal = leaves::Leaves {
-            folder: folder.join(LEAVES),
-            local: host.local.clone(),
-            servers: servers.clone(),
-            membership: host.membership.subscribe(),
-            views: host.views.subscribe(),
-            synced: synced.subscribe(),
-            all: host.leaves.clone(),
-        };
-        tasks.spawn(named("leaf renewal", renewal.run(serves.clone())));
-        tasks.spawn(named("checks", check::run(host.local.clone(), says.clone())));
-        let (local, saved) = (host.local.clone(), says.clone());
-        tasks.spawn(named("status keeper", async move { local.keep_states(saved).await }));
         let planning =
             plan::run(host.local.clone(), host.leaves.subscribe(), planner, plans, serves.clone());
         tasks.spawn(named("plan", planning));
@@ -402,9 +428,10 @@ impl Agent {
             let proxy = edges.lock().unwrap_or_else(PoisonError::into_inner);
             proxy.as_ref().map(Proxy::take_edges).unwrap_or_default()
         };
-        let reporting = report::run(servers, take, host.metrics.clone(), says.clone());
+        let servers = host.servers.clone();
+        let reporting = report::run(servers, take, host.metrics.clone(), until.speaks.clone());
         tasks.spawn(named("report", reporting));
-        tasks.spawn(named("readiness", readiness(host.clone(), self.ready, serves.clone())));
+        tasks.spawn(named("readiness", readiness(host.clone(), ready, serves.clone())));
         if let Some(listener) = http {
             let listener = tokio::net::TcpListener::from_std(listener);
             let listener = listener.map_err(|_| RunError::Ended("the HTTP API"))?;
@@ -412,35 +439,199 @@ impl Agent {
         }
         if let Some((config, sockets)) = dns {
             let feed = hawser_dns::Feed {
-                views: dns_views(&host, &mut tasks, &serves),
+                views: dns_views(&host, &mut tasks, serves),
                 wants: wants_in.clone(),
                 last_contact_ms: host.contact.0.clone(),
             };
-            let (registry, until) = (host.registry.clone(), serves.clone());
+            let (registry, drain) = (host.registry.clone(), until.names.clone());
             tasks.spawn(async move {
-                hawser_dns::run(config, sockets, feed, &registry, until).await?;
+                hawser_dns::run(config, sockets, feed, &registry, drain).await?;
                 Ok("DNS")
             });
         }
 
-        let application = self.ecs.map(|config| beside(config, &host, &mut tasks, &serves));
+        let application = self.ecs.map(|config| beside(config, &host, &mut tasks, serves));
 
+        let offering = offer(&host, &folder, &self.listening, &self.lock);
         let ended = tokio::select! {
-            () = drain.cancelled() => Ok(()),
-            () = host.leave.cancelled() => Ok(()),
+            () = drain.cancelled() => Ok(None),
+            () = host.leave.cancelled() => Ok(None),
+            successor = offering => Ok(Some(successor)),
             Some(ended) = tasks.join_next() => Err(early(ended)),
+            Some(ended) = speaking.join_next() => Err(early(ended)),
         };
-        says.cancel();
-        let has_left = ended.is_err() || leave(&host).await;
-        wind_down(&host, has_left, application, &proxy, self.drain).await;
-        serves.cancel();
-        let finishing = async { while tasks.join_next().await.is_some() {} };
-        if timeout(FINISH, finishing).await.is_err() {
-            tracing::warn!("some tasks did not end in time");
-        }
+        until.speaks.cancel();
+        let ended = match ended {
+            Ok(Some(successor)) => {
+                until.keeps.cancel();
+                finish(&mut speaking).await;
+                (self.on_replaced)(successor.pid);
+                tracing::info!(pid = successor.pid, "another process took over: finishing");
+                successor.leave();
+                until.names.cancel();
+                let held = proxy.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(proxy) = held {
+                    proxy.give_way(self.drain).await;
+                }
+                Ok(())
+            }
+            ended => {
+                let ended = ended.map(drop);
+                let has_left = ended.is_err() || leave(&host).await;
+                wind_down(&host, has_left, application, &proxy, self.drain).await;
+                ended
+            }
+        };
+        until.serves.cancel();
+        finish(&mut speaking).await;
+        finish(&mut tasks).await;
         // A sender that lives to here keeps DNS's queue open while the subscription waits.
         drop((wants_in, self.lock));
         ended
+    }
+}
+
+/// What ends when: each part has its turn when the agent stops or gives way.
+struct Until {
+    /// What says that the host is here, and how it is.
+    speaks: CancellationToken,
+    /// What writes to the agent's folder.
+    keeps: CancellationToken,
+    /// DNS.
+    names: CancellationToken,
+    /// What serves: ends last.
+    serves: CancellationToken,
+}
+
+impl Until {
+    fn new(host: &Host) -> Self {
+        let serves = CancellationToken::new();
+        let (keeps, names) = (serves.child_token(), serves.child_token());
+        Self { speaks: host.stopping.clone(), keeps, names, serves }
+    }
+}
+
+/// Begins all that one process at a time may do for a host: speak for it, and write to its folder.
+fn speak(
+    host: &Arc<Host>,
+    own: Option<Instance>,
+    folder: &Path,
+    until: &Until,
+) -> JoinSet<Result<&'static str, RunError>> {
+    let mut tasks = JoinSet::new();
+    let (says, keeps) = (&until.speaks, &until.keeps);
+    let (synced, compare) = (watch::Sender::new(0), watch::Sender::new(0));
+    let (servers, membership) = (host.servers.clone(), host.membership.clone());
+    let beats =
+        heartbeat::run(servers.clone(), compare.clone(), host.metrics.clone(), says.clone());
+    tasks.spawn(named("heartbeat", beats));
+    let reconciling = AntiEntropy {
+        node: host.node.clone(),
+        local: host.local.clone(),
+        own,
+        servers: servers.clone(),
+        synced: synced.clone(),
+        compare: compare.subscribe(),
+        refused: host.refused.clone(),
+        metrics: host.metrics.clone(),
+    };
+    tasks.spawn(named("anti-entropy", reconciling.run(says.clone())));
+    tasks.spawn(named("checks", check::run(host.local.clone(), says.clone())));
+    let (local, saved) = (host.local.clone(), says.clone());
+    tasks.spawn(named("status keeper", async move { local.keep_states(saved).await }));
+    let keeper = subscribe::keep(host.views.subscribe(), folder.join(VIEW), keeps.clone());
+    tasks.spawn(named("view keeper", keeper));
+    let renewal = node::run(servers.clone(), membership, folder.to_owned(), keeps.clone());
+    tasks.spawn(named("node renewal", renewal));
+    let renewal = leaves::Leaves {
+        folder: folder.join(LEAVES),
+        local: host.local.clone(),
+        servers,
+        membership: host.membership.subscribe(),
+        views: host.views.subscribe(),
+        synced: synced.subscribe(),
+        all: host.leaves.clone(),
+    };
+    tasks.spawn(named("leaf renewal", renewal.run(keeps.clone())));
+    tasks
+}
+
+/// Waits a while for tasks that were told to end.
+async fn finish(tasks: &mut JoinSet<Result<&'static str, RunError>>) {
+    let finishing = async { while tasks.join_next().await.is_some() {} };
+    if timeout(FINISH, finishing).await.is_err() {
+        tracing::warn!("some tasks did not end in time");
+    }
+}
+
+/// Offers the agent's sockets to successors, until one serves from them.
+async fn offer(host: &Host, folder: &Path, listening: &Listening, lock: &File) -> Successor {
+    let opened = match host.is_server {
+        // Its log has one writer, and its members know it by its process.
+        true => None,
+        false => Offer::open(folder)
+            .inspect_err(|why| tracing::warn!(%why, "no other process can take over"))
+            .ok(),
+    };
+    let Some(offer) = opened else { return std::future::pending().await };
+    loop {
+        let asked = match offer.next().await {
+            Ok(asker) => hand_over(host, folder, asker, listening, lock).await,
+            Err(why) => {
+                sleep(OFFER_BACK_OFF).await;
+                Err(why)
+            }
+        };
+        match asked {
+            Ok(successor) => return successor,
+            Err(why) => tracing::warn!(%why, "a process that asked to take over did not"),
+        }
+    }
+}
+
+/// Hands everything over to one process. While it reads the disk, nothing is declared; what it
+/// would not see there is written first.
+async fn hand_over(
+    host: &Host,
+    folder: &Path,
+    asker: Asker,
+    listening: &Listening,
+    lock: &File,
+) -> Result<Successor, HandOverError> {
+    tracing::info!("another process takes over");
+    let turn = timeout(LEAVE, host.changes.clone().write_owned()).await.ok();
+    let holding = Holding::begin(&host.holds, turn);
+    host.local.save_states();
+    let view = host.views.borrow().clone();
+    subscribe::write(&folder.join(VIEW), view).await;
+    let mut sockets = listening.sockets()?;
+    sockets.lock = Some(lock.try_clone()?);
+    let successor = asker.give(sockets).await?;
+    holding.keep();
+    Ok(successor)
+}
+
+/// The API leaves new connections alone and changes nothing, until this is dropped.
+struct Holding<'a> {
+    holds: &'a watch::Sender<bool>,
+    _turn: Option<OwnedRwLockWriteGuard<()>>,
+}
+
+impl<'a> Holding<'a> {
+    fn begin(holds: &'a watch::Sender<bool>, turn: Option<OwnedRwLockWriteGuard<()>>) -> Self {
+        holds.send_replace(true);
+        Self { holds, _turn: turn }
+    }
+
+    /// For good.
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        self.holds.send_replace(false);
     }
 }
 
@@ -747,9 +938,77 @@ fn declared(
     local
 }
 
-fn listen(address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
+/// What a process begins with.
+struct Inherited {
+    /// The sockets of the agent that it replaces, or those that a service manager kept.
+    sockets: Sockets,
+    /// The lock of the folder.
+    lock: File,
+    /// Whom to tell once it serves.
+    before: Option<UnixStream>,
+    on_replaced: fn(u32),
+}
+
+impl Inherited {
+    fn of(succession: Succession, folder: &Path) -> Result<Self, StartError> {
+        let on_replaced = succession.on_replaced;
+        let taken = if succession.take_over { hand_over::take(folder)? } else { None };
+        let (mut sockets, before) = match taken {
+            Some(Taken { sockets, connection }) => (sockets, Some(connection)),
+            None => (succession.sockets, None),
+        };
+        let lock = match sockets.lock.take().filter(|lock| disk::is_lock_of(lock, folder)) {
+            Some(lock) => lock,
+            None => disk::lock(folder)?,
+        };
+        Ok(Self { sockets, lock, before, on_replaced })
+    }
+}
+
+/// Whether a host that holds `membership` may be called `node`, and join by `join`.
+fn may_start(
+    membership: Option<&Membership>,
+    join: &Join,
+    node: &NodeName,
+) -> Result<(), StartError> {
+    match (membership.and_then(Membership::node), join) {
+        (Some(joined), _) if joined != node => {
+            Err(StartError::Renamed { joined: joined.clone(), configured: node.clone() })
+        }
+        (None, Join::None) => Err(StartError::NeverJoined),
+        (_, Join::Token(text)) => {
+            Token::parse(text)?;
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Starts the proxy, and closes what it inherited and has no use for.
+fn start_proxy(
+    mut config: hawser_proxy::Config,
+    inherited: hawser_proxy::Inherited,
+    plans: &watch::Sender<Arc<Plan>>,
+    views: &watch::Sender<Arc<View>>,
+    registry: &prometheus::Registry,
+) -> Result<Arc<Mutex<Option<Proxy>>>, StartError> {
+    config.inherited = inherited.clone();
+    let proxy = Proxy::start(config, plans.subscribe(), views.subscribe(), registry)?;
+    for address in inherited.close_rest() {
+        tracing::info!(%address, "a socket that was handed over has no use any more");
+    }
+    Ok(Arc::new(Mutex::new(Some(proxy))))
+}
+
+fn listen(
+    address: SocketAddr,
+    inherited: &mut Sockets,
+) -> Result<std::net::TcpListener, StartError> {
     let failed = |source| StartError::Listen { what: "the HTTP API", address, source };
-    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    let listener = match inherited.claim_http(address) {
+        Some(listener) => listener,
+        None => std::net::TcpListener::bind(address).map_err(failed)?,
+    };
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
 }
@@ -766,9 +1025,14 @@ fn listeners_of(
 
 fn bind(
     (address, config): (SocketAddr, hawser_dns::Config),
+    inherited: &mut Sockets,
 ) -> Result<(hawser_dns::Config, hawser_dns::Sockets), StartError> {
-    let sockets = hawser_dns::bind(address, dns_workers())
-        .map_err(|source| StartError::Listen { what: "DNS", address, source })?;
+    let sockets =
+        match inherited.claim_dns(address) {
+            Some(sockets) => sockets,
+            None => hawser_dns::bind(address, dns_workers())
+                .map_err(|source| StartError::Listen { what: "DNS", address, source })?,
+        };
     Ok((config, sockets))
 }
 
@@ -815,6 +1079,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const READY_EVERY: Duration = Duration::from_millis(250);
 const LEAVE: Duration = Duration::from_secs(2);
 const PROPAGATION: Duration = Duration::from_secs(1);
+/// Who asks in vain is not heard again at once.
+const OFFER_BACK_OFF: Duration = Duration::from_millis(100);
 const FINISH: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
@@ -916,6 +1182,7 @@ mod tests {
             drain: Duration::from_secs(1),
             ecs: None,
             is_server: false,
+            succession: Succession::default(),
             acl: acl::Settings::default(),
             logs: None,
             version: "0.0.0",

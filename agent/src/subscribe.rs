@@ -267,7 +267,8 @@ pub(crate) async fn keep(
     }
 }
 
-async fn write(path: &Path, view: Arc<View>) {
+/// Writes the view to disk.
+pub(crate) async fn write(path: &Path, view: Arc<View>) {
     let owned = path.to_owned();
     let written =
         tokio::task::spawn_blocking(move || disk::write(&owned, &codec::view::encode(&view))).await;

@@ -29,6 +29,10 @@ pub(crate) struct Arguments {
     /// Nothing: a server for tests is alone.
     #[arg(long, hide = true)]
     bootstrap: bool,
+    /// Take the sockets of the agent that runs in the same folder, which then finishes what is
+    /// open and ends; start as usual where none runs.
+    #[arg(long, conflicts_with_all = ["dev", "server"])]
+    take_over: bool,
     #[command(flatten)]
     serve: serve::Arguments,
 }
@@ -40,8 +44,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
     match (arguments.dev, arguments.server) {
         (true, _) => run_for_tests(&arguments.serve),
-        (false, true) => serve::run(arguments.serve, Part::Server),
-        (false, false) => serve::run(arguments.serve, Part::Agent),
+        (false, true) => serve::run(arguments.serve, Part::Server, false),
+        (false, false) => serve::run(arguments.serve, Part::Agent, arguments.take_over),
     }
 }
 
@@ -70,7 +74,7 @@ fn run_for_tests(arguments: &serve::Arguments) -> Result<()> {
         let signals = Signals::new()?;
         let drain = CancellationToken::new();
         let mesh = Mesh::start(settings, drain.clone()).await?;
-        tokio::spawn(signals.obey(drain, || {}));
+        tokio::spawn(signals.obey(drain, || {}, || {}));
         mesh.run().await
     })
 }

@@ -75,7 +75,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         };
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         if arguments.clusters > 1 {
-            tokio::spawn(signals.obey(drain.clone(), || {}));
+            tokio::spawn(signals.obey(drain.clone(), || {}, || {}));
             return Box::pin(regions::run(&arguments, &folder, drain)).await;
         }
         let mut demo = Vec::new();
@@ -96,7 +96,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
                 drop(write_welcome(&welcome));
             }
         });
-        tokio::spawn(signals.obey(drain, || {}));
+        tokio::spawn(signals.obey(drain, || {}, || {}));
         mesh.run().await
     })
 }

@@ -73,7 +73,7 @@ pub(crate) fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Dev(arguments) => dev::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Server(arguments) => {
-            serve::run(arguments, Part::Server).map(|()| ExitCode::SUCCESS)
+            serve::run(arguments, Part::Server, false).map(|()| ExitCode::SUCCESS)
         }
         Command::Agent(arguments) => agent::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Join(arguments) => join::run(arguments).map(|()| ExitCode::SUCCESS),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hawser_agent::{Agent, Join};
+use hawser_agent::{Agent, Join, Succession};
 use hawser_api::definition::{CheckDefinition, ServiceDefinition};
 use hawser_server::identity::OperatorKey;
 use hawser_server::{Handle, RunError, Server};
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::ecs::{Sidecar, Variables};
 use crate::config::{self, Flags, Part, ServerSettings, Settings};
 use crate::signal::Signals;
+use crate::succession;
 
 /// Where a long-running part takes its configuration from.
 #[derive(Clone, Debug, clap::Args)]
@@ -50,7 +51,10 @@ impl Arguments {
 ///
 /// # Errors
 /// A configuration that cannot be, a listener that cannot be bound, or a part that failed.
-pub(crate) fn run(arguments: Arguments, part: Part) -> Result<()> {
+pub(crate) fn run(arguments: Arguments, part: Part, take_over: bool) -> Result<()> {
+    // Before there is a second thread: it changes the environment.
+    let sockets = succession::kept();
+    let successor = succession::Command::of_this();
     seed_randomness();
     let mut raw = arguments.read()?;
     let runtime = runtime()?;
@@ -63,6 +67,8 @@ pub(crate) fn run(arguments: Arguments, part: Part) -> Result<()> {
     }
     let mut settings = raw.resolve(part)?;
     settings.agent.ecs = sidecar.as_ref().map(|sidecar| sidecar.watch(&raw)).transpose()?;
+    settings.agent.succession =
+        Succession { take_over, sockets, on_replaced: succession::announce };
     settings.start_logging()?;
     runtime.block_on(async move {
         let signals = Signals::new()?;
@@ -75,7 +81,12 @@ pub(crate) fn run(arguments: Arguments, part: Part) -> Result<()> {
             }
             raw.definitions()
         });
-        tokio::spawn(signals.obey(drain, reload));
+        let replace = move || match part {
+            Part::Agent => successor.start(),
+            Part::Server => tracing::error!("a server cannot be replaced in place: restart it"),
+        };
+        tokio::spawn(succession::keep(mesh.agent().handle(), drain.clone()));
+        tokio::spawn(signals.obey(drain, reload, replace));
         mesh.run().await
     })
 }

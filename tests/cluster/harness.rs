@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -20,6 +21,8 @@ pub(crate) struct Net {
 /// One running process; killed when it goes out of scope.
 pub(crate) struct Process {
     child: Child,
+    /// Those that it replaced, while they finish.
+    replaced: Vec<Child>,
     config: PathBuf,
     part: &'static str,
     log: PathBuf,
@@ -128,8 +131,8 @@ impl Net {
 
 impl Process {
     fn start(part: &'static str, config: PathBuf, log: PathBuf) -> Self {
-        let child = spawn(part, &config, &log);
-        Self { child, config, part, log }
+        let child = spawn(part, &config, &log, &[]);
+        Self { child, replaced: Vec::new(), config, part, log }
     }
 
     /// Ends the process as a power cut of the process would.
@@ -140,15 +143,38 @@ impl Process {
 
     /// Starts it again with the same configuration and data.
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(self.part, &self.config, &self.log);
+        self.child = spawn(self.part, &self.config, &self.log, &[]);
     }
 
     /// Asks it to stop and waits for it.
     pub(crate) fn stop(&mut self) -> std::process::ExitStatus {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
-        assert!(sent.success());
+        self.signal("-TERM");
         self.ended()
+    }
+
+    /// Starts the binary again beside it, to take everything over from it.
+    pub(crate) fn replace(&mut self) {
+        let next = spawn(self.part, &self.config, &self.log, &["--take-over"]);
+        self.replaced.push(std::mem::replace(&mut self.child, next));
+    }
+
+    /// How many of those that it replaced have not ended yet. All ended well.
+    pub(crate) fn finishing(&mut self) -> usize {
+        self.replaced.retain_mut(|child| match child.try_wait().expect("waited for") {
+            Some(status) => {
+                assert!(status.success(), "{status}");
+                false
+            }
+            None => true,
+        });
+        self.replaced.len()
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status().expect("kill runs");
+        assert!(sent.success());
     }
 
     /// Waits for it to end by itself.
@@ -167,6 +193,13 @@ impl Drop for Process {
         // A process that has ended already cannot be killed again, which is as well.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for child in &mut self.replaced {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        // One that the process started by itself is in its group.
+        let group = format!("-{}", self.child.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
         if std::thread::panicking() {
             let told = format!("--- {} ---\n{}\n", self.log.display(), self.log());
             // A test that fails anyway has nobody else to tell.
@@ -175,11 +208,13 @@ impl Drop for Process {
     }
 }
 
-fn spawn(part: &str, config: &Path, log: &Path) -> Child {
+fn spawn(part: &str, config: &Path, log: &Path, arguments: &[&str]) -> Child {
     let out = File::options().create(true).append(true).open(log).expect("a log file");
     Command::new(BINARY)
         .args([part, "--config-file"])
         .arg(config)
+        .args(arguments)
+        .process_group(0)
         .env("HAWSER_LOG", "warn,hawser=info,hawser_server=info,hawser_agent=info")
         .stdin(Stdio::null())
         .stdout(out.try_clone().expect("a second handle"))

@@ -7,3 +7,4 @@ mod data;
 mod dev;
 mod ecs;
 mod harness;
+mod upgrade;

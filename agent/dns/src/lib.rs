@@ -39,6 +39,8 @@ pub struct Sockets {
     pub udp: Vec<UdpSocket>,
     /// Listeners on the same port.
     pub tcp: Vec<TcpListener>,
+    /// Set once another process has them too: then they are left whole when this one stops.
+    pub is_shared: Arc<AtomicBool>,
 }
 
 impl Sockets {
@@ -52,6 +54,16 @@ impl Sockets {
             (None, Some(listener)) => listener.local_addr(),
             (None, None) => Err(io::ErrorKind::NotFound.into()),
         }
+    }
+
+    /// The same sockets, for another process to take up.
+    ///
+    /// # Errors
+    /// The system's, where descriptors have run out.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let udp = self.udp.iter().map(UdpSocket::try_clone).collect::<io::Result<_>>()?;
+        let tcp = self.tcp.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?;
+        Ok(Self { udp, tcp, is_shared: self.is_shared.clone() })
     }
 }
 
@@ -68,7 +80,7 @@ pub fn bind(address: SocketAddr, udp_workers: usize) -> io::Result<Sockets> {
         // TCP first: it does not share its port, so another process on the port is noticed.
         let tcp = TcpListener::bind(address)?;
         match bind_udp(tcp.local_addr()?, udp_workers.max(1)) {
-            Ok(udp) => return Ok(Sockets { udp, tcp: vec![tcp] }),
+            Ok(udp) => return Ok(Sockets { udp, tcp: vec![tcp], is_shared: Arc::default() }),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
             Err(error) => return Err(error),
         }
@@ -126,6 +138,7 @@ pub async fn run(
     let stopper = Stopper {
         sockets: sockets.udp.into_iter().map(Arc::new).collect(),
         stop: Arc::new(AtomicBool::new(false)),
+        is_shared: sockets.is_shared,
     };
     let mut workers = JoinSet::new();
     for listener in sockets.tcp {

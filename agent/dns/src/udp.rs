@@ -104,11 +104,17 @@ fn send(socket: &UdpSocket, reply: &[u8], peer: SocketAddr) {
 pub(crate) struct Stopper {
     pub(crate) sockets: Vec<Arc<UdpSocket>>,
     pub(crate) stop: Arc<AtomicBool>,
+    /// Whether other processes read from them too.
+    pub(crate) is_shared: Arc<AtomicBool>,
 }
 
 impl Stopper {
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
+        if self.is_shared.load(Ordering::Acquire) {
+            // Shut down, they would be deaf for the others too: the time-out ends the wait.
+            return;
+        }
         for socket in &self.sockets {
             // Linux wakes the readers of an unconnected socket too and still reports ENOTCONN.
             let _not_connected = socket2::SockRef::from(&**socket).shutdown(Shutdown::Read);

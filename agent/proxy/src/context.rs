@@ -3,12 +3,15 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hawser_core::catalog::Locality;
 use hawser_core::view::View;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode, Version};
 use hyper_util::rt::TokioTimer;
 use rand::rngs::SmallRng;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -34,6 +37,8 @@ pub(crate) struct Context {
     pub(crate) random: RefCell<SmallRng>,
     /// Cancelled: accept nothing more, finish what is open.
     pub(crate) drain: CancellationToken,
+    /// Whether another process accepts in this one's place: what is open need not hurry then.
+    pub(crate) is_succeeded: Arc<AtomicBool>,
     /// The connections.
     pub(crate) tracker: TaskTracker,
     pub(crate) connections: Cell<usize>,
@@ -52,6 +57,37 @@ impl Drop for Slot {
 }
 
 impl Context {
+    /// Ends when an HTTP connection must be told to finish.
+    ///
+    /// Where another process accepts in this one's place, nothing hurries: closing an idle
+    /// connection would lose the request that may be on its way in it. So an HTTP/1.1 connection
+    /// ends with its next answer, see [`Context::say_last`], and one of HTTP/2 is told once it
+    /// shows itself as that by a request, with `is_http2`.
+    pub(crate) async fn finishing(&self, is_http2: &Notify) {
+        self.drain.cancelled().await;
+        if self.is_succeeded.load(Ordering::Acquire) {
+            is_http2.notified().await;
+        }
+    }
+
+    /// Makes `response` the last of its connection, where connections end so.
+    pub(crate) fn say_last<B>(
+        &self,
+        version: Version,
+        response: &mut Response<B>,
+        is_http2: &Notify,
+    ) {
+        if !self.drain.is_cancelled() {
+            return;
+        }
+        if version == Version::HTTP_2 {
+            is_http2.notify_one();
+        } else if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+    }
+
     /// A place for one more request; none when the limit is reached.
     pub(crate) fn request_slot(&self) -> Option<Slot> {
         let count = self.requests.get();

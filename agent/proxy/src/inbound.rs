@@ -24,6 +24,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -250,10 +251,15 @@ impl Connection {
         let watched = &listed.watched;
         let limits = &context.limits;
         let is_upgradable = wire != Wire::H2;
-        let service = service_fn(move |request| {
-            let connection = self.clone();
+        let is_http2 = Rc::new(Notify::new());
+        let seen = is_http2.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (connection, seen) = (self.clone(), seen.clone());
             async move {
-                Ok::<_, std::convert::Infallible>(connection.answer(request, is_upgradable).await)
+                let (context, version) = (connection.port.context.clone(), request.version());
+                let mut response = connection.answer(request, is_upgradable).await;
+                context.say_last(version, &mut response, &seen);
+                Ok::<_, std::convert::Infallible>(response)
             }
         });
         let io = TokioIo::new(stream);
@@ -283,7 +289,7 @@ impl Connection {
                 biased;
                 () = watched.cut.cancelled() => return,
                 _ = serving.as_mut() => return,
-                () = context.drain.cancelled() => serving.as_mut().graceful_shutdown(),
+                () = context.finishing(&is_http2) => serving.as_mut().graceful_shutdown(),
             }
             tokio::select! {
                 () = watched.cut.cancelled() => {}

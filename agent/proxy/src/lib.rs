@@ -6,6 +6,8 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 mod budget;
 mod clock;
 mod limits;
+mod inherit;
 mod socket;
 pub mod tls;
 mod report;
@@ -36,6 +39,7 @@ mod outbound;
 mod gateway;
 mod worker;
 
+pub use crate::inherit::{Inherited, Listening};
 pub use crate::limits::Limits;
 pub use crate::report::{AccessLog, ReportError};
 
@@ -50,6 +54,8 @@ pub struct Config {
     pub access_log: AccessLog,
     /// Where this host stands.
     pub locality: Locality,
+    /// Listening sockets of the process before this one.
+    pub inherited: Inherited,
 }
 
 impl Default for Config {
@@ -59,6 +65,7 @@ impl Default for Config {
             limits: Limits::default(),
             access_log: AccessLog::Off,
             locality: Locality::default(),
+            inherited: Inherited::default(),
         }
     }
 }
@@ -157,6 +164,7 @@ pub struct Proxy {
     gateway: Arc<gateway::Shared>,
     board: Arc<worker::Board>,
     drain: CancellationToken,
+    is_succeeded: Arc<AtomicBool>,
     cut: CancellationToken,
     workers: Vec<JoinHandle<()>>,
 }
@@ -186,9 +194,11 @@ impl Proxy {
             gateway: Arc::new(gateway::Shared::new(registry).map_err(ReportError::Metrics)?),
             board: Arc::default(),
             drain: CancellationToken::new(),
+            is_succeeded: Arc::default(),
             cut: CancellationToken::new(),
             workers: Vec::with_capacity(workers),
         };
+        let (begun, has_begun) = mpsc::channel();
         for number in 0..workers {
             let start = worker::Start {
                 number,
@@ -200,7 +210,10 @@ impl Proxy {
                 board: proxy.board.clone(),
                 plans: plans.clone(),
                 views: views.clone(),
+                inherited: config.inherited.clone(),
+                begun: begun.clone(),
                 drain: proxy.drain.clone(),
+                is_succeeded: proxy.is_succeeded.clone(),
                 cut: proxy.cut.clone(),
             };
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -213,6 +226,13 @@ impl Proxy {
                 .map_err(StartError::Thread)?;
             proxy.workers.push(thread);
         }
+        drop(begun);
+        if !config.inherited.is_empty() {
+            // Whoever hands over stops accepting once all workers here do.
+            for _ in 0..workers {
+                let _ = has_begun.recv_timeout(BEGIN_WITHIN);
+            }
+        }
         Ok(proxy)
     }
 
@@ -224,6 +244,27 @@ impl Proxy {
     /// Every listener, and why it is not bound where it is not.
     pub fn listeners(&self) -> Vec<ListenerStatus> {
         self.board.listeners()
+    }
+
+    /// Every socket that listens, for another process to take up.
+    ///
+    /// # Errors
+    /// The system's, where descriptors have run out.
+    pub fn sockets(&self) -> std::io::Result<Vec<Listening>> {
+        self.board.sockets()
+    }
+
+    /// Wakes whenever [`Proxy::sockets`] may answer something else.
+    pub fn socket_changes(&self) -> channel::Receiver<u64> {
+        self.board.changes()
+    }
+
+    /// Leaves its sockets to another process that has taken them up: as [`Proxy::drain`], but what
+    /// is open stays until it ends by itself or `deadline` has come. HTTP/1.1 connections end with
+    /// their next answer.
+    pub async fn give_way(self, deadline: Duration) {
+        self.is_succeeded.store(true, Ordering::Release);
+        self.drain(deadline).await;
     }
 
     /// Stops accepting, tells peers, waits for what is open, and cuts what is left at `deadline`.
@@ -250,3 +291,5 @@ impl Drop for Proxy {
         self.cut.cancel();
     }
 }
+
+const BEGIN_WITHIN: Duration = Duration::from_secs(5);

@@ -13,18 +13,32 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::limits::Limits;
 
-/// Binds one worker's listener: all workers share the address, the kernel spreads connections.
+/// Makes ready one worker's sockets at `address`: those that it inherited, or else one that it
+/// binds. Beside each stands a second handle to it, for another process to take up.
 ///
 /// # Errors
 /// What the system says: the address is taken, or not this host's.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn listen(
+    address: SocketAddr,
+    inherited: Vec<std::net::TcpListener>,
+) -> io::Result<Vec<(TcpListener, std::net::TcpListener)>> {
+    let sockets = if inherited.is_empty() { vec![bind(address)?] } else { inherited };
+    let ready = |socket: std::net::TcpListener| {
+        socket.set_nonblocking(true)?;
+        Ok((TcpListener::from_std(socket.try_clone()?)?, socket))
+    };
+    sockets.into_iter().map(ready).collect()
+}
+
+/// Binds an address that all workers share: the kernel spreads the connections.
+fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// Connects within `within`.

@@ -4,9 +4,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,26 +29,40 @@ use crate::clock::Monotonic;
 use crate::context::Context;
 use crate::gateway::{self, Gateway};
 use crate::gateways::Gateways;
+use crate::inherit::{Inherited, Listening};
 use crate::limits::Limits;
 use crate::report::{Local, Reporter};
 use crate::socket;
 use crate::tls::{self, Identity};
 use crate::{Kind, ListenerStatus, Plan, inbound, outbound};
 
-/// The workers that serve a listener, each with its error if it could not bind.
-type BoundBy = BTreeMap<usize, Option<String>>;
+/// The workers that serve a listener, each with its sockets or why it could not bind.
+type BoundBy = BTreeMap<usize, Result<Vec<std::net::TcpListener>, String>>;
 
 /// Listeners' states, and counts that workers share.
 #[derive(Default)]
 pub(crate) struct Board {
     bound: Mutex<BTreeMap<(Kind, SocketAddr), BoundBy>>,
     open: Mutex<BTreeMap<InstanceId, Arc<AtomicUsize>>>,
+    /// Counts changes of the sockets.
+    changed: watch::Sender<u64>,
 }
 
 impl Board {
-    fn set(&self, kind: Kind, address: SocketAddr, worker: usize, error: Option<String>) {
+    fn set(
+        &self,
+        kind: Kind,
+        address: SocketAddr,
+        worker: usize,
+        sockets: Result<Vec<std::net::TcpListener>, String>,
+    ) {
+        let is_news = sockets.is_ok();
         let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
-        bound.entry((kind, address)).or_default().insert(worker, error);
+        bound.entry((kind, address)).or_default().insert(worker, sockets);
+        drop(bound);
+        if is_news {
+            self.changed.send_modify(|count| *count += 1);
+        }
     }
 
     fn remove(&self, kind: Kind, address: SocketAddr, worker: usize) {
@@ -57,6 +73,8 @@ impl Board {
                 bound.remove(&(kind, address));
             }
         }
+        drop(bound);
+        self.changed.send_modify(|count| *count += 1);
     }
 
     fn open(&self, instance: &InstanceId) -> Arc<AtomicUsize> {
@@ -70,10 +88,28 @@ impl Board {
     pub(crate) fn listeners(&self) -> Vec<ListenerStatus> {
         let bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
         let status = |((kind, address), workers): (&(Kind, SocketAddr), &BoundBy)| {
-            let error = workers.values().find_map(Clone::clone);
+            let error = workers.values().find_map(|sockets| sockets.as_ref().err().cloned());
             ListenerStatus { address: *address, kind: *kind, error }
         };
         bound.iter().map(status).collect()
+    }
+
+    /// All sockets that listen, for another process to take up.
+    pub(crate) fn sockets(&self) -> io::Result<Vec<Listening>> {
+        let bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = Vec::new();
+        for ((kind, address), workers) in &*bound {
+            for socket in workers.values().flatten().flatten() {
+                let socket = socket.try_clone()?;
+                all.push(Listening { kind: *kind, address: *address, socket });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Wakes when [`Board::sockets`] may answer something else.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 }
 
@@ -88,12 +124,18 @@ pub(crate) struct Start {
     pub(crate) board: Arc<Board>,
     pub(crate) plans: watch::Receiver<Arc<Plan>>,
     pub(crate) views: watch::Receiver<Arc<View>>,
+    pub(crate) inherited: Inherited,
+    /// Told once the first plan is carried out.
+    pub(crate) begun: mpsc::Sender<()>,
     pub(crate) drain: CancellationToken,
+    pub(crate) is_succeeded: Arc<AtomicBool>,
     pub(crate) cut: CancellationToken,
 }
 
 struct Worker {
     number: usize,
+    workers: usize,
+    inherited: Inherited,
     context: Rc<Context>,
     board: Arc<Board>,
     plan: Arc<Plan>,
@@ -141,6 +183,7 @@ pub(crate) async fn run(start: Start) {
         handshakes: Semaphore::new(share(limits.handshakes)),
         random: RefCell::new(SmallRng::from_os_rng()),
         drain: start.drain.clone(),
+        is_succeeded: start.is_succeeded,
         tracker: TaskTracker::new(),
         connections: Cell::new(0),
         connections_max: share(limits.connections),
@@ -148,20 +191,18 @@ pub(crate) async fn run(start: Start) {
         requests_max: share(limits.requests),
         limits,
     });
-    let mut worker = Worker {
-        number: start.number,
-        context: context.clone(),
-        board: start.board,
-        plan: Arc::default(),
-        anchors: None,
-        generation: 0,
-        identities: BTreeMap::new(),
-        listeners: BTreeMap::new(),
-        gateway: Rc::new(Gateway::new(context.clone(), start.gateway, start.workers)),
-    };
+    let mut worker = Worker::new(
+        context.clone(),
+        (start.number, start.workers),
+        start.board,
+        start.inherited,
+        start.gateway,
+    );
     let (mut plans, mut views) = (start.plans, start.views);
     worker.view(&views.borrow_and_update().clone());
     worker.plan(&plans.borrow_and_update().clone());
+    // Nobody waits for it where nothing was handed over.
+    let _ = start.begun.send(());
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut has_plans, mut has_views) = (true, true);
@@ -181,9 +222,7 @@ pub(crate) async fn run(start: Start) {
             _ = tick.tick() => worker.tick(),
         }
     }
-    for listener in worker.listeners.values() {
-        listener.stop.cancel();
-    }
+    worker.close_listeners();
     context.tracker.close();
     loop {
         tokio::select! {
@@ -204,6 +243,29 @@ pub(crate) async fn run(start: Start) {
 }
 
 impl Worker {
+    /// The first of the pair is which of how many it is.
+    fn new(
+        context: Rc<Context>,
+        (number, workers): (usize, usize),
+        board: Arc<Board>,
+        inherited: Inherited,
+        gateway: Arc<gateway::Shared>,
+    ) -> Self {
+        Self {
+            number,
+            workers,
+            inherited,
+            context: context.clone(),
+            board,
+            plan: Arc::default(),
+            anchors: None,
+            generation: 0,
+            identities: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            gateway: Rc::new(Gateway::new(context, gateway, workers)),
+        }
+    }
+
     /// Takes over a new view: trust first, then endpoints, then open connections.
     fn view(&mut self, view: &Arc<View>) {
         let old = self.context.view.replace(view.clone());
@@ -350,18 +412,22 @@ impl Worker {
             if listener.is_bound {
                 continue;
             }
-            match socket::listen(key.address) {
-                Ok(socket) => {
+            let inherited = self.inherited.claim(key.address, self.number, self.workers);
+            let bound = match socket::listen(key.address, inherited) {
+                Ok(sockets) => {
                     listener.is_bound = true;
-                    self.board.set(key.kind, key.address, self.number, None);
-                    let (context, port) = (self.context.clone(), listener.port.clone());
-                    let stop = listener.stop.clone();
-                    tokio::task::spawn_local(accept(context, socket, port, stop));
+                    let mut lent = Vec::with_capacity(sockets.len());
+                    for (socket, for_others) in sockets {
+                        lent.push(for_others);
+                        let (context, port) = (self.context.clone(), listener.port.clone());
+                        let stop = listener.stop.clone();
+                        tokio::task::spawn_local(accept(context, socket, port, stop));
+                    }
+                    Ok(lent)
                 }
-                Err(error) => {
-                    self.board.set(key.kind, key.address, self.number, Some(error.to_string()));
-                }
-            }
+                Err(error) => Err(error.to_string()),
+            };
+            self.board.set(key.kind, key.address, self.number, bound);
         }
     }
 
@@ -382,12 +448,17 @@ impl Worker {
         self.gateway.cut_all();
     }
 
-    /// Takes the listeners down and hands over what was counted.
-    fn retire(&mut self) {
-        for (key, listener) in std::mem::take(&mut self.listeners) {
+    /// Stops accepting. The ports stay, for the connections that came in by them.
+    fn close_listeners(&self) {
+        for (key, listener) in &self.listeners {
             listener.stop.cancel();
             self.board.remove(key.kind, key.address, self.number);
         }
+    }
+
+    /// Hands over what was counted.
+    fn retire(&mut self) {
+        self.listeners.clear();
         self.gateway.flush();
         self.context.report.flush();
     }

@@ -42,18 +42,28 @@ pub(crate) async fn run(listener: TcpListener, host: Arc<Host>, drain: Cancellat
         forwarding: forward::Forwarding::default(),
         drain: drain.clone(),
     });
+    let mut holds = api.host.holds.subscribe();
+    // While another process is about to accept instead, connections wait for it.
+    let mut round = drain.child_token();
     let clients = Arc::new(Clients::default());
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     loop {
         let accepted = tokio::select! {
             () = drain.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            Ok(()) = holds.changed() => {
+                match *holds.borrow_and_update() {
+                    true => round.cancel(),
+                    false => round = drain.child_token(),
+                }
+                continue;
+            }
+            accepted = listener.accept(), if !round.is_cancelled() => accepted,
         };
         match accepted {
             Ok((socket, from)) => match Clients::enter(&clients, from.ip()) {
                 Some(place) => {
-                    let (api, drain, cut) = (api.clone(), drain.clone(), cut.clone());
+                    let (api, drain, cut) = (api.clone(), round.clone(), cut.clone());
                     connections.spawn(async move {
                         tokio::select! {
                             () = cut.cancelled() => {}
@@ -247,6 +257,11 @@ impl Api {
                 Ok(self.ready())
             }
             ["v1", "agent", ref rest @ ..] => {
+                // What is changed while another process reads the disk would be lost.
+                let _turn = match ask.method == Method::GET {
+                    true => None,
+                    false => Some(self.host.changes.read().await),
+                };
                 let caller = access::admit(self, ask, rest).await?;
                 match rest {
                     ["connect", rest @ ..] => connect::answer(self, ask, rest, &caller).await,

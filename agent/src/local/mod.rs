@@ -557,7 +557,8 @@ impl Local {
         self.save_states();
     }
 
-    fn save_states(&self) {
+    /// Writes how the checks stand.
+    pub(crate) fn save_states(&self) {
         let states: BTreeMap<CheckId, Remembered> = self
             .checks()
             .into_iter()

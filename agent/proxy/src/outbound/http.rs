@@ -17,6 +17,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::RngCore as _;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::dial::{Dialled, dial};
@@ -35,9 +36,16 @@ impl Port {
         let context = self.context.clone();
         let limits = &context.limits;
         let port = self;
-        let service = service_fn(move |request| {
-            let port = port.clone();
-            async move { Ok::<_, std::convert::Infallible>(port.answer(request).await) }
+        let is_http2 = Rc::new(Notify::new());
+        let seen = is_http2.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (port, seen) = (port.clone(), seen.clone());
+            async move {
+                let (context, version) = (port.context.clone(), request.version());
+                let mut response = port.answer(request).await;
+                context.say_last(version, &mut response, &seen);
+                Ok::<_, std::convert::Infallible>(response)
+            }
         });
         let mut builder = hyper_util::server::conn::auto::Builder::new(LocalExecutor);
         builder
@@ -60,7 +68,7 @@ impl Port {
         tokio::select! {
             biased;
             _ = serving.as_mut() => return,
-            () = context.drain.cancelled() => serving.as_mut().graceful_shutdown(),
+            () = context.finishing(&is_http2) => serving.as_mut().graceful_shutdown(),
         }
         let _ = serving.await;
     }

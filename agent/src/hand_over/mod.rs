@@ -1,0 +1,192 @@
+//! Hand-over: a new process takes the listening sockets of the running one, which then gives way.
+//!
+//! The running agent waits at a Unix socket in its folder. A successor asks there and is sent every
+//! listening socket and the lock of the folder as descriptors (SCM_RIGHTS). It reads the disk,
+//! serves from the same sockets beside its predecessor, and says that it is ready; the predecessor
+//! then stops speaking for the node, says so, and ends with its last connection. A successor that
+//! dies before it is ready leaves everything as it was.
+
+mod channel;
+mod give;
+mod take;
+
+use std::fs::File;
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use hawser_proxy::{Inherited, Kind, Listening};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use give::{Asker, Offer, Successor};
+pub(crate) use take::{Taken, ready, take};
+
+/// Why a running agent is not replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum HandOverError {
+    /// The other process went away, or the system refused.
+    #[error("the other process: {0}")]
+    Io(#[from] io::Error),
+    /// It says something else than is its turn to say.
+    #[error("the other process said something unexpected")]
+    Unexpected,
+    /// It runs as another user.
+    #[error("the other process runs as user {0}")]
+    Stranger(u32),
+    /// It will not be replaced.
+    #[error("the running agent refuses: {0}")]
+    Refused(String),
+}
+
+/// Listening sockets from elsewhere: an agent that gives way, or the service manager.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    pub(crate) lock: Option<File>,
+    pub(crate) outbound: Vec<TcpListener>,
+    pub(crate) inbound: Vec<TcpListener>,
+    pub(crate) http: Vec<TcpListener>,
+    pub(crate) dns_udp: Vec<UdpSocket>,
+    pub(crate) dns_tcp: Vec<TcpListener>,
+}
+
+impl Sockets {
+    /// Takes a socket by the name that [`Sockets::named`] gave it; closes one of another name.
+    pub fn take(&mut self, name: &str, socket: OwnedFd) {
+        let kind = name.split('_').next().unwrap_or_default();
+        match kind {
+            LOCK => self.lock = Some(socket.into()),
+            OUTBOUND => self.outbound.push(socket.into()),
+            INBOUND => self.inbound.push(socket.into()),
+            HTTP => self.http.push(socket.into()),
+            DNS_UDP => self.dns_udp.push(socket.into()),
+            DNS_TCP => self.dns_tcp.push(socket.into()),
+            _ => tracing::warn!(name, "a socket was handed over under an unknown name"),
+        }
+    }
+
+    /// Every socket with a name that says what it is for, and with its address: fit for
+    /// systemd's `FDNAME=`. Those of one name serve one address.
+    pub fn named(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let mut all = Vec::new();
+        all.extend(self.lock.iter().map(|lock| (LOCK.to_owned(), lock.as_fd())));
+        let tcp = [
+            (OUTBOUND, &self.outbound),
+            (INBOUND, &self.inbound),
+            (HTTP, &self.http),
+            (DNS_TCP, &self.dns_tcp),
+        ];
+        for (kind, sockets) in tcp {
+            all.extend(sockets.iter().filter_map(|socket| {
+                Some((name(kind, socket.local_addr().ok()?), socket.as_fd()))
+            }));
+        }
+        all.extend(
+            self.dns_udp.iter().filter_map(|socket| {
+                Some((name(DNS_UDP, socket.local_addr().ok()?), socket.as_fd()))
+            }),
+        );
+        all
+    }
+
+    /// Whether other hosts call the socket of this name: while a host is out of the catalog, those
+    /// must find it closed.
+    pub fn is_called_by_others(name: &str) -> bool {
+        name.starts_with(INBOUND)
+    }
+
+    /// Adds the sockets of the proxy.
+    pub(crate) fn add(&mut self, listening: Vec<Listening>) {
+        for Listening { kind, socket, .. } in listening {
+            match kind {
+                Kind::Outbound => self.outbound.push(socket),
+                Kind::Inbound | Kind::Gateway => self.inbound.push(socket),
+            }
+        }
+    }
+
+    /// The sockets of the proxy, to be taken up by its listeners.
+    pub(crate) fn claim_proxy(&mut self) -> Inherited {
+        Inherited::new(self.outbound.drain(..).chain(self.inbound.drain(..)))
+    }
+
+    /// The listener of the HTTP API at `address`; port 0 stands for whichever it was.
+    pub(crate) fn claim_http(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let is_it = |held: &TcpListener| held.local_addr().is_ok_and(|at| stands_for(address, at));
+        let found = self.http.iter().position(is_it)?;
+        Some(self.http.swap_remove(found))
+    }
+
+    /// The sockets of DNS at `address`; port 0 stands for whichever it was.
+    pub(crate) fn claim_dns(&mut self, address: SocketAddr) -> Option<hawser_dns::Sockets> {
+        let is_here = |at: io::Result<SocketAddr>| at.is_ok_and(|at| stands_for(address, at));
+        let (udp, tcp) = (std::mem::take(&mut self.dns_udp), std::mem::take(&mut self.dns_tcp));
+        let udp: Vec<_> = udp.into_iter().filter(|it| is_here(it.local_addr())).collect();
+        let tcp: Vec<_> = tcp.into_iter().filter(|it| is_here(it.local_addr())).collect();
+        let is_whole = !udp.is_empty() && !tcp.is_empty();
+        is_whole.then(|| hawser_dns::Sockets { udp, tcp, is_shared: std::sync::Arc::default() })
+    }
+}
+
+/// What the two processes say to each other, one message each.
+#[derive(Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Message {
+    /// The successor wants the sockets.
+    Ask { version: u32 },
+    /// Some of them, by name, in the order of the descriptors beside.
+    Sockets { names: Vec<String>, more: bool },
+    /// The predecessor will not be replaced.
+    Refused { why: String },
+    /// The successor serves.
+    Ready,
+    /// The predecessor speaks for the node no more.
+    Leaving,
+}
+
+/// The name of a socket at `address`; colons are not allowed in systemd's.
+fn name(kind: &str, address: SocketAddr) -> String {
+    format!("{kind}_{}", address.to_string().replace(':', "-"))
+}
+
+/// Whether a socket at `held` is what `wanted` asks for.
+fn stands_for(wanted: SocketAddr, held: SocketAddr) -> bool {
+    wanted.ip() == held.ip() && (wanted.port() == 0 || wanted.port() == held.port())
+}
+
+const SOCKET: &str = "hand-over.sock";
+const VERSION: u32 = 1;
+const LOCK: &str = "lock";
+/// Those of the proxy that applications here call.
+const OUTBOUND: &str = "outbound";
+/// Those that other hosts call.
+const INBOUND: &str = "inbound";
+const HTTP: &str = "http";
+const DNS_UDP: &str = "dns-udp";
+const DNS_TCP: &str = "dns-tcp";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_known_again_by_their_names() {
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let dns = hawser_dns::bind(any, 2).expect("bound");
+        let mut given = Sockets { dns_udp: dns.udp, dns_tcp: dns.tcp, ..Sockets::default() };
+        given.http.push(TcpListener::bind(any).expect("bound"));
+        given.outbound.push(TcpListener::bind(any).expect("bound"));
+        let names: Vec<_> = given.named().into_iter().map(|(name, _)| name).collect();
+        assert!(names.iter().all(|name| !name.contains(':')), "{names:?}");
+        let mut taken = Sockets::default();
+        for (name, socket) in given.named() {
+            taken.take(&name, socket.try_clone_to_owned().expect("a second handle"));
+        }
+        taken.take("other_127.0.0.1-1", given.http[0].try_clone().expect("cloned").into());
+        let http = given.http[0].local_addr().expect("bound");
+        let elsewhere = SocketAddr::new(http.ip(), http.port().wrapping_add(1).max(1));
+        assert!(taken.claim_http(elsewhere).is_none());
+        assert_eq!(taken.claim_http(http).expect("there").local_addr().expect("bound"), http);
+        let dns = taken.claim_dns(any).expect("whole");
+        assert_eq!((dns.udp.len(), dns.tcp.len(), taken.outbound.len()), (2, 1, 1));
+    }
+}
