@@ -3,6 +3,7 @@
 mod acl;
 mod aws;
 mod gateway;
+mod telemetry;
 pub(crate) mod ecs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,7 +59,8 @@ pub(crate) struct Raw {
     mesh_gateway: Option<gateway::RawGateway>,
     log_level: Option<String>,
     log_json: Option<bool>,
-    access_log: Option<String>,
+    access_log: Option<telemetry::RawAccessLog>,
+    telemetry: Option<telemetry::RawTelemetry>,
     service: Option<Value>,
     services: Option<Value>,
     check: Option<Value>,
@@ -371,6 +373,20 @@ impl Raw {
         Ok((services, checks))
     }
 
+    /// What a reload brings.
+    ///
+    /// # Errors
+    /// A value that cannot be; the error names the key.
+    pub(crate) fn reload(&self) -> Result<agent::Reload> {
+        let (services, checks) = self.definitions()?;
+        Ok(agent::Reload { services, checks, telemetry: self.telemetry()? })
+    }
+
+    /// What the proxies log and trace.
+    fn telemetry(&self) -> Result<agent::Telemetry> {
+        telemetry::resolve(self.access_log.as_ref(), self.telemetry.as_ref())
+    }
+
     /// How the process logs.
     ///
     /// # Errors
@@ -608,7 +624,8 @@ impl Raw {
             script_checks: self.script_checks(),
             locality: locality.clone(),
             meta: self.meta(),
-            proxy: proxy_config(workers, self.access_log.as_deref(), locality),
+            proxy: agent::proxy::Config { workers, locality, ..agent::proxy::Config::default() },
+            telemetry: self.telemetry()?,
             gateway: self.gateway(bind, advertise)?,
             mesh_ports,
             drain: span("proxy.drain", proxy.drain.as_deref(), DRAIN)?,
@@ -794,24 +811,6 @@ fn span(key: &str, text: Option<&str>, default: Duration) -> Result<Duration> {
     }
 }
 
-fn proxy_config(
-    workers: usize,
-    access_log_to: Option<&str>,
-    locality: Locality,
-) -> agent::proxy::Config {
-    let access_log = access_log(access_log_to);
-    agent::proxy::Config { workers, access_log, locality, ..agent::proxy::Config::default() }
-}
-
-fn access_log(text: Option<&str>) -> hawser_agent::proxy::AccessLog {
-    use hawser_agent::proxy::AccessLog;
-    match text {
-        None | Some("off") => AccessLog::Off,
-        Some("stdout") => AccessLog::Stdout,
-        Some(path) => AccessLog::File(path.into()),
-    }
-}
-
 /// The address that the system would send from: a routing look-up, no packet leaves.
 fn source_address(family: IpAddr) -> Option<IpAddr> {
     let (from, towards) = match family {
@@ -862,6 +861,9 @@ mod tests {
             (json!({"recursors": ["dns"]}), "recursors"),
             (json!({"dns_config": {"ttl": "5"}}), "dns_config.ttl"),
             (json!({"proxy": {"workers": 0}}), "proxy.workers"),
+            (json!({"access_log": {"sample_ratio": 2}}), "access_log.sample_ratio"),
+            (json!({"telemetry": {"otlp": {}}}), "telemetry.otlp.endpoint"),
+            (json!({"telemetry": {"otlp": {"endpoint": "collector"}}}), "telemetry.otlp.endpoint"),
             (json!({"datacenter": "DC_1"}), "datacenter"),
             (json!({"log_level": "loud"}), "log_level"),
             (json!({"retry_join": []}), "retry_join"),

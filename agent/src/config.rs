@@ -14,8 +14,10 @@ use hawser_api::definition::{CheckDefinition, ServiceDefinition};
 use hawser_aws::{InvalidQuery, Query, is_provider};
 use hawser_core::catalog::{Instance, Locality, Meta};
 use hawser_core::name::{Datacenter, NodeName};
+use hawser_proxy::AccessLog;
 
 use crate::hand_over::Sockets;
+use crate::otlp::Otlp;
 use crate::{ecs, resolve};
 
 /// One agent.
@@ -51,8 +53,10 @@ pub struct Config {
     pub locality: Locality,
     /// Free pairs about the host.
     pub meta: Meta,
-    /// The host's proxy.
+    /// The host's proxy, but for what it logs and traces.
     pub proxy: hawser_proxy::Config,
+    /// What the proxy logs and traces.
+    pub telemetry: Telemetry,
     /// The mesh gateway that this host is; none where it is none.
     pub gateway: Option<Gateway>,
     /// The ports that inbound mTLS listeners are given: 21000–21255.
@@ -87,6 +91,26 @@ impl Default for Succession {
     fn default() -> Self {
         Self { take_over: false, sockets: Sockets::default(), on_replaced: |_| {} }
     }
+}
+
+/// What the proxies of the host log and trace: can be changed while they run.
+#[derive(Clone, Debug, Default)]
+pub struct Telemetry {
+    /// Which requests are logged, and where to.
+    pub access_log: AccessLog,
+    /// Where spans go; none while there are no traces.
+    pub otlp: Option<Otlp>,
+}
+
+/// What is read anew while the agent runs.
+#[derive(Debug)]
+pub struct Reload {
+    /// Services that files declare now.
+    pub services: Vec<ServiceDefinition>,
+    /// Checks that files declare now.
+    pub checks: Vec<CheckDefinition>,
+    /// What the proxies log and trace from now on.
+    pub telemetry: Telemetry,
 }
 
 /// A mesh gateway, as the host that is one knows it.

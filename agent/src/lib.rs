@@ -2,8 +2,8 @@
 //! local API; DNS and the proxy run beside it and never wait for it.
 //!
 //! Tasks, all spawned in [`Agent::run`]: session, heartbeat, anti-entropy, subscription, view
-//! keeper, node and leaf renewal, checks, status keeper, plan, report, readiness, ECS task, HTTP,
-//! DNS.
+//! keeper, node and leaf renewal, checks, status keeper, plan, report, readiness, traces, ECS task,
+//! HTTP, DNS.
 
 #![forbid(unsafe_code)]
 
@@ -12,13 +12,14 @@ pub mod monitor;
 pub mod ecs;
 mod resolve;
 pub mod acl;
+mod metrics;
+mod otlp;
 mod hand_over;
 pub mod config;
 mod disk;
 mod tls;
 mod servers;
 mod token;
-mod metrics;
 mod target;
 mod local;
 mod containers;
@@ -56,12 +57,14 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::config::{
-    Config, Gateway, InvalidAdvertise, InvalidPin, Join, Mint, Pin, ScriptChecks, Succession,
+    Config, Gateway, InvalidAdvertise, InvalidPin, Join, Mint, Pin, Reload, ScriptChecks,
+    Succession, Telemetry,
 };
 pub use crate::disk::UnsafeFolder;
 pub use crate::hand_over::{HandOverError, Sockets};
 pub use crate::identity::join::{InvalidToken, JoinError};
 pub use crate::local::RegisterError;
+pub use crate::otlp::{InvalidOtlp, Otlp};
 pub use hawser_dns as dns;
 pub use hawser_proxy as proxy;
 
@@ -73,6 +76,7 @@ use crate::identity::join::{Membership, Right, Token};
 use crate::identity::{join, leaves, node};
 use crate::local::{Local, Rules};
 use crate::metrics::Metrics;
+use crate::otlp::{Exporter, Origin};
 use crate::servers::{Contact, Servers};
 use crate::subscribe::{Asked, Subscription};
 
@@ -159,6 +163,8 @@ pub struct Addresses {
 #[derive(Clone)]
 pub struct Handle {
     host: Arc<Host>,
+    telemetry: hawser_proxy::Telemetry,
+    otlp: watch::Sender<Option<Otlp>>,
     ready: watch::Receiver<bool>,
     addresses: Addresses,
     listening: Arc<Listening>,
@@ -176,13 +182,17 @@ impl Handle {
         self.host.missing()
     }
 
-    /// Replaces what the files declared by what they declare now; answers what was refused.
-    pub fn reload(
-        &self,
-        services: Vec<ServiceDefinition>,
-        checks: Vec<CheckDefinition>,
-    ) -> Vec<RegisterError> {
-        self.host.local.reload(services, checks)
+    /// Replaces what the files declared by what they declare now, and logs and traces as they
+    /// say; answers which declarations were refused.
+    ///
+    /// # Errors
+    /// The access log cannot be opened; then it and the traces stay as they were.
+    pub fn reload(&self, files: Reload) -> io::Result<Vec<RegisterError>> {
+        let Reload { services, checks, telemetry: Telemetry { access_log, otlp } } = files;
+        let refused = self.host.local.reload(services, checks);
+        self.telemetry.set(&access_log, otlp.as_ref().map(|otlp| otlp.sample_ppm))?;
+        self.otlp.send_replace(otlp);
+        Ok(refused)
     }
 
     /// Wakes when somebody asks by the API that the files be read again.
@@ -258,6 +268,7 @@ pub struct Agent {
     join: Join,
     drain: Duration,
     proxy: Arc<Mutex<Option<Proxy>>>,
+    tracing: Tracing,
     plans: watch::Sender<Arc<Plan>>,
     planner: plan::Planner,
     asked: Asked,
@@ -313,7 +324,8 @@ impl Agent {
         let mut planner = plan::Planner::new(config.bind, config.gateway.as_ref(), &servers);
         let plans = watch::Sender::new(Arc::new(planner.plan(&local.services(), &leaves.borrow())));
         let sockets = inherited.sockets.claim_proxy();
-        let proxy = start_proxy(config.proxy, sockets, &plans, &views, &registry)?;
+        let (proxy, tracing) =
+            start_proxy(config.proxy, config.telemetry, &sockets, &plans, &views, &registry)?;
 
         let http =
             config.http.map(|address| listen(address, &mut inherited.sockets)).transpose()?;
@@ -361,6 +373,7 @@ impl Agent {
             join: config.join,
             drain: config.drain,
             proxy,
+            tracing,
             plans,
             planner,
             asked,
@@ -378,8 +391,14 @@ impl Agent {
 
     /// A handle that outlives [`Agent::run`]'s taking the agent.
     pub fn handle(&self) -> Handle {
-        let (host, ready) = (self.host.clone(), self.ready.subscribe());
-        Handle { host, ready, addresses: self.addresses, listening: self.listening.clone() }
+        Handle {
+            host: self.host.clone(),
+            telemetry: self.tracing.proxy.clone(),
+            otlp: self.tracing.otlp.clone(),
+            ready: self.ready.subscribe(),
+            addresses: self.addresses,
+            listening: self.listening.clone(),
+        }
     }
 
     /// Whether the host serves: see [`Handle::ready`].
@@ -431,6 +450,7 @@ impl Agent {
         let servers = host.servers.clone();
         let reporting = report::run(servers, take, host.metrics.clone(), until.speaks.clone());
         tasks.spawn(named("report", reporting));
+        self.tracing.export(&host, &mut tasks, serves);
         tasks.spawn(named("readiness", readiness(host.clone(), ready, serves.clone())));
         if let Some(listener) = http {
             let listener = tokio::net::TcpListener::from_std(listener);
@@ -632,6 +652,44 @@ impl<'a> Holding<'a> {
 impl Drop for Holding<'_> {
     fn drop(&mut self) {
         self.holds.send_replace(false);
+    }
+}
+
+/// The proxy, until it drains.
+type Held = Arc<Mutex<Option<Proxy>>>;
+
+/// What the proxy logs and traces, and the spans that it hands over.
+struct Tracing {
+    proxy: hawser_proxy::Telemetry,
+    otlp: watch::Sender<Option<Otlp>>,
+    spans: Option<mpsc::Receiver<Vec<hawser_proxy::Span>>>,
+}
+
+impl Tracing {
+    /// Exports spans for as long as the proxy may have some.
+    fn export(
+        self,
+        host: &Host,
+        tasks: &mut JoinSet<Result<&'static str, RunError>>,
+        until: &CancellationToken,
+    ) {
+        let Some(spans) = self.spans else { return };
+        let exporter = Exporter::new(origin(host), host.metrics.clone());
+        let exporting = exporter.run(spans, self.otlp.subscribe(), until.clone());
+        tasks.spawn(named("traces", exporting));
+    }
+}
+
+/// What every span says of its host.
+fn origin(host: &Host) -> Origin {
+    let Node { name, locality, .. } = &host.node;
+    let text = |word: &Option<Arc<str>>| word.as_deref().map(str::to_owned);
+    Origin {
+        node: name.to_string(),
+        datacenter: host.datacenter.to_string(),
+        region: text(&locality.region),
+        zone: text(&locality.zone),
+        version: host.version,
     }
 }
 
@@ -986,18 +1044,24 @@ fn may_start(
 
 /// Starts the proxy, and closes what it inherited and has no use for.
 fn start_proxy(
-    mut config: hawser_proxy::Config,
-    inherited: hawser_proxy::Inherited,
+    config: hawser_proxy::Config,
+    telemetry: Telemetry,
+    inherited: &hawser_proxy::Inherited,
     plans: &watch::Sender<Arc<Plan>>,
     views: &watch::Sender<Arc<View>>,
     registry: &prometheus::Registry,
-) -> Result<Arc<Mutex<Option<Proxy>>>, StartError> {
-    config.inherited = inherited.clone();
+) -> Result<(Held, Tracing), StartError> {
+    let Telemetry { access_log, otlp } = telemetry;
+    let trace_ppm = otlp.as_ref().map(|otlp| otlp.sample_ppm);
+    let inheriting = inherited.clone();
+    let config = hawser_proxy::Config { inherited: inheriting, access_log, trace_ppm, ..config };
     let proxy = Proxy::start(config, plans.subscribe(), views.subscribe(), registry)?;
     for address in inherited.close_rest() {
         tracing::info!(%address, "a socket that was handed over has no use any more");
     }
-    Ok(Arc::new(Mutex::new(Some(proxy))))
+    let (telemetry, spans) = (proxy.telemetry(), proxy.take_spans());
+    let tracing = Tracing { proxy: telemetry, otlp: watch::Sender::new(otlp), spans };
+    Ok((Arc::new(Mutex::new(Some(proxy))), tracing))
 }
 
 fn listen(
@@ -1178,6 +1242,7 @@ mod tests {
             locality: Default::default(),
             meta: Default::default(),
             proxy: hawser_proxy::Config { workers: 1, ..Default::default() },
+            telemetry: Telemetry::default(),
             mesh_ports: 23_000..=23_999,
             drain: Duration::from_secs(1),
             ecs: None,

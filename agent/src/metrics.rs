@@ -1,6 +1,6 @@
 //! What the agent counts about itself.
 
-use prometheus::{GaugeVec, IntCounter, IntGauge, Opts, Registry, core::Collector};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector};
 
 /// The agent's own metrics.
 #[derive(Clone)]
@@ -23,6 +23,10 @@ pub(crate) struct Metrics {
     pub(crate) heartbeat_errors: IntCounter,
     /// Edges dropped because they could not be reported.
     pub(crate) edges_dropped: IntCounter,
+    /// Spans that the collector took.
+    pub(crate) spans_exported: IntCounter,
+    /// Spans that it did not, by why.
+    pub(crate) spans_dropped: IntCounterVec,
     /// Requests that the HTTP API answered.
     pub(crate) http_requests: IntCounter,
     /// Connections that the HTTP API refused.
@@ -37,6 +41,11 @@ impl Metrics {
         let leaf = Opts::new(
             "hawser_agent_leaf_expiry_seconds",
             "Seconds until a service's leaf certificate runs out.",
+        );
+        let dropped = Opts::new(
+            "hawser_agent_spans_dropped_total",
+            "Spans that were dropped: too many waited, the collector refused them, or it was \
+             unreachable when the agent stopped.",
         );
         Ok(Self {
             server_connected: gauge(
@@ -69,6 +78,11 @@ impl Metrics {
                 "hawser_agent_edges_dropped_total",
                 "Edges that were dropped because no server took them.",
             )?,
+            spans_exported: counter(
+                "hawser_agent_spans_exported_total",
+                "Spans that the collector took.",
+            )?,
+            spans_dropped: registered(registry, IntCounterVec::new(dropped, &["why"])?)?,
             http_requests: counter(
                 "hawser_agent_http_requests_total",
                 "Requests that the agent's HTTP API answered.",

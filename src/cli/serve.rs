@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hawser_agent::{Agent, Join, Succession};
-use hawser_api::definition::{CheckDefinition, ServiceDefinition};
+use hawser_agent::{Agent, Join, Reload, Succession};
 use hawser_server::identity::OperatorKey;
 use hawser_server::{Handle, RunError, Server};
 use prometheus::Registry;
@@ -79,7 +78,7 @@ pub(crate) fn run(arguments: Arguments, part: Part, take_over: bool) -> Result<(
             if let Some(sidecar) = &sidecar {
                 sidecar.fill(&mut raw)?;
             }
-            raw.definitions()
+            raw.reload()
         });
         let replace = move || match part {
             Part::Agent => successor.start(),
@@ -136,7 +135,7 @@ impl Mesh {
                 let listener = TcpListener::bind(listen)
                     .with_context(|| format!("ports.server: listening on {listen}"))?;
                 listener.set_nonblocking(true)?;
-                let server = Server::start(config, listener, &registry).await?;
+                let server = Box::pin(Server::start(config, listener, &registry)).await?;
                 agent.join = mint(server.handle(), agent.node.clone());
                 let drain = CancellationToken::new();
                 let task = tokio::spawn(server.run(drain.clone()));
@@ -163,7 +162,7 @@ impl Mesh {
     /// what does so at once, for a signal to call.
     fn reloader<R>(&self, read: R) -> impl Fn() + Send + 'static
     where
-        R: Fn() -> Result<Definitions> + Send + Sync + 'static,
+        R: Fn() -> Result<Reload> + Send + Sync + 'static,
     {
         let agent = self.agent.handle();
         let mut asked = agent.reload_requests();
@@ -171,12 +170,15 @@ impl Mesh {
             Err(error) => {
                 tracing::error!(error = format!("{error:#}"), "the configuration was not reloaded");
             }
-            Ok((services, checks)) => {
-                for why in agent.reload(services, checks) {
-                    tracing::error!(%why, "a definition was refused");
+            Ok(files) => match agent.reload(files) {
+                Err(error) => tracing::error!(%error, "access_log: it cannot be opened"),
+                Ok(refused) => {
+                    for why in refused {
+                        tracing::error!(%why, "a definition was refused");
+                    }
+                    tracing::info!("configuration reloaded");
                 }
-                tracing::info!("configuration reloaded");
-            }
+            },
         });
         let by_api = reload.clone();
         tokio::spawn(async move {
@@ -236,9 +238,6 @@ fn agent_outcome(ended: Result<Result<(), hawser_agent::RunError>, JoinError>) -
 fn server_outcome(ended: Result<Result<(), RunError>, JoinError>) -> Result<()> {
     ended.context("the server's task")?.context("the server")
 }
-
-/// What a reload brings.
-type Definitions = (Vec<ServiceDefinition>, Vec<CheckDefinition>);
 
 /// How the agent inside a server joins: by a token that its own server makes, in process.
 fn mint(handle: Handle, node: hawser_core::name::NodeName) -> Join {

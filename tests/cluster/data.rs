@@ -4,17 +4,27 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::{Net, Process, eventually, get, get_json, request};
 
 /// A server, the agent of `api` on host 2 and of `web`, its caller, on host 3.
 fn mesh(net: &Net, protocol: &str, application: SocketAddr) -> (Process, Process, Process) {
+    mesh_with(net, protocol, application, &json!({}))
+}
+
+/// The same, with agents that trace as `telemetry` says.
+pub(crate) fn mesh_with(
+    net: &Net,
+    protocol: &str,
+    application: SocketAddr,
+    telemetry: &Value,
+) -> (Process, Process, Process) {
     let server = net.server(1, 1, json!({}));
     let callee = net.agent(
         2,
         1,
-        json!({ "service": {
+        json!({ "telemetry": telemetry, "service": {
             "name": "api",
             "port": application.port(),
             "protocol": protocol,
@@ -26,7 +36,7 @@ fn mesh(net: &Net, protocol: &str, application: SocketAddr) -> (Process, Process
     let caller = net.agent(
         3,
         1,
-        json!({ "service": {
+        json!({ "telemetry": telemetry, "service": {
             "name": "web",
             "connect": { "sidecar_service": { "proxy": { "upstreams": [{
                 "destination_name": "api",
@@ -41,11 +51,11 @@ fn mesh(net: &Net, protocol: &str, application: SocketAddr) -> (Process, Process
     (server, callee, caller)
 }
 
-fn upstream(net: &Net) -> SocketAddr {
+pub(crate) fn upstream(net: &Net) -> SocketAddr {
     format!("{}:9191", net.address(3)).parse().expect("an address")
 }
 
-fn set_intention(net: &Net, action: &str) {
+pub(crate) fn set_intention(net: &Net, action: &str) {
     let path = "/v1/connect/intentions/exact?source=web&destination=api";
     let reply =
         request(net.http(1), "PUT", path, Some(&json!({ "Action": action }))).expect("an answer");
@@ -53,7 +63,7 @@ fn set_intention(net: &Net, action: &str) {
 }
 
 /// Answers each connection with one HTTP response that names its instance.
-fn http_application(text: &'static str) -> SocketAddr {
+pub(crate) fn http_application(text: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let address = listener.local_addr().expect("an address");
     std::thread::spawn(move || {

@@ -7,4 +7,5 @@ mod data;
 mod dev;
 mod ecs;
 mod harness;
+mod traces;
 mod upgrade;

@@ -22,7 +22,7 @@ use hawser_core::intention::{Action, Intentions};
 use hawser_core::name::ServiceName;
 use hawser_core::view::{Endpoint, ServiceView, Trust, View};
 use hawser_identity::Leaf;
-use hawser_proxy::{AccessLog, Config, Inbound, LocalService, Outbound, Plan, Proxy};
+use hawser_proxy::{AccessLog, Config, Inbound, LocalService, LogSink, Outbound, Plan, Proxy};
 use rcgen::{
     CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
@@ -69,8 +69,8 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
         key: take("--key")?.into(),
         workers: given.get("--workers").map_or(Ok(1), |workers| workers.parse())?,
         access_log: match given.get("--access-log") {
-            Some(path) => AccessLog::File(path.into()),
-            None => AccessLog::Off,
+            Some(path) => AccessLog::all(LogSink::File(path.into())),
+            None => AccessLog::default(),
         },
     })
 }

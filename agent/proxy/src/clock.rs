@@ -10,6 +10,12 @@ pub(crate) fn wall() -> UnixTime {
     UnixTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// The wall clock in nanoseconds since the Unix epoch, for spans.
+pub(crate) fn wall_ns() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// A monotonic clock that begins with its worker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Monotonic(Instant);

@@ -16,20 +16,19 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+pub(crate) use crate::report::{ATTEMPT_HEADER, REQUEST_ID_HEADER};
+use crate::report::{Trail, answered};
+
 /// A word of [`Reason`]: set on answers that a proxy gave itself.
 pub(crate) const REASON_HEADER: HeaderName = HeaderName::from_static("x-hawser-reason");
 /// Which proxy gave the answer.
 pub(crate) const DECIDED_BY_HEADER: HeaderName = HeaderName::from_static("x-hawser-decided-by");
-/// Which try this is, where it is not the first.
-pub(crate) const ATTEMPT_HEADER: HeaderName = HeaderName::from_static("x-hawser-attempt");
 /// Who calls, as its certificate proved.
 pub(crate) const CALLER_HEADER: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// Which host calls.
 const FORWARDED_FOR_HEADER: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// How the application there called its proxy.
 const FORWARDED_PROTO_HEADER: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// Ties what is logged about one request together.
-pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Runs hyper's tasks on the worker's own thread.
 #[derive(Clone, Copy, Debug)]
@@ -152,6 +151,12 @@ pub(crate) fn refusal(
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         *response.status_mut() = status;
     }
+    response
+}
+
+/// Tells the caller the id that its request is known by.
+pub(crate) fn named<B>(mut response: Response<B>, id: &HeaderValue) -> Response<B> {
+    response.headers_mut().insert(REQUEST_ID_HEADER, id.clone());
     response
 }
 
@@ -303,6 +308,10 @@ pub(crate) enum End {
     Timeout,
 }
 
+/// The status that is recorded of a request whose sender went away before it had an answer; nobody
+/// is sent it.
+pub(crate) const GONE: u16 = 499;
+
 /// Called once with how a body ended and how many bytes it had.
 pub(crate) type OnEnd = Box<dyn FnOnce(End, u64)>;
 
@@ -313,6 +322,8 @@ pub(crate) struct Body {
     on_end: Option<OnEnd>,
     deadline: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Told of trailers.
+    trail: Option<Rc<Trail>>,
 }
 
 /// Why an answer broke off.
@@ -328,7 +339,7 @@ impl Body {
     /// A body that is here already.
     pub(crate) fn full(bytes: Bytes) -> Self {
         let kind = Kind::Full((!bytes.is_empty()).then_some(bytes));
-        Self { kind, bytes: 0, on_end: None, deadline: None, timer: None }
+        Self { kind, bytes: 0, on_end: None, deadline: None, timer: None, trail: None }
     }
 
     /// A body that arrives, until `deadline` at the latest.
@@ -340,11 +351,18 @@ impl Body {
             on_end: Some(on_end),
             deadline,
             timer: None,
+            trail: None,
         };
         if is_over {
             body.end(End::Complete);
         }
         body
+    }
+
+    /// Tells `trail` of the trailers, where there is one.
+    pub(crate) fn noting(mut self, trail: Option<Rc<Trail>>) -> Self {
+        self.trail = trail;
+        self
     }
 
     fn end(&mut self, end: End) {
@@ -372,6 +390,9 @@ impl http_body::Body for Body {
         match Pin::new(&mut *incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if let Some(trailers) = frame.trailers_ref() {
+                    answered(this.trail.as_ref(), trailers);
+                }
                 if incoming.is_end_stream() {
                     this.end(End::Complete);
                 }

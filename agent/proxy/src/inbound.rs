@@ -14,7 +14,7 @@ use std::time::Duration;
 use hawser_core::catalog::Protocol;
 use hawser_core::chain::Chain;
 use hawser_core::clock::Index;
-use hawser_core::name::ServiceName;
+use hawser_core::name::{InstanceId, ServiceName};
 use hawser_core::reason::{DecidedBy, Reason};
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode, Uri, Version};
@@ -34,7 +34,9 @@ use crate::context::Context;
 use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing};
 use crate::pool::{Idle, Line, Lines};
 use crate::relay::{Moved, relay};
-use crate::report::{Pair, Record, Reporter};
+use crate::report::{
+    Owner, Pair, Record, Reporter, Trail, Unanswered, Upstream, answered, forward,
+};
 use crate::socket::{self, Wide};
 use crate::tls::{self, Identity, Wire};
 use crate::watch::{OnList, Watched};
@@ -43,7 +45,10 @@ use crate::watch::{OnList, Watched};
 pub(crate) struct Port {
     pub(crate) context: Rc<Context>,
     pub(crate) service: ServiceName,
+    instance: InstanceId,
     pub(crate) application: Cell<SocketAddr>,
+    /// What is reported of the application.
+    upstream: RefCell<Rc<Upstream>>,
     pub(crate) identity: RefCell<Option<Rc<Identity>>>,
     /// Open connections of all workers.
     open: Arc<AtomicUsize>,
@@ -55,13 +60,16 @@ impl Port {
     pub(crate) fn new(
         context: Rc<Context>,
         service: ServiceName,
+        instance: InstanceId,
         application: SocketAddr,
         open: Arc<AtomicUsize>,
     ) -> Self {
         Self {
             context,
             service,
+            instance,
             application: Cell::new(application),
+            upstream: RefCell::new(Rc::new(Upstream::application(application))),
             identity: RefCell::default(),
             open,
             idle: Idle::default(),
@@ -77,6 +85,7 @@ impl Port {
     /// Takes over a new address of the application.
     pub(crate) fn retarget(&self, application: SocketAddr) {
         if self.application.replace(application) != application {
+            *self.upstream.borrow_mut() = Rc::new(Upstream::application(application));
             self.idle.sweep(Duration::MAX, Duration::ZERO);
             self.lines.clear();
         }
@@ -140,9 +149,11 @@ impl Port {
             (view.decide(&caller.id, &self.service), view.index)
         };
         let listed = context.watched.watch(caller, peer, Some((&self.service, &decision)));
+        listed.watched.note(&context.view.borrow(), decision.reason);
         let pair = context.report.pair(Reporter::Server, &source, &self.service);
+        let (listed, protocol) = (Rc::new(listed), chain.protocol);
         let connection =
-            Connection { port: self.clone(), listed: Rc::new(listed), pair, view_index, from };
+            Connection { port: self.clone(), listed, pair, protocol, view_index, from };
         if is_http {
             Box::pin(connection.serve_http(stream, wire)).await;
         } else {
@@ -167,6 +178,7 @@ struct Connection {
     port: Rc<Port>,
     listed: Rc<OnList>,
     pair: Rc<Pair>,
+    protocol: Protocol,
     view_index: Index,
     /// The host that the connection came from.
     from: HeaderValue,
@@ -181,14 +193,19 @@ impl Connection {
         Record {
             reason,
             decided_by: DecidedBy::ServerProxy,
+            protocol: Some(self.protocol),
             status: None,
             bytes_sent: 0,
             bytes_received: 0,
+            first_byte: None,
             duration: self.port.context.clock.now().saturating_sub(started),
             view_index: self.view_index,
             attempts: 1,
-            upstream: Some(self.port.application.get()),
+            upstream: Some(self.port.upstream.borrow().clone()),
             cluster: None,
+            route: None,
+            caller: Some(self.listed.watched.clone()),
+            trail: None,
         }
     }
 
@@ -303,9 +320,11 @@ impl Connection {
         let context = self.port.context.clone();
         let started = context.clock.now();
         let is_grpc = hygiene::is_grpc(request.headers());
+        let owner = Owner { service: &self.port.service, instance: &self.port.instance };
+        let (_, trail) = context.report.begin(owner, &mut request, is_grpc);
         let refuse = |status: StatusCode, reason: Reason| {
-            self.pair
-                .record(&Record { status: Some(status.as_u16()), ..self.record(reason, started) });
+            let (record, trail) = (self.record(reason, started), trail.clone());
+            self.pair.record(&Record { status: Some(status.as_u16()), trail, ..record });
             hygiene::refusal(status, reason, DecidedBy::ServerProxy, is_grpc)
         };
         if let Some(refusal) = self.watched().refusal() {
@@ -325,6 +344,7 @@ impl Connection {
         let attempt = request.headers().get(hygiene::ATTEMPT_HEADER).cloned();
         let upgrade =
             hygiene::strip(request.headers_mut(), rules.forwarded).filter(|_| is_upgradable);
+        forward(trail.as_ref(), request.headers_mut());
         if let Some(attempt) = attempt {
             request.headers_mut().insert(hygiene::ATTEMPT_HEADER, attempt);
         }
@@ -337,6 +357,7 @@ impl Connection {
             return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
         }
         let sent = Rc::new(Cell::new(0));
+        let unanswered = Unanswered::then(|| self.abandoned(started, trail.as_ref()));
         let sending = if let Some(to) = upgrade {
             Box::pin(self.upgrade(request, to, &chain, &sent)).await
         } else if is_http1 {
@@ -344,6 +365,7 @@ impl Connection {
         } else {
             Box::pin(self.send_http2(request, &chain, &sent)).await
         };
+        unanswered.answered();
         let (mut response, on_end) = match sending {
             Ok(sent) => sent,
             Err(reason) => return refuse(hygiene::status(reason), reason),
@@ -356,6 +378,9 @@ impl Connection {
             hygiene::pass_on(&mut response);
         }
         let status = response.status().as_u16();
+        let first_byte = Some(context.clock.now().saturating_sub(started));
+        let noted = trail.clone();
+        answered(trail.as_ref(), response.headers());
         let record = move |end: End, bytes: u64| {
             let _slot = slot;
             let reason = match end {
@@ -370,10 +395,18 @@ impl Connection {
                 status: Some(status),
                 bytes_sent: sent.get(),
                 bytes_received: bytes,
+                first_byte,
+                trail: noted,
                 ..self.record(reason, started)
             });
         };
-        response.map(|body| Body::arriving(body, None, Box::new(record)))
+        response.map(|body| Body::arriving(body, None, Box::new(record)).noting(trail))
+    }
+
+    /// Reports a request whose sender went away before there was an answer.
+    fn abandoned(&self, started: Duration, trail: Option<&Rc<Trail>>) {
+        let (record, trail) = (self.record(Reason::DownstreamReset, started), trail.cloned());
+        self.pair.record(&Record { status: Some(hygiene::GONE), trail, ..record });
     }
 
     /// Sends to an application that speaks HTTP/1.1, over a connection kept from before or new.

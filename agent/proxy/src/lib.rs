@@ -26,8 +26,9 @@ mod limits;
 mod inherit;
 mod socket;
 pub mod tls;
-mod report;
+mod trace;
 mod watch;
+mod report;
 mod http;
 mod admit;
 mod relay;
@@ -41,7 +42,8 @@ mod worker;
 
 pub use crate::inherit::{Inherited, Listening};
 pub use crate::limits::Limits;
-pub use crate::report::{AccessLog, ReportError};
+pub use crate::report::{AccessLog, LogSink, ReportError};
+pub use crate::trace::{Attribute, Span, SpanKind};
 
 /// How the data plane runs.
 #[derive(Clone, Debug)]
@@ -50,8 +52,11 @@ pub struct Config {
     pub workers: usize,
     /// Every bound and timeout.
     pub limits: Limits,
-    /// Where access records go.
+    /// Which access records are written, and where to.
     pub access_log: AccessLog,
+    /// How many in a million of the traces that begin here are sampled; none where there are no
+    /// traces. See [`Proxy::take_spans`].
+    pub trace_ppm: Option<u32>,
     /// Where this host stands.
     pub locality: Locality,
     /// Listening sockets of the process before this one.
@@ -63,7 +68,8 @@ impl Default for Config {
         Self {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             limits: Limits::default(),
-            access_log: AccessLog::Off,
+            access_log: AccessLog::default(),
+            trace_ppm: None,
             locality: Locality::default(),
             inherited: Inherited::default(),
         }
@@ -190,7 +196,7 @@ impl Proxy {
     ) -> Result<Self, StartError> {
         let workers = config.workers.max(1);
         let mut proxy = Self {
-            shared: Arc::new(report::Shared::new(registry, &config.access_log)?),
+            shared: Arc::new(report::Shared::new(registry, &config.access_log, config.trace_ppm)?),
             gateway: Arc::new(gateway::Shared::new(registry).map_err(ReportError::Metrics)?),
             board: Arc::default(),
             drain: CancellationToken::new(),
@@ -241,6 +247,18 @@ impl Proxy {
         self.shared.take_edges()
     }
 
+    /// The spans of sampled requests, in batches, as workers hand them over ten times a second. Who
+    /// takes them exports them; of those that wait for it there are never more than some thousand.
+    /// None where somebody took them before.
+    pub fn take_spans(&self) -> Option<tokio::sync::mpsc::Receiver<Vec<Span>>> {
+        self.shared.take_spans()
+    }
+
+    /// What can be changed while it runs, by a handle that outlives the proxy.
+    pub fn telemetry(&self) -> Telemetry {
+        Telemetry(self.shared.clone())
+    }
+
     /// Every listener, and why it is not bound where it is not.
     pub fn listeners(&self) -> Vec<ListenerStatus> {
         self.board.listeners()
@@ -282,6 +300,23 @@ impl Proxy {
             self.cut.cancel();
             let _ = ended.await;
         }
+        let shared = self.shared.clone();
+        let _ = tokio::task::spawn_blocking(move || shared.finish()).await;
+    }
+}
+
+/// What a running data plane logs and traces.
+#[derive(Clone)]
+pub struct Telemetry(Arc<report::Shared>);
+
+impl Telemetry {
+    /// Logs and traces so from now on; opens the log's file anew even where it is the same, for
+    /// those who moved it away.
+    ///
+    /// # Errors
+    /// The file cannot be opened; then all stays as it was.
+    pub fn set(&self, log: &AccessLog, trace_ppm: Option<u32>) -> std::io::Result<()> {
+        self.0.set(log, trace_ppm)
     }
 }
 

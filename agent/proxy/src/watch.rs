@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use hawser_core::clock::UnixTime;
 use hawser_core::intention::{self, Decision};
@@ -12,6 +13,13 @@ use hawser_core::view::View;
 use hawser_identity::{Anchors, Proven};
 use rustls::pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
+
+/// What decided whether a caller may call.
+pub(crate) struct Policy {
+    pub(crate) rule: intention::Reason,
+    /// The intention's id; none where none decided.
+    pub(crate) id: Option<Arc<str>>,
+}
 
 /// One open mTLS connection.
 pub(crate) struct Watched {
@@ -23,6 +31,8 @@ pub(crate) struct Watched {
     destination: Option<ServiceName>,
     /// Why the peer may not call now; none when it may.
     refusal: Cell<Option<Reason>>,
+    /// What decided that; none for connections that this host made.
+    policy: RefCell<Option<Rc<Policy>>>,
     /// Cancelled when the connection must end at once.
     pub(crate) cut: CancellationToken,
     /// Why it was cut.
@@ -37,6 +47,25 @@ impl Watched {
 
     pub(crate) fn why(&self) -> Reason {
         self.why.get()
+    }
+
+    /// What decided whether the peer may call.
+    pub(crate) fn policy(&self) -> Option<Rc<Policy>> {
+        self.policy.borrow().clone()
+    }
+
+    /// Notes what decided, as of `view`, for those who ask afterwards.
+    pub(crate) fn note(&self, view: &View, rule: intention::Reason) {
+        if self.policy.borrow().as_ref().is_some_and(|known| known.rule == rule) {
+            return;
+        }
+        let id = match &rule {
+            intention::Reason::Intention(pair) => {
+                view.intentions.get(pair).map(|row| row.value.id.clone())
+            }
+            intention::Reason::Default | intention::Reason::NotExported => None,
+        };
+        *self.policy.borrow_mut() = Some(Rc::new(Policy { rule, id }));
     }
 
     fn cut(&self) {
@@ -83,6 +112,7 @@ impl Watchlist {
             chain,
             destination: verdict.map(|(destination, _)| destination.clone()),
             refusal: Cell::new(verdict.and_then(|(_, decision)| refusal(decision))),
+            policy: RefCell::default(),
             cut: CancellationToken::new(),
             why: Cell::new(Reason::Ok),
         });
@@ -94,7 +124,9 @@ impl Watchlist {
     pub(crate) fn decide(&self, view: &View) {
         for watched in self.open.borrow().values() {
             let Some(destination) = &watched.destination else { continue };
-            let refusal = refusal(&view.decide(&watched.peer.id, destination));
+            let decision = view.decide(&watched.peer.id, destination);
+            let refusal = refusal(&decision);
+            watched.note(view, decision.reason);
             if watched.refusal.replace(refusal).is_none() && refusal.is_some() {
                 watched.cut();
             }

@@ -306,6 +306,7 @@ impl Worker {
                     let port = inbound::Port::new(
                         self.context.clone(),
                         local.service.clone(),
+                        local.instance.clone(),
                         inbound.application,
                         self.board.open(&local.instance),
                     );
@@ -327,6 +328,7 @@ impl Worker {
                     let port = Rc::new(outbound::Port::new(
                         self.context.clone(),
                         local.service.clone(),
+                        local.instance.clone(),
                         outbound.destination.clone(),
                     ));
                     port.refresh();

@@ -1,6 +1,7 @@
 //! Two data planes in one process, with real TLS between them.
 
 mod regions;
+mod telemetry;
 mod world;
 
 use std::time::Duration;

@@ -1,7 +1,6 @@
 //! Requests of HTTP services: each is sent to one instance after another until one answers.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,12 +9,11 @@ use hawser_core::chain::Chain;
 use hawser_core::name::PeerName;
 use hawser_core::reason::{DecidedBy, Reason};
 use http::header::{self, HeaderValue};
-use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rand::RngCore as _;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -28,7 +26,7 @@ use crate::context::Context;
 use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing, Sending};
 use crate::inbound::{address, is_unprocessed, relay_upgraded};
 use crate::pool::{Line, Place};
-use crate::report::Record;
+use crate::report::{Owner, Record, Trail, Try, Unanswered, Upstream, answered, forward};
 use crate::tls::{self, ALPN_H2};
 
 impl Port {
@@ -78,10 +76,12 @@ impl Port {
         let context = self.context.clone();
         let started = context.clock.now();
         let is_grpc = hygiene::is_grpc(request.headers());
+        let owner = Owner { service: &self.service, instance: &self.instance };
+        let (id, trail) = context.report.begin(owner, &mut request, is_grpc);
         let refuse = |status: StatusCode, reason: Reason, attempts: u8| {
-            let record = self.record(reason, started);
-            self.pair.record(&Record { status: Some(status.as_u16()), attempts, ..record });
-            hygiene::refusal(status, reason, DecidedBy::ClientProxy, is_grpc)
+            let (record, trail) = (self.record(reason, started), trail.clone());
+            self.pair.record(&Record { status: Some(status.as_u16()), attempts, trail, ..record });
+            hygiene::named(hygiene::refusal(status, reason, DecidedBy::ClientProxy, is_grpc), &id)
         };
         let Some(slot) = context.request_slot() else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Overloaded, 0);
@@ -97,10 +97,12 @@ impl Port {
         // The application passes on that it was itself called by a retry: one layer retries.
         let was_retried = request.headers().contains_key(hygiene::ATTEMPT_HEADER);
         let upgrade = hygiene::strip(request.headers_mut(), rules.forwarded);
-        self.name_request(request.headers_mut());
         if let Some(to) = upgrade.filter(|_| request.version() == Version::HTTP_11) {
-            let upgraded = Box::pin(self.clone().upgrade(request, to, &chain, started)).await;
-            return upgraded.unwrap_or_else(|reason| refuse(hygiene::status(reason), reason, 1));
+            let upgrading = self.clone().upgrade(request, to, &chain, started, trail.clone());
+            return match Box::pin(upgrading).await {
+                Ok(upgraded) => hygiene::named(upgraded, &id),
+                Err(reason) => refuse(hygiene::status(reason), reason, 1),
+            };
         }
         if address(&mut request, &authority, false).is_none() {
             return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, 0);
@@ -126,10 +128,13 @@ impl Port {
             free: 0,
             tried: Vec::new(),
             sent: Rc::new(Cell::new(0)),
+            trail: trail.clone(),
         };
+        let unanswered = Unanswered::then(|| self.abandoned(started, trail.as_ref()));
         let exchanged = Box::pin(exchange.run()).await;
+        unanswered.answered();
         let (attempts, sent) = (exchange.attempts, exchange.sent.clone());
-        let Answer { mut response, decided, place, upstream, cluster } = match exchanged {
+        let Answer { mut response, decided, place, upstream, cluster, at } = match exchanged {
             Ok(answer) => answer,
             Err(reason) => return refuse(hygiene::status(reason), reason, attempts),
         };
@@ -142,7 +147,8 @@ impl Port {
         }
         let deadline = (!hygiene::is_stream(response.headers())).then_some(deadline);
         let status = response.status().as_u16();
-        let port = self.clone();
+        let (port, noted) = (self.clone(), trail.clone());
+        answered(trail.as_ref(), response.headers());
         let on_end = move |end: End, bytes: u64| {
             let _held = (slot, place);
             let (reason, decided_by) = match (end, decided) {
@@ -157,23 +163,23 @@ impl Port {
                 status: Some(status),
                 bytes_sent: sent.get(),
                 bytes_received: bytes,
+                first_byte: Some(at.saturating_sub(started)),
                 attempts,
                 upstream: Some(upstream),
                 cluster,
+                trail: noted,
                 ..port.record(reason, started)
             });
         };
-        response.map(|body| Body::arriving(body, deadline, Box::new(on_end)))
+        let response = hygiene::named(response, &id);
+        response.map(|body| Body::arriving(body, deadline, Box::new(on_end)).noting(trail))
     }
 
-    /// Gives a request an id, where the application gave it none.
-    fn name_request(&self, headers: &mut HeaderMap) {
-        if !headers.contains_key(hygiene::REQUEST_ID_HEADER) {
-            let id = format!("{:016x}", self.context.random.borrow_mut().next_u64());
-            if let Ok(id) = HeaderValue::try_from(id) {
-                headers.insert(hygiene::REQUEST_ID_HEADER, id);
-            }
-        }
+    /// Reports a request whose sender went away before there was an answer.
+    fn abandoned(&self, started: Duration, trail: Option<&Rc<Trail>>) {
+        let record = self.record(Reason::DownstreamReset, started);
+        let (status, decided_by) = (Some(hygiene::GONE), DecidedBy::Application);
+        self.pair.record(&Record { status, decided_by, trail: trail.cloned(), ..record });
     }
 
     /// Carries an upgrade over a connection of its own, in HTTP/1.1 inside mTLS.
@@ -183,8 +189,10 @@ impl Port {
         to: HeaderValue,
         chain: &Chain,
         started: Duration,
+        trail: Option<Rc<Trail>>,
     ) -> Result<Response<Body>, Reason> {
         let context = self.context.clone();
+        forward(trail.as_ref(), request.headers_mut());
         let (dialled, upstream, cluster) = self.dial_http1(chain).await?;
         let (stream, listed) = (dialled.stream, dialled.listed);
         let broken = |error: hyper::Error| peer_reason(&error);
@@ -216,6 +224,8 @@ impl Port {
             upstream: Some(upstream),
             cluster,
             decided_by: DecidedBy::Application,
+            first_byte: Some(context.clock.now().saturating_sub(started)),
+            trail,
             ..self.record(Reason::Ok, started)
         };
         if status != StatusCode::SWITCHING_PROTOCOLS {
@@ -251,12 +261,12 @@ impl Port {
     async fn dial_http1(
         &self,
         chain: &Chain,
-    ) -> Result<(Dialled, SocketAddr, Option<PeerName>), Reason> {
+    ) -> Result<(Dialled, Rc<Upstream>, Option<PeerName>), Reason> {
         let mut tried = Vec::new();
         loop {
             let picked = self.pick(&tried, true)?;
             tried.push(picked.pick.peer);
-            let (address, began) = (picked.pick.address, self.context.clock.now());
+            let (upstream, began) = (picked.instance.upstream.clone(), self.context.clock.now());
             let config = picked.instance.reach()?.http1.clone();
             let within = chain.connect_timeout;
             match Box::pin(dial(&self.context, &picked.instance, config, within)).await {
@@ -264,7 +274,7 @@ impl Port {
                     let cluster = picked.instance.peer().cloned();
                     let now = self.context.clock.now();
                     picked.answered(now.saturating_sub(began), now);
-                    return Ok((dialled, address, cluster));
+                    return Ok((dialled, upstream, cluster));
                 }
                 Err(reason) => {
                     picked.failed(reason, began);
@@ -293,6 +303,7 @@ struct Exchange<'a> {
     free: u8,
     tried: Vec<PeerId>,
     sent: Rc<Cell<u64>>,
+    trail: Option<Rc<Trail>>,
 }
 
 /// An answer worth passing on.
@@ -301,8 +312,10 @@ struct Answer {
     /// Set where the callee's proxy answered, and not its application.
     decided: Option<Reason>,
     place: Place,
-    upstream: SocketAddr,
+    upstream: Rc<Upstream>,
     cluster: Option<PeerName>,
+    /// When its head came.
+    at: Duration,
 }
 
 /// Why a try did not give an answer to pass on.
@@ -374,7 +387,16 @@ impl Exchange<'_> {
                 && !self.was_retried
                 && port.balancer.borrow().has_other(&self.tried);
             let per_try = may_retry.then_some(limits.per_try);
-            match self.attempt(picked, per_try).await {
+            let tried = self.begins(&picked);
+            let attempted = self.attempt(picked, per_try).await;
+            if let Some(tried) = tried {
+                let (reason, answer) = match &attempted {
+                    Ok(answer) => (answer.decided.unwrap_or(Reason::Ok), Some(answer)),
+                    Err(failure) => (failure.reason, failure.answer.as_ref()),
+                };
+                tried.ended(reason, answer.map(|answer| answer.response.status().as_u16()));
+            }
+            match attempted {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => last = failure,
             }
@@ -386,6 +408,12 @@ impl Exchange<'_> {
             }
         }
         last.answer.ok_or(last.reason)
+    }
+
+    /// Begins the trace of a try, where there is one, in the headers that it is sent with.
+    fn begins(&mut self, picked: &Picked<'_>) -> Option<Try> {
+        let trail = self.trail.as_ref()?;
+        trail.try_begins(&mut self.parts.headers, self.attempts, &picked.instance.upstream)
     }
 
     /// Whether there may be one try more. Those that reached no application have a bound of their
@@ -412,7 +440,7 @@ impl Exchange<'_> {
         per_try: Option<Duration>,
     ) -> Result<Answer, Failure> {
         let context = &self.port.context;
-        let (began, address) = (context.clock.now(), picked.pick.address);
+        let (began, upstream) = (context.clock.now(), picked.instance.upstream.clone());
         let place = match self.place(&picked.instance).await {
             Ok(place) => place,
             Err(reason) => {
@@ -449,7 +477,7 @@ impl Exchange<'_> {
         }
         let decided = hygiene::verdict(response.headers());
         let cluster = picked.instance.peer().cloned();
-        let answer = Answer { response, decided, place, upstream: address, cluster };
+        let answer = Answer { response, decided, place, upstream, cluster, at: now };
         match decided {
             Some(reason) if reason.http_status() >= 500 => {
                 picked.finish(Outcome::Failed);

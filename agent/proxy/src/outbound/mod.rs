@@ -18,7 +18,7 @@ use hawser_core::balance::{Balancer, Effect, Outcome, PeerId, Pick};
 use hawser_core::catalog::Endpoint;
 use hawser_core::chain::Chain;
 use hawser_core::entry::{GatewayMode, Target};
-use hawser_core::name::{PeerName, ServiceName};
+use hawser_core::name::{InstanceId, PeerName, ServiceName};
 use hawser_core::peering::{PeerGateway, PeerService};
 use hawser_core::reason::{DecidedBy, Reason};
 use hawser_core::route::{Group, route};
@@ -38,6 +38,7 @@ pub(crate) struct Port {
     pub(crate) context: Rc<Context>,
     pub(crate) service: ServiceName,
     pub(crate) destination: Target,
+    instance: InstanceId,
     pair: Rc<Pair>,
     identity: RefCell<Option<Rc<Identity>>>,
     current: RefCell<Current>,
@@ -69,12 +70,18 @@ impl Current {
 }
 
 impl Port {
-    pub(crate) fn new(context: Rc<Context>, service: ServiceName, destination: Target) -> Self {
+    pub(crate) fn new(
+        context: Rc<Context>,
+        service: ServiceName,
+        instance: InstanceId,
+        destination: Target,
+    ) -> Self {
         let pair = context.report.pair(Reporter::Client, &service, &destination.service);
         Self {
             context,
             service,
             destination,
+            instance,
             pair,
             identity: RefCell::default(),
             current: RefCell::default(),
@@ -232,14 +239,19 @@ impl Port {
         Record {
             reason,
             decided_by: DecidedBy::ClientProxy,
+            protocol: self.current.borrow().service.as_ref().map(|it| it.chain.protocol),
             status: None,
             bytes_sent: 0,
             bytes_received: 0,
+            first_byte: None,
             duration: self.context.clock.now().saturating_sub(started),
             view_index: self.context.view.borrow().index,
             attempts: 1,
             upstream: None,
             cluster: self.destination.peer.clone(),
+            route: None,
+            caller: None,
+            trail: None,
         }
     }
 }

@@ -21,6 +21,7 @@ use rustls::pki_types::ServerName;
 use crate::context::Context;
 use crate::gateways::{Choice, Gateway};
 use crate::pool::Lines;
+use crate::report::Upstream;
 use crate::tls::{ALPN_H2, ALPN_HTTP1, ALPN_TCP, Identity};
 
 /// How one target is called as one service: who must answer, under which name, and which way.
@@ -127,6 +128,8 @@ impl Reach {
 /// One instance that can be picked.
 pub(super) struct Instance {
     pub(super) address: SocketAddr,
+    /// What is reported of it.
+    pub(super) upstream: Rc<Upstream>,
     pub(super) lines: Rc<Lines>,
     /// None without an identity to call it with.
     pub(super) reach: Option<Rc<Reach>>,
@@ -141,7 +144,13 @@ impl Instance {
             let label = InstanceLabel::of(&endpoint.node, &endpoint.instance);
             Some(server_name(&sni(&reach.callee, &reach.target, Some(peer), Some(label))))
         });
-        Self { address, lines: Rc::default(), reach, name }
+        let upstream = Upstream {
+            address,
+            instance: Some((endpoint.node.clone(), endpoint.instance.clone())),
+            locality: endpoint.locality.clone(),
+            identity: reach.as_ref().map(|reach| reach.callee.clone()),
+        };
+        Self { address, upstream: Rc::new(upstream), lines: Rc::default(), reach, name }
     }
 
     /// How it is called.

@@ -15,7 +15,7 @@ use super::Port;
 use super::dial::dial;
 use super::reach::Instance;
 use crate::relay::{Moved, relay};
-use crate::report::Record;
+use crate::report::{Record, Upstream};
 use crate::socket::Wide;
 use crate::tls::{self, ALPN_TCP};
 use crate::watch::OnList;
@@ -25,6 +25,7 @@ struct Connected {
     stream: TlsStream<Wide>,
     listed: OnList,
     pick: Pick,
+    upstream: Rc<Upstream>,
     cluster: Option<PeerName>,
 }
 
@@ -34,7 +35,7 @@ impl Port {
         let started = context.clock.now();
         let mut attempts = 0;
         let connected = self.connect_tcp(chain, &mut attempts).await;
-        let Connected { stream: mut upstream, listed, pick, cluster } = match connected {
+        let Connected { stream: mut peer, listed, pick, upstream, cluster } = match connected {
             Ok(connected) => connected,
             Err((reason, decided_by)) => {
                 let record = self.record(reason, started);
@@ -50,7 +51,7 @@ impl Port {
         let ended = tokio::select! {
             biased;
             () = listed.watched.cut.cancelled() => Err(listed.watched.why()),
-            ended = relay(&mut downstream, &mut upstream, &context.buffers, idle, &mut moved) => {
+            ended = relay(&mut downstream, &mut peer, &context.buffers, idle, &mut moved) => {
                 ended
             }
         };
@@ -68,7 +69,7 @@ impl Port {
             bytes_sent: moved.sent,
             bytes_received: moved.received,
             attempts,
-            upstream: Some(pick.address),
+            upstream: Some(upstream),
             cluster,
             ..self.record(reason, started)
         });
@@ -92,9 +93,10 @@ impl Port {
             match Box::pin(self.open_tcp(chain, &picked.instance)).await {
                 Ok((stream, listed)) => {
                     let cluster = picked.instance.peer().cloned();
+                    let upstream = picked.instance.upstream.clone();
                     let now = self.context.clock.now();
                     picked.answered(now.saturating_sub(began), now);
-                    return Ok(Connected { stream, listed, pick, cluster });
+                    return Ok(Connected { stream, listed, pick, upstream, cluster });
                 }
                 Err((Reason::NoIdentity, by)) => return Err((Reason::NoIdentity, by)),
                 Err((reason, DecidedBy::ServerProxy)) if !reason.is_before_request() => {

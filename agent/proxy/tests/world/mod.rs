@@ -20,7 +20,9 @@ use hawser_core::spiffe::{Role, SpiffeId};
 use hawser_core::view::{Endpoint, PeerView, ServiceView, Trust, View};
 use hawser_identity::Leaf;
 use hawser_proxy::tls::{self, Identity};
-use hawser_proxy::{Config, Inbound, Limits, ListenerStatus, LocalService, Outbound, Plan, Proxy};
+use hawser_proxy::{
+    AccessLog, Config, Inbound, Limits, ListenerStatus, LocalService, Outbound, Plan, Proxy,
+};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
@@ -56,7 +58,10 @@ pub(crate) struct World {
     /// What the caller's view has besides.
     pub(crate) others: Others,
     pub(crate) client: Option<Proxy>,
-    server: Option<Proxy>,
+    pub(crate) server: Option<Proxy>,
+    /// What the two log.
+    pub(crate) logs: [AccessLog; 2],
+    pub(crate) trace_ppm: Option<u32>,
     protocol: Protocol,
     /// Where each instance's proxy listens, and its application where our proxy serves it.
     instances: Vec<(SocketAddr, Option<SocketAddr>)>,
@@ -89,6 +94,8 @@ impl World {
             others: Others::default(),
             client: None,
             server: None,
+            logs: Default::default(),
+            trace_ppm: None,
             protocol,
             instances: Vec::new(),
             issuer,
@@ -131,13 +138,20 @@ impl World {
         self.server_plans
             .send_replace(Arc::new(Plan { services: services.collect(), ..Plan::default() }));
         self.move_outbound(self.outbound);
-        let config = |workers| Config { workers, limits: self.limits.clone(), ..Config::default() };
-        let start = |workers, plans: &watch::Sender<_>, registry| {
-            Proxy::start(config(workers), plans.subscribe(), self.views.subscribe(), registry)
+        let config = |workers, log: &AccessLog| Config {
+            workers,
+            limits: self.limits.clone(),
+            access_log: log.clone(),
+            trace_ppm: self.trace_ppm,
+            ..Config::default()
+        };
+        let [client_log, server_log] = &self.logs;
+        let start = |workers, log, plans: &watch::Sender<_>, registry| {
+            Proxy::start(config(workers, log), plans.subscribe(), self.views.subscribe(), registry)
                 .expect("it starts")
         };
-        self.client = Some(start(1, &self.client_plans, &self.client_registry));
-        self.server = Some(start(2, &self.server_plans, &self.server_registry));
+        self.client = Some(start(1, client_log, &self.client_plans, &self.client_registry));
+        self.server = Some(start(2, server_log, &self.server_plans, &self.server_registry));
     }
 
     pub(crate) fn move_outbound(&mut self, listen: SocketAddr) {
@@ -223,6 +237,15 @@ impl World {
 
     pub(crate) fn client_metric(&self, name: &str) -> f64 {
         sum(&self.client_registry, name)
+    }
+
+    /// The values of the counter's children whose labels include all of `labels`, added up.
+    pub(crate) fn client_count(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        count(&self.client_registry, name, labels)
+    }
+
+    pub(crate) fn server_count(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        count(&self.server_registry, name, labels)
     }
 
     pub(crate) fn server_metric(&self, name: &str) -> f64 {
@@ -687,6 +710,24 @@ pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
 
 pub(crate) fn name(text: &str) -> ServiceName {
     text.parse().expect("a name")
+}
+
+fn count(registry: &Registry, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let families = registry.gather();
+    let metrics = families.iter().filter(|family| family.name() == name);
+    let has_all = |metric: &&prometheus::proto::Metric| {
+        labels.iter().all(|(label, value)| {
+            metric.get_label().iter().any(|it| it.name() == *label && it.value() == *value)
+        })
+    };
+    metrics
+        .flat_map(|family| family.get_metric())
+        .filter(has_all)
+        .map(|metric| match metric.get_histogram().get_sample_count() {
+            0 => metric.get_counter().get_value(),
+            samples => samples as f64,
+        })
+        .sum()
 }
 
 fn sum(registry: &Registry, name: &str) -> f64 {
