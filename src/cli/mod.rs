@@ -30,6 +30,7 @@ mod operator;
 mod output;
 mod peering;
 mod pin;
+mod reasons;
 mod serve;
 mod services;
 mod spelling;
@@ -59,6 +60,8 @@ enum Command {
     Keygen,
     /// Print what hosts that join by AWS IAM know the servers by; it is no secret.
     Pin(pin::Arguments),
+    /// Say why traffic goes or does not: the words of access logs, metrics and refusals.
+    Reasons(reasons::Arguments),
     /// Print the release.
     Version,
     /// Check configuration files without starting anything.
@@ -79,6 +82,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Join(arguments) => join::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Keygen => keygen::run().map(|()| ExitCode::SUCCESS),
         Command::Pin(arguments) => pin::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Reasons(arguments) => reasons::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Version => output::print(concat!("Hawser v", env!("CARGO_PKG_VERSION"), "\n"))
             .map(|()| ExitCode::SUCCESS),
         Command::Validate(arguments) => validate::run(&arguments),

@@ -8,6 +8,7 @@ mod tree;
 mod layers;
 mod modules;
 mod length;
+mod metrics;
 mod prose;
 
 use tree::Tree;
@@ -32,6 +33,7 @@ fn faults(tree: &Tree) -> Result<Vec<String>> {
     let mut faults = layers::faults(&packages);
     faults.extend(modules::faults(tree, &packages)?);
     faults.extend(length::faults(tree)?);
+    faults.extend(metrics::faults(tree, &packages)?);
     faults.extend(prose::faults(tree, &packages)?);
     Ok(faults)
 }
@@ -79,6 +81,24 @@ mod tests {
     #[test]
     fn a_house_in_order_has_no_fault() {
         assert_eq!(told(&[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn metrics_and_what_is_told_of_them_agree() {
+        let source =
+            ("core/src/state.rs", "//! State.\npub const M: &str = \"hawser_raft_term\";\n");
+        let guide = |text| ("docs/observability.md", text);
+        let map = ("ARCHITECTURE.md", "`core/`, `docs/`, `src/`, `xtask/`\n");
+        assert_eq!(
+            told(&[map, source, guide("`hawser_raft_term` says it.\n")]),
+            Vec::<String>::new()
+        );
+        let untold = told(&[map, source, guide("Nothing.\n")]);
+        let missing = "core/src/state.rs: docs/observability.md does not tell of hawser_raft_term";
+        assert_eq!(untold, [missing]);
+        let rules = ("docs/rules.yml", "expr: rate(hawser_raft_terms_total[5m]) > 1\n");
+        let wrong = told(&[map, source, rules, guide("`hawser_raft_term`, `hawser_core`\n")]);
+        assert_eq!(wrong, ["docs/rules.yml:1: there is no metric hawser_raft_terms_total"]);
     }
 
     #[test]

@@ -31,6 +31,11 @@ struct Target {
 }
 
 impl Package {
+    /// The crate's name, as its manifest has it.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The crate's folder, from the root of the repository; empty for the root's own.
     pub(super) fn folder(&self, root: &Path) -> PathBuf {
         let folder = self.manifest_path.parent().unwrap_or(root);
