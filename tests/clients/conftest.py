@@ -38,7 +38,8 @@ class Agent:
 
     def __init__(self, folder):
         self.port = free_port()
-        ports = {"http": self.port, "dns": free_port(), "server": free_port()}
+        self.dns = free_port()
+        ports = {"http": self.port, "dns": self.dns, "server": free_port()}
         ports |= {"https": -1, "grpc_tls": -1}
         config = {"ports": ports, "node_name": "n1", "enable_script_checks": True}
         self.log = folder / "agent.log"
