@@ -29,6 +29,7 @@ mod anti_entropy;
 mod heartbeat;
 mod subscribe;
 mod report;
+mod keys;
 mod plan;
 mod host;
 mod veil;
@@ -439,6 +440,8 @@ impl Agent {
             views: host.views.clone(),
         };
         tasks.spawn(named("subscription", subscription.run(serves.clone())));
+        let keys = keys::run(host.views.subscribe(), planner.keys(), serves.clone());
+        tasks.spawn(named("provider keys", keys));
         let planning =
             plan::run(host.local.clone(), host.leaves.subscribe(), planner, plans, serves.clone());
         tasks.spawn(named("plan", planning));

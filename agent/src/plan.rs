@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hawser_core::entry::Target;
+use hawser_core::jwt::KeyRing;
 use hawser_core::name::ServiceName;
 use hawser_identity::Leaf;
 use hawser_proxy::{Gateway, Inbound, LocalService, Outbound, Plan};
@@ -45,13 +46,21 @@ pub(crate) struct Planner {
     gateway: Option<SocketAddr>,
     /// Where the cluster's servers are.
     servers: watch::Receiver<Arc<[SocketAddr]>>,
+    /// The keys of token providers.
+    keys: watch::Sender<Arc<KeyRing>>,
 }
 
 impl Planner {
     /// A planner for a host that binds at `bind` and is perhaps a `gateway`.
     pub(crate) fn new(bind: IpAddr, gateway: Option<&config::Gateway>, servers: &Servers) -> Self {
         let gateway = gateway.map(|gateway| gateway.listen);
-        Self { leaves: Leaves::default(), bind, gateway, servers: servers.addresses() }
+        let (servers, keys) = (servers.addresses(), watch::Sender::default());
+        Self { leaves: Leaves::default(), bind, gateway, servers, keys }
+    }
+
+    /// Where the keys of token providers are put.
+    pub(crate) fn keys(&self) -> watch::Sender<Arc<KeyRing>> {
+        self.keys.clone()
     }
 
     /// What the proxy is to do for `services`.
@@ -62,7 +71,7 @@ impl Planner {
         self.leaves.0.retain(|name, _| credentials.contains_key(name));
         let gateway = services.iter().find_map(|held| self.gateway(held));
         let services = services.iter().filter_map(|held| self.service(held, credentials));
-        Plan { services: services.collect(), gateway }
+        Plan { services: services.collect(), gateway, keys: self.keys.borrow().clone() }
     }
 
     /// The gateway, if `held` is it.
@@ -113,12 +122,16 @@ pub(crate) async fn run(
     let mut services: Vec<Arc<Declared>> = Vec::new();
     let mut held: Option<All> = None;
     let mut servers: Option<Arc<[SocketAddr]>> = None;
+    let mut keys = planner.keys.subscribe();
     loop {
         changes.borrow_and_update();
         let now = local.services();
         let all = credentials.borrow_and_update().clone();
         let to = planner.servers.borrow_and_update().clone();
-        let is_same = servers.as_ref() == Some(&to)
+        let has_new_keys = keys.has_changed().unwrap_or(false);
+        keys.mark_unchanged();
+        let is_same = !has_new_keys
+            && servers.as_ref() == Some(&to)
             && now.len() == services.len()
             && now.iter().zip(&services).all(|(a, b)| Arc::ptr_eq(a, b))
             && held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &all));
@@ -130,6 +143,10 @@ pub(crate) async fn run(
             () = drain.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
             changed = credentials.changed() => if changed.is_err() { return },
+            changed = keys.changed() => match changed {
+                Ok(()) => keys.mark_changed(),
+                Err(_) => return,
+            },
             changed = planner.servers.changed() => if changed.is_err() { return },
         }
     }

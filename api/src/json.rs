@@ -384,8 +384,14 @@ pub struct Intention {
     pub destination_name: String,
     /// Always `consul`.
     pub source_type: String,
-    /// `allow` or `deny`.
+    /// `allow` or `deny`; empty where permissions decide.
     pub action: String,
+    /// What decides about each request.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub permissions: Vec<serde_json::Value>,
+    /// The token that every request must bring.
+    #[serde(rename = "JWT", skip_serializing_if = "Option::is_none")]
+    pub jwt: Option<serde_json::Value>,
     /// Free pairs.
     pub meta: Pairs,
     /// The greater decides.

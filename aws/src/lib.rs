@@ -8,6 +8,7 @@
 mod date;
 mod endpoint;
 mod call;
+mod get;
 mod ambient;
 mod credentials;
 mod sign;
@@ -28,5 +29,6 @@ pub use credentials::{Credentials, CredentialsError};
 pub use date::AmzDate;
 pub use endpoint::{Endpoint, InvalidEndpoint, InvalidRegion, Region};
 pub use find::{FindError, Finder};
+pub use get::{GetError, get};
 pub use identity::{Challenge, IdentifyError, InvalidProof, Proof, Sts};
 pub use query::{InvalidQuery, Query, is_provider};

@@ -55,13 +55,15 @@ pub fn entry_read(may: &Authorizer, key: &EntryKey) -> bool {
         // What holds for all services is no secret of any.
         Kind::ProxyDefaults => true,
         Kind::ServiceDefaults | Kind::ServiceResolver => may.service_read(&key.name),
-        Kind::ExportedServices => may.demand(Resource::Mesh, Access::Read, "").is_ok(),
+        Kind::ExportedServices | Kind::JwtProvider | Kind::Mesh => {
+            may.demand(Resource::Mesh, Access::Read, "").is_ok()
+        }
     }
 }
 
 fn entry_write(may: &Authorizer, key: &EntryKey) -> Result<(), Denied> {
     match key.kind {
-        Kind::ProxyDefaults | Kind::ExportedServices => {
+        Kind::ProxyDefaults | Kind::ExportedServices | Kind::JwtProvider | Kind::Mesh => {
             may.demand(Resource::Mesh, Access::Write, "")
         }
         Kind::ServiceDefaults | Kind::ServiceResolver => {

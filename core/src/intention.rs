@@ -5,31 +5,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use rpds::RedBlackTreeMapSync;
-use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Meta, Row, upsert};
 use crate::clock::{Index, UnixTime};
 use crate::name::{InvalidName, PeerName, ServiceName};
-
-/// Whether a caller may connect.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Action {
-    /// It may.
-    Allow,
-    /// It may not.
-    Deny,
-}
-
-impl Action {
-    /// Consul's word for it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Allow => "allow",
-            Self::Deny => "deny",
-        }
-    }
-}
+pub use crate::permission::Action;
+use crate::permission::Requests;
 
 /// One side of an intention: a service, or every service.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -100,8 +81,11 @@ pub struct Intention {
     pub id: Arc<str>,
     /// Whom it is about.
     pub pair: Pair,
-    /// What it says.
+    /// What it says of whole connections: `deny` where its permissions decide, so that whoever
+    /// cannot ask about requests is refused.
     pub action: Action,
+    /// What it says of single requests; none where it says the same of all.
+    pub requests: Option<Arc<Requests>>,
     /// For people.
     pub description: Arc<str>,
     /// Free pairs.
@@ -117,6 +101,8 @@ pub struct Intention {
 pub enum Reason {
     /// This intention, the most specific that covers the pair.
     Intention(Pair),
+    /// This intention, which decides about each request on its own.
+    Requests(Pair),
     /// No intention covers the pair: the cluster's default.
     Default,
     /// The callee is not exported to the caller's cluster.
@@ -127,6 +113,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Intention(pair) => write!(f, "intention {pair}"),
+            Self::Requests(pair) => write!(f, "intention {pair}, which decides about each request"),
             Self::Default => f.write_str("default intention policy"),
             Self::NotExported => f.write_str("the service is not exported to the caller's cluster"),
         }
@@ -205,8 +192,12 @@ impl Intentions {
         by_precedence
             .into_iter()
             .find_map(|pair| {
-                let action = self.rows.get(&pair)?.value.action;
-                Some(Decision { action, reason: Reason::Intention(pair) })
+                let intention = &self.rows.get(&pair)?.value;
+                Some(match intention.requests {
+                    // Not allowed as a whole: whoever looks no further refuses.
+                    Some(_) => Decision { action: Action::Deny, reason: Reason::Requests(pair) },
+                    None => Decision { action: intention.action, reason: Reason::Intention(pair) },
+                })
             })
             .unwrap_or(Decision { action: default, reason: Reason::Default })
     }
@@ -216,6 +207,7 @@ impl Intentions {
         let pair = intention.pair.clone();
         let same = |row: &Row<Intention>| {
             row.value.action == intention.action
+                && row.value.requests == intention.requests
                 && row.value.description == intention.description
                 && row.value.meta == intention.meta
         };
@@ -273,6 +265,7 @@ mod tests {
             id: "".into(),
             pair,
             action,
+            requests: None,
             description: "".into(),
             meta: Meta::new(),
             created_at: UnixTime::default(),

@@ -108,6 +108,16 @@ reasons! {
     LocalName = 32 "local_name",
     /// No gateway of the peer could be reached.
     GatewayUnavailable = 33 "gateway_unavailable",
+    /// An intention decides about each request, and its permissions, or the default where none applies, deny this one.
+    PermissionDenied = 60 "permission_denied",
+    /// The request must bring a token, and brings none.
+    TokenMissing = 61 "token_missing",
+    /// The request's token is malformed, of another issuer or audience, run out or not signed by its provider, or there are two.
+    TokenInvalid = 62 "token_invalid",
+    /// The callee's host has no keys yet to check tokens by: look at the jwt-provider entry and at the agent's log.
+    TokenKeysMissing = 63 "token_keys_missing",
+    /// An intention decides about each request, but the service carries no requests: give it an HTTP protocol in service-defaults, or the intention an action.
+    PermissionsNeedHttp = 64 "permissions_need_http",
 }
 
 impl Reason {
@@ -121,7 +131,12 @@ impl Reason {
         match self {
             Self::Ok => 200,
             Self::BadRequest => 400,
-            Self::IntentionDenied | Self::PolicyCut | Self::NotExported => 403,
+            Self::TokenMissing | Self::TokenInvalid => 401,
+            Self::IntentionDenied
+            | Self::PolicyCut
+            | Self::NotExported
+            | Self::PermissionDenied
+            | Self::PermissionsNeedHttp => 403,
             Self::RequestTimeout => 504,
             Self::UpstreamReset | Self::UpstreamProtocol => 502,
             _ => 503,
@@ -133,7 +148,12 @@ impl Reason {
         match self {
             Self::Ok => 0,
             Self::BadRequest => 13,
-            Self::IntentionDenied | Self::PolicyCut | Self::NotExported => 7,
+            Self::TokenMissing | Self::TokenInvalid => 16,
+            Self::IntentionDenied
+            | Self::PolicyCut
+            | Self::NotExported
+            | Self::PermissionDenied
+            | Self::PermissionsNeedHttp => 7,
             Self::RequestTimeout => 4,
             Self::Overloaded => 8,
             _ => 14,
@@ -163,6 +183,7 @@ impl Reason {
                 | Self::WrongRole
                 | Self::UnfitCertificate
                 | Self::GatewayUnavailable
+                | Self::TokenKeysMissing
         )
     }
 }

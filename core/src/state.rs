@@ -1009,7 +1009,9 @@ fn topics(touched: &Touched) -> Vec<Topic> {
 fn entry_topics(key: &EntryKey) -> Vec<Topic> {
     let chain = || key.name.parse().map_or(Topic::EveryChain, Topic::Chain);
     let topic = match key.kind {
-        Kind::ProxyDefaults => Topic::EveryChain,
+        Kind::ProxyDefaults | Kind::Mesh => Topic::EveryChain,
+        // Providers go out with the intentions that name them.
+        Kind::JwtProvider => Topic::Intentions,
         Kind::ServiceDefaults | Kind::ServiceResolver => chain(),
         Kind::ExportedServices => Topic::Exports,
     };

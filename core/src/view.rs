@@ -10,10 +10,12 @@ use crate::chain::{self, Chain};
 use crate::clock::Index;
 use crate::entry::{GatewayMode, Target};
 use crate::health::Status;
-use crate::intention::{Action, Decision, Intention, Intentions, Reason};
+use crate::intention::{Action, Decision, Intention, Intentions, Pair, Reason};
+use crate::jwt::Providers;
 use crate::name::{Datacenter, NodeName, PeerName, ServiceName};
 use crate::normal;
 use crate::peering::{Exports, PeerGateway, PeerService, PeerState, Peering};
+use crate::permission::Guard;
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::state::{State, Topic};
 
@@ -125,8 +127,11 @@ pub enum Change {
     Trust(Trust),
     /// A service, as it is now.
     Service(ServiceView),
-    /// All intentions that concern the host's own services, as they are now.
-    Intentions(Vec<Arc<Intention>>),
+    /// All intentions that concern the host's own services, as they are now, and the providers of
+    /// tokens that they name.
+    Intentions(Vec<Arc<Intention>>, Providers),
+    /// How requests are made normal.
+    Normal(normal::Rules),
     /// A node as it is now; none when there is no such node.
     Node(NodeName, Option<NodeView>),
     /// A service of a peer, as it is now.
@@ -173,6 +178,10 @@ pub struct View {
     pub gateways: Arc<[PeerGateway]>,
     /// How requests are made normal.
     pub normal: normal::Rules,
+    /// Whose tokens those intentions ask for.
+    pub providers: Arc<Providers>,
+    /// What decides about single requests, compiled, by the intention that says so.
+    pub guards: Arc<BTreeMap<Pair, Arc<Guard>>>,
 }
 
 impl View {
@@ -187,7 +196,9 @@ impl View {
                 Change::Service(service) => {
                     next.services.insert(service.chain.service.clone(), Arc::new(service));
                 }
-                Change::Intentions(all) => {
+                Change::Normal(rules) => next.normal = rules,
+                Change::Intentions(all, providers) => {
+                    next.providers = Arc::new(providers);
                     let row = |value: Arc<Intention>| crate::catalog::Row {
                         value,
                         created: delta.index,
@@ -208,7 +219,37 @@ impl View {
                 Change::Gateways(gateways) => next.gateways = gateways.into(),
             }
         }
-        next
+        next.compiled(self)
+    }
+
+    /// The view with a guard for each intention that decides about requests; those of `before` are
+    /// kept where nothing changed. What does not compile has none, and is refused.
+    #[must_use]
+    pub fn compiled(mut self, before: &Self) -> Self {
+        let guard = |intention: &Arc<Intention>| {
+            let pair = &intention.pair;
+            let requests = intention.requests.as_ref()?;
+            let old = before.intentions.get(pair).map(|row| &row.value);
+            let is_same = old.is_some_and(|old| {
+                (&old.requests, old.action) == (&intention.requests, intention.action)
+            });
+            let kept = before.guards.get(pair).filter(|_| is_same).cloned();
+            let made = || Guard::compile(requests, intention.action).ok().map(Arc::new);
+            Some((pair.clone(), kept.or_else(made)?))
+        };
+        if self.intentions.index() != before.intentions.index() || self.guards.is_empty() {
+            let guards = self.intentions.iter().filter_map(|row| guard(&row.value)).collect();
+            self.guards = Arc::new(guards);
+        }
+        self
+    }
+
+    /// What decides about each request, where `decision` leaves it to the requests.
+    pub fn guard(&self, decision: &Decision) -> Option<&Arc<Guard>> {
+        match &decision.reason {
+            Reason::Requests(pair) => self.guards.get(pair),
+            Reason::Intention(_) | Reason::Default | Reason::NotExported => None,
+        }
     }
 
     /// The view without what `interest` no longer covers.
@@ -238,7 +279,8 @@ impl View {
         let imports =
             self.imports.values().map(|service| Change::Import(ServiceView::clone(service)));
         let whole = [
-            Change::Intentions(intentions),
+            Change::Intentions(intentions, Providers::clone(&self.providers)),
+            Change::Normal(self.normal),
             Change::Peers(BTreeMap::clone(&self.peers)),
             Change::Exports(Exports::clone(&self.exports)),
             Change::Gateways(self.gateways.to_vec()),
@@ -282,7 +324,8 @@ pub fn snapshot(state: &State, interest: &Interest) -> Delta {
     let mut changes: Vec<Change> = trust(state).map(Change::Trust).into_iter().collect();
     changes
         .extend(wanted(state, interest).iter().map(|name| Change::Service(service(state, name))));
-    changes.push(Change::Intentions(intentions(state, interest)));
+    changes.push(intentions(state, interest));
+    changes.push(Change::Normal(state.entries().normal()));
     changes.push(Change::Peers(peers(state)));
     changes.push(Change::Exports(exports(state, interest)));
     changes.push(Change::Gateways(gateways(state)));
@@ -300,9 +343,8 @@ pub fn delta(state: &State, interest: &Interest, topics: &BTreeSet<Topic>) -> De
             Topic::Node(name) if interest.nodes.contains(name) => {
                 changes.push(Change::Node(name.clone(), node(state, name)));
             }
-            Topic::Intentions => {
-                changes.push(Change::Intentions(intentions(state, interest)));
-            }
+            Topic::Intentions => changes.push(intentions(state, interest)),
+            Topic::EveryChain => changes.push(Change::Normal(state.entries().normal())),
             Topic::Authority => changes.extend(trust(state).map(Change::Trust)),
             Topic::Peers => changes.push(Change::Peers(peers(state))),
             Topic::Service(name) if name.as_str() == GATEWAY_SERVICE => {
@@ -533,17 +575,20 @@ fn node(state: &State, name: &NodeName) -> Option<NodeView> {
     Some(NodeView { address: row.value.address, meta: row.value.meta.clone() })
 }
 
-fn intentions(state: &State, interest: &Interest) -> Vec<Arc<Intention>> {
+fn intentions(state: &State, interest: &Interest) -> Change {
     let concerns = |intention: &Intention| match &intention.pair.destination {
         crate::intention::Side::Any => true,
         crate::intention::Side::Exact(name) => interest.locals.contains(name),
     };
-    state
-        .intentions()
-        .iter()
-        .filter(|row| concerns(&row.value))
-        .map(|row| row.value.clone())
-        .collect()
+    let rows = state.intentions().iter().filter(|row| concerns(&row.value));
+    let all: Vec<Arc<Intention>> = rows.map(|row| row.value.clone()).collect();
+    let named = all.iter().filter_map(|intention| intention.requests.as_ref());
+    let provider = |name: &str| {
+        let provider = state.entries().jwt_provider(name)?;
+        Some((name.into(), Arc::new(provider.clone())))
+    };
+    let providers = named.flat_map(|requests| requests.providers()).filter_map(provider).collect();
+    Change::Intentions(all, providers)
 }
 
 fn trust(state: &State) -> Option<Trust> {
@@ -564,7 +609,6 @@ mod tests {
     use super::*;
     use crate::catalog::{Instance, Locality, Node, Weights};
     use crate::clock::{Stamp, UnixTime};
-    use crate::intention::Pair;
     use crate::spiffe::Role;
     use crate::state::{Cluster, Command, NodeChanges};
 
@@ -611,6 +655,7 @@ mod tests {
             id: "".into(),
             pair: Pair { source: name(source), destination: name(destination), peer: None },
             action,
+            requests: None,
             description: "".into(),
             meta: Meta::new(),
             created_at: UnixTime::default(),

@@ -1,7 +1,10 @@
 //! Intentions and the pairs that they are about.
 
+use std::sync::Arc;
+
 use hawser_core::clock::UnixTime;
-use hawser_core::intention::{Intention, Pair};
+use hawser_core::intention::{Action, Intention, Pair};
+use hawser_core::permission::{Guard, Requests};
 
 use crate::field::{Invalid, parsed, required};
 use crate::model::{action, meta_in, meta_out};
@@ -34,10 +37,15 @@ impl TryFrom<v1::Pair> for Pair {
 
 impl From<&Intention> for v1::Intention {
     fn from(intention: &Intention) -> Self {
+        let per_request = intention.requests.is_some();
+        let whole = if per_request { Action::Deny } else { intention.action };
+        let requests_action = per_request.then(|| v1::Action::from(intention.action));
         Self {
             id: intention.id.to_string(),
             pair: Some((&intention.pair).into()),
-            action: v1::Action::from(intention.action).into(),
+            action: v1::Action::from(whole).into(),
+            requests_action: requests_action.unwrap_or_default().into(),
+            requests_json: intention.requests.as_deref().map(written).unwrap_or_default(),
             description: intention.description.to_string(),
             meta: meta_out(&intention.meta),
             created_at_ms: intention.created_at.as_millis(),
@@ -50,14 +58,36 @@ impl TryFrom<v1::Intention> for Intention {
     type Error = Invalid;
 
     fn try_from(intention: v1::Intention) -> Result<Self, Invalid> {
+        let pair = required("intention.pair", intention.pair)?;
+        let whole = action("intention.action", intention.action)?;
         Ok(Self {
             id: intention.id.into(),
-            pair: required("intention.pair", intention.pair)?,
-            action: action("intention.action", intention.action)?,
+            pair,
+            action: match intention.requests_json.is_empty() {
+                true => whole,
+                false => action("intention.requests_action", intention.requests_action)?,
+            },
+            requests: match intention.requests_json.as_str() {
+                "" => None,
+                json => Some(Arc::new(read(json)?)),
+            },
             description: intention.description.into(),
             meta: meta_in(intention.meta),
             created_at: UnixTime::from_millis(intention.created_at_ms),
             updated_at: UnixTime::from_millis(intention.updated_at_ms),
         })
     }
+}
+
+fn written(requests: &Requests) -> String {
+    serde_json::to_string(requests).expect("structs of texts and flags")
+}
+
+/// # Errors
+/// Also for what would not let an operator write it.
+fn read(json: &str) -> Result<Requests, Invalid> {
+    let invalid = |why: String| Invalid::new("intention.requests_json", why);
+    let requests: Requests = serde_json::from_str(json).map_err(|why| invalid(why.to_string()))?;
+    Guard::compile(&requests, Action::Deny).map_err(|fault| invalid(fault.to_string()))?;
+    Ok(requests)
 }

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use hawser_core::catalog::Endpoint;
 use hawser_core::chain::Chain;
 use hawser_core::clock::Index;
-use hawser_core::entry::{GatewayMode, Target};
+use hawser_core::entry::{
+    self, Body, Entry, EntryKey, GatewayMode, JwtProvider, MESH_NAME, Mesh, MeshHttp, MeshIncoming,
+    RequestNormalization, Target,
+};
 use hawser_core::intention::Intention;
 use hawser_core::name::PeerName;
+use hawser_core::normal::Rules;
 use hawser_core::peering::{Exports, PeerGateway, PeerService};
 use hawser_core::view::{
     Change, Delta, Interest, NodeView, PeerView, ServiceView, TargetView, Trust,
@@ -226,15 +230,43 @@ fn mode_in(field: &'static str, word: &str) -> Result<GatewayMode, Invalid> {
         .ok_or_else(|| Invalid::new(field, "use none, local or remote, or leave it empty"))
 }
 
+/// The entry that says `rules`.
+fn mesh(rules: Rules) -> Entry {
+    let normalization = RequestNormalization {
+        is_off: !rules.is_on,
+        merge_slashes: Some(rules.merges_slashes),
+        escaped_slashes: rules.escaped_slashes,
+        underscores: rules.underscores,
+    };
+    let incoming = MeshIncoming { normalization, forwarded: rules.forwarded };
+    let mesh = Mesh { http: MeshHttp { incoming, ..Default::default() }, ..Default::default() };
+    Entry::new(MESH_NAME, Body::Mesh(mesh)).expect("its one name, and nothing to check")
+}
+
+fn provider_out((name, provider): (&Arc<str>, &Arc<JwtProvider>)) -> v1::Entry {
+    let body_json = serde_json::to_string(&**provider).expect("structs of texts and numbers");
+    let key = EntryKey { kind: entry::Kind::JwtProvider, name: name.clone() };
+    v1::Entry { key: Some((&key).into()), body_json }
+}
+
+fn provider_in(entry: v1::Entry) -> Result<(Arc<str>, Arc<JwtProvider>), Invalid> {
+    let entry = Entry::try_from(entry)?;
+    match entry.body() {
+        Body::JwtProvider(body) => Ok((entry.key().name.clone(), Arc::new(body.clone()))),
+        _ => Err(Invalid::new("intentions.providers", "it is another kind of entry")),
+    }
+}
+
 impl From<&Change> for v1::Change {
     fn from(change: &Change) -> Self {
         let kind = match change {
             Change::Trust(trust) => Kind::Trust(trust.into()),
             Change::Service(service) => Kind::Service(service.into()),
-            Change::Intentions(all) => {
-                let all = all.iter().map(|one| one.as_ref().into()).collect();
-                Kind::Intentions(v1::Intentions { all })
-            }
+            Change::Intentions(all, providers) => Kind::Intentions(v1::Intentions {
+                all: all.iter().map(|one| one.as_ref().into()).collect(),
+                providers: providers.iter().map(provider_out).collect(),
+            }),
+            Change::Normal(rules) => Kind::Mesh((&mesh(*rules)).into()),
             Change::Node(name, None) => {
                 Kind::Node(v1::NodeView { name: name.to_string(), ..Default::default() })
             }
@@ -268,8 +300,14 @@ impl TryFrom<v1::Change> for Change {
             Kind::Service(service) => Self::Service(service.try_into()?),
             Kind::Intentions(intentions) => {
                 let all: Vec<Intention> = each(intentions.all)?;
-                Self::Intentions(all.into_iter().map(Arc::new).collect())
+                let providers = intentions.providers.into_iter().map(provider_in);
+                let providers = providers.collect::<Result<_, _>>()?;
+                Self::Intentions(all.into_iter().map(Arc::new).collect(), providers)
             }
+            Kind::Mesh(entry) => match Entry::try_from(entry)?.body() {
+                Body::Mesh(mesh) => Self::Normal(mesh.rules()),
+                _ => return Err(Invalid::new("change.mesh", "it is another kind of entry")),
+            },
             Kind::Node(node) => {
                 let name = parsed("node_view.name", &node.name)?;
                 let seen = match node.address.as_str() {

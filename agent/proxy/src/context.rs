@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hawser_core::catalog::Locality;
+use hawser_core::jwt::KeyRing;
 use hawser_core::view::View;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode, Version};
@@ -29,6 +30,7 @@ pub(crate) struct Context {
     pub(crate) locality: Locality,
     pub(crate) clock: Monotonic,
     pub(crate) view: RefCell<Arc<View>>,
+    pub(crate) keys: RefCell<Arc<KeyRing>>,
     pub(crate) report: Local,
     pub(crate) buffers: Arc<Buffers>,
     pub(crate) watched: Rc<Watchlist>,

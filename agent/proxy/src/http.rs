@@ -149,6 +149,13 @@ pub(crate) fn refusal(
         headers.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
     } else {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        if status == StatusCode::UNAUTHORIZED {
+            let challenge = match reason {
+                Reason::TokenInvalid => "Bearer error=\"invalid_token\"",
+                _ => "Bearer",
+            };
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
         *response.status_mut() = status;
     }
     response

@@ -15,8 +15,10 @@ use hawser_core::catalog::Protocol;
 use hawser_core::chain::Chain;
 use hawser_core::clock::Index;
 use hawser_core::name::{InstanceId, ServiceName};
+use hawser_core::normal::Forwarded;
 use hawser_core::reason::{DecidedBy, Reason};
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::Authority;
 use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -32,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admit::{admit, sound};
 use crate::context::Context;
 use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing};
+use crate::judge::{Upgraded, judge};
 use crate::pool::{Idle, Line, Lines};
 use crate::relay::{Moved, relay};
 use crate::report::{
@@ -39,7 +42,7 @@ use crate::report::{
 };
 use crate::socket::{self, Wide};
 use crate::tls::{self, Identity, Wire};
-use crate::watch::{OnList, Watched};
+use crate::watch::{OnList, Ruled, Watched};
 
 /// One service's inbound port, in one worker.
 pub(crate) struct Port {
@@ -144,12 +147,13 @@ impl Port {
         let caller = tls::read(peer.first().ok_or(Reason::NoClientCertificate)?)?;
         let source = caller.id.service().ok_or(Reason::WrongRole)?.clone();
 
-        let (decision, view_index) = {
+        let (ruled, view_index) = {
             let view = context.view.borrow();
-            (view.decide(&caller.id, &self.service), view.index)
+            (Ruled::new(&view, &caller.id, &self.service, is_http), view.index)
         };
-        let listed = context.watched.watch(caller, peer, Some((&self.service, &decision)));
-        listed.watched.note(&context.view.borrow(), decision.reason);
+        let rule = ruled.rule();
+        let listed = context.watched.watch(caller, peer, Some(ruled));
+        listed.watched.note(&context.view.borrow(), rule);
         let pair = context.report.pair(Reporter::Server, &source, &self.service);
         let (listed, protocol) = (Rc::new(listed), chain.protocol);
         let connection =
@@ -341,25 +345,21 @@ impl Connection {
         let Some(chain) = self.port.chain() else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::ViewMissing);
         };
-        let attempt = request.headers().get(hygiene::ATTEMPT_HEADER).cloned();
         let upgrade =
-            hygiene::strip(request.headers_mut(), rules.forwarded).filter(|_| is_upgradable);
+            self.cleanse(request.headers_mut(), rules.forwarded).filter(|_| is_upgradable);
         forward(trail.as_ref(), request.headers_mut());
-        if let Some(attempt) = attempt {
-            request.headers_mut().insert(hygiene::ATTEMPT_HEADER, attempt);
+        if let Err(reason) = self.judge(&mut request, &authority) {
+            return refuse(hygiene::status(reason), reason);
         }
-        if let Some(caller) = self.caller_header() {
-            request.headers_mut().insert(hygiene::CALLER_HEADER, caller);
-        }
-        hygiene::attest_origin(request.headers_mut(), &self.from);
+        let became = upgrade.is_some().then(|| self.keep(&request, &authority));
         let is_http1 = chain.protocol == Protocol::Http;
         if address(&mut request, &authority, is_http1 || upgrade.is_some()).is_none() {
             return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
         }
         let sent = Rc::new(Cell::new(0));
         let unanswered = Unanswered::then(|| self.abandoned(started, trail.as_ref()));
-        let sending = if let Some(to) = upgrade {
-            Box::pin(self.upgrade(request, to, &chain, &sent)).await
+        let sending = if let Some((to, became)) = upgrade.zip(became) {
+            Box::pin(self.upgrade(request, to, became, &chain, &sent)).await
         } else if is_http1 {
             Box::pin(self.send_http1(request, &chain, &sent)).await
         } else {
@@ -529,6 +529,7 @@ impl Connection {
         &self,
         mut request: Request<Incoming>,
         to: HeaderValue,
+        became: Rc<Upgraded>,
         chain: &Chain,
         sent: &Rc<Cell<u64>>,
     ) -> Result<Sent, Reason> {
@@ -550,10 +551,40 @@ impl Connection {
             let (context, listed) = (port.context.clone(), self.listed.clone());
             context.clone().tracker.spawn_local(async move {
                 // What it became is watched as it was.
-                relay_upgraded(&context, downstream, upstream, &listed.watched.cut).await;
+                let _listed = listed;
+                relay_upgraded(&context, downstream, upstream, &became.cut).await;
             });
         }
         Ok((response, Box::new(move |_| drop(sender))))
+    }
+
+    /// Leaves of a caller's fields those that are its to say, and adds those that are this proxy's.
+    fn cleanse(&self, headers: &mut HeaderMap, forwarded: Forwarded) -> Option<HeaderValue> {
+        let attempt = headers.get(hygiene::ATTEMPT_HEADER).cloned();
+        let upgrade = hygiene::strip(headers, forwarded);
+        let added =
+            [(hygiene::ATTEMPT_HEADER, attempt), (hygiene::CALLER_HEADER, self.caller_header())];
+        for (name, value) in added {
+            if let Some(value) = value {
+                headers.insert(name, value);
+            }
+        }
+        hygiene::attest_origin(headers, &self.from);
+        upgrade
+    }
+
+    /// What the guard says of a request, where there is one.
+    fn judge(&self, request: &mut Request<Incoming>, to: &Authority) -> Result<(), Reason> {
+        let context = &self.port.context;
+        let (view, keys) = (context.view.borrow(), context.keys.borrow());
+        judge(self.watched().guard().as_deref(), &view, &keys, request, to)
+    }
+
+    /// Keeps a request that is to become a connection, to be judged again.
+    fn keep(&self, request: &Request<Incoming>, to: &Authority) -> Rc<Upgraded> {
+        let upgraded = Upgraded::new(request, to, &self.watched().cut);
+        self.watched().upgraded.keep(&upgraded);
+        upgraded
     }
 
     fn caller_header(&self) -> Option<HeaderValue> {
@@ -588,7 +619,7 @@ pub(crate) async fn relay_upgraded(
 /// path, HTTP/2 in the target. None when it cannot.
 pub(crate) fn address<B>(
     request: &mut Request<B>,
-    authority: &http::uri::Authority,
+    authority: &Authority,
     is_http1: bool,
 ) -> Option<()> {
     let target = request.uri().path_and_query().cloned();

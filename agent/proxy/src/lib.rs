@@ -14,6 +14,7 @@ use std::time::Duration;
 use hawser_core::catalog::Locality;
 use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::entry::Target;
+use hawser_core::jwt::KeyRing;
 use hawser_core::name::{InstanceId, ServiceName};
 use hawser_core::view::View;
 use hawser_identity::Leaf;
@@ -27,6 +28,7 @@ mod inherit;
 mod socket;
 pub mod tls;
 mod trace;
+mod judge;
 mod watch;
 mod report;
 mod http;
@@ -83,6 +85,8 @@ pub struct Plan {
     pub services: Vec<LocalService>,
     /// The mesh gateway; none where this host is none.
     pub gateway: Option<Gateway>,
+    /// The keys that tokens are signed with, of providers whose entry does not hold them itself.
+    pub keys: Arc<KeyRing>,
 }
 
 /// A mesh gateway: where other clusters' proxies, and one's own on their way there, come in.

@@ -7,12 +7,17 @@ use std::sync::Arc;
 
 use hawser_core::clock::UnixTime;
 use hawser_core::intention::{self, Decision};
+use hawser_core::jwt::KeyRing;
 use hawser_core::name::ServiceName;
+use hawser_core::permission::Guard;
 use hawser_core::reason::Reason;
+use hawser_core::spiffe::SpiffeId;
 use hawser_core::view::View;
 use hawser_identity::{Anchors, Proven};
 use rustls::pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
+
+use crate::judge::Kept;
 
 /// What decided whether a caller may call.
 pub(crate) struct Policy {
@@ -29,10 +34,16 @@ pub(crate) struct Watched {
     chain: Vec<CertificateDer<'static>>,
     /// The service on this host that is called; none for connections that this host made.
     destination: Option<ServiceName>,
+    /// Whether what is carried are requests.
+    is_http: bool,
     /// Why the peer may not call now; none when it may.
     refusal: Cell<Option<Reason>>,
     /// What decided that; none for connections that this host made.
     policy: RefCell<Option<Rc<Policy>>>,
+    /// What decides about each request; none where it is decided about all alike.
+    guard: RefCell<Option<Arc<Guard>>>,
+    /// The request that the connection became.
+    pub(crate) upgraded: Kept,
     /// Cancelled when the connection must end at once.
     pub(crate) cut: CancellationToken,
     /// Why it was cut.
@@ -43,6 +54,11 @@ impl Watched {
     /// Why the peer may not call now; none when it may.
     pub(crate) fn refusal(&self) -> Option<Reason> {
         self.refusal.get()
+    }
+
+    /// What decides about each request; none where it is decided about all alike.
+    pub(crate) fn guard(&self) -> Option<Arc<Guard>> {
+        self.guard.borrow().clone()
     }
 
     pub(crate) fn why(&self) -> Reason {
@@ -60,7 +76,7 @@ impl Watched {
             return;
         }
         let id = match &rule {
-            intention::Reason::Intention(pair) => {
+            intention::Reason::Intention(pair) | intention::Reason::Requests(pair) => {
                 view.intentions.get(pair).map(|row| row.value.id.clone())
             }
             intention::Reason::Default | intention::Reason::NotExported => None,
@@ -102,7 +118,7 @@ impl Watchlist {
         self: &Rc<Self>,
         peer: Proven,
         chain: Vec<CertificateDer<'static>>,
-        verdict: Option<(&ServiceName, &Decision)>,
+        ruled: Option<Ruled<'_>>,
     ) -> OnList {
         let number = self.next.get();
         self.next.set(number + 1);
@@ -110,8 +126,11 @@ impl Watchlist {
         let watched = Rc::new(Watched {
             peer,
             chain,
-            destination: verdict.map(|(destination, _)| destination.clone()),
-            refusal: Cell::new(verdict.and_then(|(_, decision)| refusal(decision))),
+            destination: ruled.as_ref().map(|ruled| ruled.destination.clone()),
+            is_http: ruled.as_ref().is_some_and(|ruled| ruled.is_http),
+            refusal: Cell::new(ruled.as_ref().and_then(Ruled::refusal)),
+            guard: RefCell::new(ruled.and_then(|ruled| ruled.guard)),
+            upgraded: Kept::default(),
             policy: RefCell::default(),
             cut: CancellationToken::new(),
             why: Cell::new(Reason::Ok),
@@ -121,15 +140,17 @@ impl Watchlist {
     }
 
     /// Decides anew for every connection, and cuts those that were allowed and no longer are.
-    pub(crate) fn decide(&self, view: &View) {
+    pub(crate) fn decide(&self, view: &View, keys: &KeyRing) {
         for watched in self.open.borrow().values() {
             let Some(destination) = &watched.destination else { continue };
-            let decision = view.decide(&watched.peer.id, destination);
-            let refusal = refusal(&decision);
-            watched.note(view, decision.reason);
+            let ruled = Ruled::new(view, &watched.peer.id, destination, watched.is_http);
+            let refusal = ruled.refusal();
+            watched.note(view, ruled.rule());
             if watched.refusal.replace(refusal).is_none() && refusal.is_some() {
                 watched.cut();
             }
+            watched.upgraded.judge(ruled.guard.as_ref(), view, keys);
+            watched.guard.replace(ruled.guard);
         }
     }
 
@@ -170,13 +191,44 @@ impl Watchlist {
     }
 }
 
-/// The mesh's word for a decision that does not allow.
-fn refusal(decision: &Decision) -> Option<Reason> {
-    if decision.is_allowed() {
-        return None;
+/// What a view says of a caller.
+pub(crate) struct Ruled<'a> {
+    destination: &'a ServiceName,
+    decision: Decision,
+    guard: Option<Arc<Guard>>,
+    is_http: bool,
+}
+
+impl<'a> Ruled<'a> {
+    /// What `view` says of calls by the owner of `caller` to `destination`.
+    pub(crate) fn new(
+        view: &View,
+        caller: &SpiffeId,
+        destination: &'a ServiceName,
+        is_http: bool,
+    ) -> Self {
+        let decision = view.decide(caller, destination);
+        let guard = view.guard(&decision).cloned();
+        Self { destination, decision, guard, is_http }
     }
-    Some(match decision.reason {
-        intention::Reason::NotExported => Reason::NotExported,
-        intention::Reason::Intention(_) | intention::Reason::Default => Reason::IntentionDenied,
-    })
+
+    /// What decided it.
+    pub(crate) fn rule(&self) -> intention::Reason {
+        self.decision.reason.clone()
+    }
+
+    /// The mesh's word for why the caller may not connect; none when it may.
+    fn refusal(&self) -> Option<Reason> {
+        if self.decision.is_allowed() {
+            return None;
+        }
+        match self.decision.reason {
+            intention::Reason::NotExported => Some(Reason::NotExported),
+            intention::Reason::Requests(_) if !self.is_http => Some(Reason::PermissionsNeedHttp),
+            intention::Reason::Requests(_) if self.guard.is_some() => None,
+            intention::Reason::Intention(_)
+            | intention::Reason::Requests(_)
+            | intention::Reason::Default => Some(Reason::IntentionDenied),
+        }
+    }
 }

@@ -176,6 +176,7 @@ pub(crate) async fn run(start: Start) {
         locality: start.locality,
         clock: Monotonic::start(),
         view: RefCell::new(Arc::default()),
+        keys: RefCell::default(),
         report: Local::new(start.shared),
         buffers: Arc::default(),
         watched: Rc::default(),
@@ -285,13 +286,13 @@ impl Worker {
             }
         }
         self.context.gateways.sweep();
-        self.context.watched.decide(view);
+        self.context.watched.decide(view, &self.plan.keys);
         self.gateway.decide(view);
     }
 
     /// Takes over a new plan: what stays is kept, with its connections.
     fn plan(&mut self, plan: &Arc<Plan>) {
-        self.plan = plan.clone();
+        (self.plan, *self.context.keys.borrow_mut()) = (plan.clone(), plan.keys.clone());
         let mut wanted = BTreeSet::new();
         for local in &plan.services {
             if let Some(inbound) = &local.inbound {

@@ -2,6 +2,7 @@
 
 mod regions;
 mod telemetry;
+mod vectors;
 mod world;
 
 use std::time::Duration;

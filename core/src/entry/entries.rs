@@ -3,13 +3,15 @@
 use rpds::RedBlackTreeMapSync;
 
 use super::exported_services::{ANY, ExportedService};
+use super::jwt_provider::JwtProvider;
 use super::mesh_gateway::GatewayMode;
 use super::service_defaults::ServiceDefaults;
 use super::service_resolver::ServiceResolver;
-use super::{Body, EXPORTED_SERVICES_NAME, Entry, EntryKey, Kind, PROXY_DEFAULTS_NAME};
+use super::{Body, EXPORTED_SERVICES_NAME, Entry, EntryKey, Kind, MESH_NAME, PROXY_DEFAULTS_NAME};
 use crate::catalog::{Protocol, Row, upsert};
 use crate::clock::Index;
 use crate::name::{PeerName, ServiceName};
+use crate::normal;
 use crate::peering::Exports;
 
 /// All config entries.
@@ -70,6 +72,21 @@ impl Entries {
     pub(crate) fn service_resolver(&self, service: &ServiceName) -> Option<&ServiceResolver> {
         match self.body(Kind::ServiceResolver, service.as_str())? {
             Body::ServiceResolver(entry) => Some(entry),
+            _ => None,
+        }
+    }
+
+    /// How requests are made normal.
+    pub fn normal(&self) -> normal::Rules {
+        match self.body(Kind::Mesh, MESH_NAME) {
+            Some(Body::Mesh(entry)) => entry.rules(),
+            _ => normal::Rules::default(),
+        }
+    }
+
+    pub(crate) fn jwt_provider(&self, name: &str) -> Option<&JwtProvider> {
+        match self.body(Kind::JwtProvider, name)? {
+            Body::JwtProvider(entry) => Some(entry),
             _ => None,
         }
     }

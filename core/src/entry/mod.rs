@@ -9,6 +9,8 @@ mod proxy_defaults;
 mod service_defaults;
 mod service_resolver;
 mod exported_services;
+mod jwt_provider;
+mod mesh;
 mod entries;
 
 use std::collections::BTreeMap;
@@ -20,6 +22,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::entries::Entries;
 pub use self::exported_services::{Consumer, ExportedService, ExportedServices};
+pub use self::jwt_provider::{
+    CacheConfig, Forwarding, HeaderLocation, JsonWebKeySet, JwtProvider, LocalKeys, Location,
+    NamedLocation, RemoteKeys,
+};
+pub use self::mesh::{Mesh, MeshHttp, MeshIncoming, RequestNormalization};
 pub use self::mesh_gateway::{GatewayMode, MeshGatewayConfig};
 pub use self::proxy_defaults::{ProxyDefaults, ProxyDefaultsConfig};
 pub use self::service_defaults::ServiceDefaults;
@@ -40,6 +47,10 @@ pub enum Kind {
     ServiceResolver,
     /// Which services peers may use; its one entry is named `default`.
     ExportedServices,
+    /// Whose tokens requests may bring.
+    JwtProvider,
+    /// What holds for the whole mesh; its one entry is named `mesh`.
+    Mesh,
 }
 
 impl Kind {
@@ -50,6 +61,8 @@ impl Kind {
             Self::ServiceDefaults => "service-defaults",
             Self::ServiceResolver => "service-resolver",
             Self::ExportedServices => "exported-services",
+            Self::JwtProvider => "jwt-provider",
+            Self::Mesh => "mesh",
         }
     }
 
@@ -58,13 +71,20 @@ impl Kind {
         match self {
             Self::ProxyDefaults => Some(PROXY_DEFAULTS_NAME),
             Self::ExportedServices => Some(EXPORTED_SERVICES_NAME),
-            Self::ServiceDefaults | Self::ServiceResolver => None,
+            Self::Mesh => Some(MESH_NAME),
+            Self::ServiceDefaults | Self::ServiceResolver | Self::JwtProvider => None,
         }
     }
 
     /// Every kind.
-    pub const ALL: [Self; 4] =
-        [Self::ProxyDefaults, Self::ServiceDefaults, Self::ServiceResolver, Self::ExportedServices];
+    pub const ALL: [Self; 6] = [
+        Self::ProxyDefaults,
+        Self::ServiceDefaults,
+        Self::ServiceResolver,
+        Self::ExportedServices,
+        Self::JwtProvider,
+        Self::Mesh,
+    ];
 }
 
 impl fmt::Display for Kind {
@@ -111,6 +131,10 @@ pub enum Body {
     ServiceResolver(ServiceResolver),
     /// For peers.
     ExportedServices(ExportedServices),
+    /// For callees that ask for tokens.
+    JwtProvider(JwtProvider),
+    /// For the whole mesh.
+    Mesh(Mesh),
 }
 
 impl Body {
@@ -121,6 +145,8 @@ impl Body {
             Self::ServiceDefaults(_) => Kind::ServiceDefaults,
             Self::ServiceResolver(_) => Kind::ServiceResolver,
             Self::ExportedServices(_) => Kind::ExportedServices,
+            Self::JwtProvider(_) => Kind::JwtProvider,
+            Self::Mesh(_) => Kind::Mesh,
         }
     }
 
@@ -134,6 +160,8 @@ impl Body {
             Kind::ServiceDefaults => Self::ServiceDefaults(Deserialize::deserialize(json)?),
             Kind::ServiceResolver => Self::ServiceResolver(Deserialize::deserialize(json)?),
             Kind::ExportedServices => Self::ExportedServices(Deserialize::deserialize(json)?),
+            Kind::JwtProvider => Self::JwtProvider(Deserialize::deserialize(json)?),
+            Kind::Mesh => Self::Mesh(Deserialize::deserialize(json)?),
         })
     }
 
@@ -143,6 +171,8 @@ impl Body {
             Self::ServiceDefaults(entry) => entry.check(),
             Self::ServiceResolver(entry) => entry.check(),
             Self::ExportedServices(entry) => entry.check(),
+            Self::JwtProvider(entry) => entry.check(),
+            Self::Mesh(_) => Ok(()),
         }
     }
 }
@@ -155,6 +185,8 @@ impl Serialize for Body {
             Self::ServiceDefaults(entry) => entry.serialize(serializer),
             Self::ServiceResolver(entry) => entry.serialize(serializer),
             Self::ExportedServices(entry) => entry.serialize(serializer),
+            Self::JwtProvider(entry) => entry.serialize(serializer),
+            Self::Mesh(entry) => entry.serialize(serializer),
         }
     }
 }
@@ -243,6 +275,9 @@ pub const PROXY_DEFAULTS_NAME: &str = "global";
 
 /// The name of the one `exported-services` entry.
 pub const EXPORTED_SERVICES_NAME: &str = "default";
+
+/// The name of the one `mesh` entry.
+pub const MESH_NAME: &str = "mesh";
 
 #[cfg(test)]
 mod tests {

@@ -473,6 +473,12 @@ pub struct Intention {
     pub created_at_ms: u64,
     #[prost(uint64, tag = "7")]
     pub updated_at_ms: u64,
+    /// What it says of single requests, in Consul's JSON: Permissions and JWT. Where it is there, the
+    /// action above is deny, for whoever does not know this field, and what it was is in the next one.
+    #[prost(string, tag = "60")]
+    pub requests_json: ::prost::alloc::string::String,
+    #[prost(enumeration = "Action", tag = "61")]
+    pub requests_action: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EntryKey {
@@ -1306,10 +1312,13 @@ pub struct NodeView {
 pub struct Intentions {
     #[prost(message, repeated, tag = "1")]
     pub all: ::prost::alloc::vec::Vec<Intention>,
+    /// The jwt-provider entries that they name.
+    #[prost(message, repeated, tag = "60")]
+    pub providers: ::prost::alloc::vec::Vec<Entry>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Change {
-    #[prost(oneof = "change::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "change::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 60")]
     pub kind: ::core::option::Option<change::Kind>,
 }
 /// Nested message and enum types in `Change`.
@@ -1333,6 +1342,9 @@ pub mod change {
         Exports(super::Exports),
         #[prost(message, tag = "8")]
         Gateways(super::Gateways),
+        /// The mesh entry, as far as it says how requests are made normal.
+        #[prost(message, tag = "60")]
+        Mesh(super::Entry),
     }
 }
 /// One step of a host's view; as a snapshot, also what is kept on its disk.

@@ -10,12 +10,14 @@ use hawser_core::clock::{Index, UnixTime};
 use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::entry::{
     Body, Consumer, Entry, EntryKey, ExportedService, ExportedServices, Failover, FailoverTarget,
-    GatewayMode, Kind, MeshGatewayConfig, ProxyDefaults, ProxyDefaultsConfig, ServiceDefaults,
-    ServiceResolver, Target,
+    GatewayMode, JwtProvider, Kind, Mesh, MeshGatewayConfig, ProxyDefaults, ProxyDefaultsConfig,
+    ServiceDefaults, ServiceResolver, Target,
 };
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intention, Pair};
+use hawser_core::normal::{EscapedSlashes, Forwarded, Rules, Underscores};
 use hawser_core::peering::{Import, PeerGateway, PeerState, PeerUpdate, Peering, Remote};
+use hawser_core::permission::Requests;
 use hawser_core::state::{Cluster, Command, Dump, JoinToken, NodeChanges, PeerConflict, Rejection};
 use hawser_core::view::{
     Change, Delta, Endpoint, NodeView, PeerView, ServiceView, TargetView, Trust, View,
@@ -113,11 +115,31 @@ pub(crate) fn pair(source: &str, destination: &str) -> Pair {
     Pair { destination: parse(destination), source: parse(source), peer: None }
 }
 
+fn jwt_provider() -> JwtProvider {
+    let text = r#"{"JSONWebKeySet":{"Remote":{"URI":"https://a.example/keys","CacheDuration":"9s"}},
+        "Issuer":"https://a.example","Audiences":["db"],"ClockSkewSeconds":7,
+        "Locations":[{"Header":{"Name":"x-token","Forward":true}}],
+        "Forwarding":{"HeaderName":"x-claims"}}"#;
+    serde_json::from_str(text).expect("good")
+}
+
+fn mesh() -> Mesh {
+    let text = r#"{"HTTP":{"Incoming":{"RequestNormalization":{"MergeSlashes":false}}}}"#;
+    serde_json::from_str(text).expect("good")
+}
+
+fn requests() -> Requests {
+    let text = r#"{"Permissions":[{"Action":"allow","HTTP":{"PathPrefix":"/","Methods":["GET"]},
+        "JWT":{"Providers":[{"Name":"okta","VerifyClaims":[{"Path":["a"],"Value":"b"}]}]}}]}"#;
+    serde_json::from_str(text).expect("good")
+}
+
 pub(crate) fn intention() -> Intention {
     Intention {
         id: "8f246b77-f3e1-ff88-5b48-8ec93abf3e05".into(),
         pair: Pair { peer: Some(parse("west")), ..pair("web", "db") },
-        action: Action::Allow,
+        action: Action::Deny,
+        requests: Some(Arc::new(requests())),
         description: "the web reads".into(),
         meta: meta(&[("ticket", "42")]),
         created_at: UnixTime::from_millis(1_790_000_000_001),
@@ -125,7 +147,7 @@ pub(crate) fn intention() -> Intention {
     }
 }
 
-fn entries() -> [Entry; 4] {
+fn entries() -> [Entry; 6] {
     let note = || [("owner".to_owned(), "web team".to_owned())].into();
     let bodies = [
         (
@@ -165,6 +187,8 @@ fn entries() -> [Entry; 4] {
                 meta: note(),
             }),
         ),
+        ("okta", Body::JwtProvider(jwt_provider())),
+        ("mesh", Body::Mesh(mesh())),
     ];
     bodies.map(|(name, body)| Entry::new(name, body).expect("a good entry"))
 }
@@ -268,7 +292,7 @@ fn join_token() -> JoinToken {
 /// Every kind of command, by name. The match keeps the table whole: a kind that is added to core
 /// does not compile here until it has a name and a sample.
 pub(crate) fn commands() -> Vec<(&'static str, Command)> {
-    let [global, defaults, resolver, exported] = entries();
+    let [global, defaults, resolver, exported, provider, mesh] = entries();
     let all = vec![
         Command::Found(cluster()),
         Command::SyncNode(NodeChanges {
@@ -289,6 +313,8 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         Command::PutEntry { entry: defaults, expected: Some(Index(0)) },
         Command::PutEntry { entry: resolver, expected: Some(Index(7)) },
         Command::PutEntry { entry: exported, expected: None },
+        Command::PutEntry { entry: provider, expected: None },
+        Command::PutEntry { entry: mesh, expected: None },
         Command::DropEntry {
             key: EntryKey { kind: Kind::ServiceResolver, name: "db".into() },
             expected: Some(Index(7)),
@@ -322,6 +348,8 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
             Kind::ServiceDefaults => "put-entry-service-defaults",
             Kind::ServiceResolver => "put-entry-service-resolver",
             Kind::ExportedServices => "put-entry-exported-services",
+            Kind::JwtProvider => "put-entry-jwt-provider",
+            Kind::Mesh => "put-entry-mesh",
         },
         Command::DropEntry { .. } => "drop-entry",
         Command::SetAuthority { .. } => "set-authority",
@@ -451,7 +479,17 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
             default_action: Action::Deny,
         }),
         Change::Service(service),
-        Change::Intentions(vec![Arc::new(intention())]),
+        Change::Intentions(
+            vec![Arc::new(intention())],
+            [("okta".into(), Arc::new(jwt_provider()))].into(),
+        ),
+        Change::Normal(Rules {
+            is_on: false,
+            merges_slashes: false,
+            escaped_slashes: EscapedSlashes::Keep,
+            underscores: Underscores::Drop,
+            forwarded: Forwarded::Keep,
+        }),
         Change::Node(
             parse("vm-1"),
             Some(NodeView { address: parse("10.0.0.1"), meta: meta(&[("env", "prod")]) }),
@@ -465,7 +503,8 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
     let name = |change: &Change| match change {
         Change::Trust(_) => "trust",
         Change::Service(_) => "service",
-        Change::Intentions(_) => "intentions",
+        Change::Intentions(..) => "intentions",
+        Change::Normal(_) => "normal",
         Change::Node(_, Some(_)) => "node",
         Change::Node(_, None) => "node-gone",
         Change::Import(_) => "import",

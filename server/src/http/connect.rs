@@ -2,9 +2,10 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use hawser_api::error::ApiError;
-use hawser_api::fields::{Fields, InvalidField};
+use hawser_api::fields::{Field, Fields, InvalidField};
 use hawser_api::json;
 use hawser_core::acl::{Access, Resource};
 use hawser_core::catalog::Row;
@@ -12,6 +13,7 @@ use hawser_core::clock::Index;
 use hawser_core::duration;
 use hawser_core::intention::{Action, Intention, Pair, Side};
 use hawser_core::name::PeerName;
+use hawser_core::permission::{Guard, JwtRequirement, Permission, Requests};
 use hawser_core::state::{Command, State, Topic};
 use serde_json::json;
 
@@ -155,7 +157,7 @@ pub(crate) fn matching<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, 
     }))
 }
 
-pub(crate) fn put_exact(ask: &Ask, _: &State, draw: &Draw) -> Result<Plan, ApiError> {
+pub(crate) fn put_exact(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiError> {
     let queried = queried_pair(ask)?;
     let written = Written::read(ask)?;
     for (name, stated, expected) in [
@@ -172,7 +174,8 @@ pub(crate) fn put_exact(ask: &Ask, _: &State, draw: &Draw) -> Result<Plan, ApiEr
         let why = format_args!("is {named} in the URL: write source=peer:NAME/SERVICE there");
         return Err(InvalidField::new("SourcePeer", why).into());
     }
-    Ok(Plan::new([Command::PutIntention(written.intention(queried, &draw.uuid(0), draw))]))
+    let intention = written.intention(queried, &draw.uuid(0), draw, state)?;
+    Ok(Plan::new([Command::PutIntention(intention)]))
 }
 
 pub(crate) fn delete_exact(ask: &Ask, _: &State, _: &Draw) -> Result<Plan, ApiError> {
@@ -187,7 +190,7 @@ pub(crate) fn create(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiE
             "Failed to create intention: duplicate intention found: {pair}"
         )));
     }
-    let intention = written.intention(pair, &draw.uuid(0), draw);
+    let intention = written.intention(pair, &draw.uuid(0), draw, state)?;
     let reply = Reply::Json(json!({ "ID": draw.uuid(0) }));
     Ok(Plan { commands: vec![Command::PutIntention(intention)], reply })
 }
@@ -212,7 +215,7 @@ pub(crate) fn put_by_id(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, A
     }
     let kept = Intention {
         created_at: row.value.created_at,
-        ..written.intention(pair, &row.value.id, draw)
+        ..written.intention(pair, &row.value.id, draw, state)?
     };
     commands.push(Command::PutIntention(kept));
     Ok(Plan { commands, reply: Reply::Json(json!({ "ID": row.value.id })) })
@@ -230,7 +233,7 @@ struct Written {
     source: Option<Side>,
     peer: Option<PeerName>,
     destination: Option<Side>,
-    action: Action,
+    says: Says,
     description: String,
     meta: hawser_core::catalog::Meta,
 }
@@ -243,8 +246,7 @@ impl Written {
         let source = source.map(|(path, text)| side_of(&path, text)).transpose()?;
         let destination = fields.text(&["DestinationName"])?;
         let destination = destination.map(|(path, text)| side_of(&path, text)).transpose()?;
-        refuse_requests(&mut fields)?;
-        let action = action(&mut fields)?;
+        let says = Says::read(&mut fields)?;
         let description = description(&mut fields)?;
         let meta = fields.meta(&["Meta"])?;
         if let Some((path, kind)) = fields.text(&["SourceType"])?
@@ -266,7 +268,7 @@ impl Written {
         fields.ignore(&["ID", "Precedence", "CreatedAt", "UpdatedAt", "Hash"]);
         fields.ignore(&["CreateIndex", "ModifyIndex", "DefaultAddr", "DefaultPort"]);
         fields.finish()?;
-        Ok(Self { source, peer, destination, action, description, meta })
+        Ok(Self { source, peer, destination, says, description, meta })
     }
 
     fn pair(&self) -> Result<Pair, ApiError> {
@@ -280,39 +282,124 @@ impl Written {
         }
     }
 
-    fn intention(self, pair: Pair, id: &str, draw: &Draw) -> Intention {
-        Intention {
+    /// The intention about `pair`. What tokens its callee requires of all callers holds for it, too.
+    fn intention(
+        mut self,
+        pair: Pair,
+        id: &str,
+        draw: &Draw,
+        state: &State,
+    ) -> Result<Intention, ApiError> {
+        if self.says.requests.as_ref().is_none_or(|requests| requests.jwt.is_none()) {
+            self.says.require(required(state, &pair.destination).cloned(), "")?;
+        }
+        self.says.check_destination(&pair.destination)?;
+        Ok(Intention {
             id: id.into(),
             pair,
-            action: self.action,
+            action: self.says.action,
+            requests: self.says.requests.map(Arc::new),
             description: self.description.into(),
             meta: self.meta,
             created_at: draw.now,
             updated_at: draw.now,
-        }
+        })
     }
 }
 
-/// Refuses rules about single requests: they would silently allow or deny more than they say.
-pub(crate) fn refuse_requests(fields: &mut Fields<'_>) -> Result<(), InvalidField> {
-    fields.refuse(
-        &["Permissions", "JWT"],
-        "rules about single requests are not supported: use Action for the whole pair",
-    )
+/// The token that `destination` requires of all callers.
+pub(crate) fn required<'a>(state: &'a State, destination: &'a Side) -> Option<&'a JwtRequirement> {
+    to_destination(state, destination).find_map(|row| row.value.requests.as_ref()?.jwt.as_ref())
 }
 
-/// Takes the action, which must be there.
-pub(crate) fn action(fields: &mut Fields<'_>) -> Result<Action, InvalidField> {
+/// What an intention says: of all requests alike, or of each.
+pub(crate) struct Says {
+    pub(crate) action: Action,
+    pub(crate) requests: Option<Requests>,
+}
+
+impl Says {
+    /// Takes `Action` or `Permissions`, exactly one of which must be there, and `JWT`.
+    pub(crate) fn read(fields: &mut Fields<'_>) -> Result<Self, InvalidField> {
+        let permissions = fields.list(&["Permissions"])?;
+        let jwt = jwt(fields)?;
+        let at = fields.path_of("Permissions");
+        let permissions: Vec<Permission> = permissions
+            .into_iter()
+            .map(|Field { path, value }| {
+                serde::Deserialize::deserialize(value).map_err(|why| InvalidField::new(path, why))
+            })
+            .collect::<Result<_, _>>()?;
+        let action = action(fields)?;
+        let action = match (action, permissions.is_empty()) {
+            (Some(action), true) => action,
+            // What cannot ask about requests refuses all of them.
+            (None, false) => Action::Deny,
+            (Some(_), false) => {
+                return Err(InvalidField::new(
+                    at,
+                    "cannot stand beside Action: use one of the two",
+                ));
+            }
+            (None, true) => {
+                let why = "is missing: say \"allow\" or \"deny\", or list Permissions";
+                return Err(InvalidField::new(fields.path_of("Action"), why));
+            }
+        };
+        let mut says = Self {
+            action,
+            requests: (!permissions.is_empty()).then_some(Requests { permissions, jwt: None }),
+        };
+        says.require(jwt, at.trim_end_matches("Permissions"))?;
+        Ok(says)
+    }
+
+    /// Permissions are about one callee's requests.
+    pub(crate) fn check_destination(&self, destination: &Side) -> Result<(), InvalidField> {
+        let has_permissions =
+            self.requests.as_ref().is_some_and(|requests| !requests.permissions.is_empty());
+        if has_permissions && *destination == Side::Any {
+            let why = "cannot be about every destination: name one";
+            return Err(InvalidField::new("Permissions", why));
+        }
+        Ok(())
+    }
+
+    /// Requires `jwt` of every request, and checks all that is said of requests.
+    pub(crate) fn require(
+        &mut self,
+        jwt: Option<JwtRequirement>,
+        at: &str,
+    ) -> Result<(), InvalidField> {
+        if let Some(jwt) = jwt {
+            self.requests.get_or_insert_default().jwt = Some(jwt);
+        }
+        let Some(requests) = &self.requests else { return Ok(()) };
+        Guard::compile(requests, self.action)
+            .map(drop)
+            .map_err(|fault| InvalidField::new(format!("{at}{}", fault.field), fault.why))
+    }
+}
+
+/// Takes the token that is required of every request.
+pub(crate) fn jwt(fields: &mut Fields<'_>) -> Result<Option<JwtRequirement>, InvalidField> {
+    let Some(Field { path, value }) = fields.take(&["JWT"])? else { return Ok(None) };
+    if value.is_null() {
+        return Ok(None);
+    }
+    let read = serde::Deserialize::deserialize(value);
+    read.map(Some).map_err(|why| InvalidField::new(path, why))
+}
+
+/// Takes the action, if it is there.
+fn action(fields: &mut Fields<'_>) -> Result<Option<Action>, InvalidField> {
     match fields.text(&["Action"])? {
-        Some((_, "allow")) => Ok(Action::Allow),
-        Some((_, "deny")) => Ok(Action::Deny),
+        Some((_, "allow")) => Ok(Some(Action::Allow)),
+        Some((_, "deny")) => Ok(Some(Action::Deny)),
+        Some((_, "")) | None => Ok(None),
         Some((path, word)) => {
             Err(InvalidField::new(path, format_args!("{word:?} is neither \"allow\" nor \"deny\"")))
         }
-        None => Err(InvalidField::new(
-            fields.path_of("Action"),
-            "is missing: say \"allow\" or \"deny\"",
-        )),
     }
 }
 

@@ -9,6 +9,7 @@ use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::intention::Intention;
 use hawser_core::name::{Datacenter, NodeName};
 use hawser_core::spiffe::TrustDomain;
+use serde_json::json;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -183,6 +184,9 @@ pub(crate) fn check_in(catalog: &Catalog, node: &NodeName, row: &Row<Check>) -> 
 /// An intention.
 pub(crate) fn intention(row: &Row<Intention>) -> json::Intention {
     let intention = &*row.value;
+    let requests = intention.requests.as_deref();
+    let permissions = requests.map(|requests| &requests.permissions[..]).unwrap_or_default();
+    let permissions: Vec<_> = permissions.iter().map(|permission| json!(permission)).collect();
     json::Intention {
         id: intention.id.to_string(),
         description: intention.description.to_string(),
@@ -192,7 +196,12 @@ pub(crate) fn intention(row: &Row<Intention>) -> json::Intention {
         destination_ns: DEFAULT_NAMESPACE.to_owned(),
         destination_name: intention.pair.destination.to_string(),
         source_type: "consul".to_owned(),
-        action: intention.action.as_str().to_owned(),
+        action: match permissions.is_empty() {
+            true => intention.action.as_str().to_owned(),
+            false => String::new(),
+        },
+        permissions,
+        jwt: requests.and_then(|requests| Some(json!(requests.jwt.as_ref()?))),
         meta: pairs(&intention.meta),
         precedence: intention.pair.precedence(),
         created_at: json::timestamp(intention.created_at),

@@ -1,6 +1,7 @@
 //! `/v1/config`: config entries, with `service-intentions` as another spelling of intentions.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use hawser_api::error::ApiError;
 use hawser_api::fields::{Field, Fields, InvalidField, normal};
@@ -10,6 +11,7 @@ use hawser_core::clock::Index;
 use hawser_core::entry::{Body, Entry, EntryKey, Kind};
 use hawser_core::intention::{Action, Intention, Pair, Side};
 use hawser_core::name::PeerName;
+use hawser_core::permission::Permission;
 use hawser_core::state::{Command, State, Topic};
 use serde_json::{Map, Value, json};
 
@@ -159,12 +161,14 @@ fn put_intentions(
         return Ok(None);
     }
     let mut fields = Fields::open(body, "")?;
-    connect::refuse_requests(&mut fields)?;
+    let jwt = connect::jwt(&mut fields)?;
     let mut written: Vec<Intention> = Vec::new();
     let mut sources = BTreeSet::new();
     let meta = fields.meta(&["Meta"])?;
     for (number, Field { path, value }) in (0..).zip(fields.list(&["Sources"])?) {
-        let source = Source::read(Fields::open(value, &path)?)?;
+        let mut source = Source::read(Fields::open(value, &path)?)?;
+        source.says.require(jwt.clone(), "")?;
+        source.says.check_destination(&destination)?;
         let pair =
             Pair { source: source.side, destination: destination.clone(), peer: source.peer };
         if !sources.insert((pair.peer.clone(), pair.source.clone())) {
@@ -176,7 +180,8 @@ fn put_intentions(
         written.push(Intention {
             id: draw.uuid(number).into(),
             pair,
-            action: source.action,
+            action: source.says.action,
+            requests: source.says.requests.map(Arc::new),
             description: source.description.into(),
             meta: meta.clone(),
             created_at: draw.now,
@@ -199,7 +204,7 @@ struct Source {
     name_path: String,
     side: Side,
     peer: Option<PeerName>,
-    action: Action,
+    says: connect::Says,
     description: String,
 }
 
@@ -210,8 +215,7 @@ impl Source {
             .ok_or_else(|| InvalidField::new(fields.path_of("Name"), "is missing"))?;
         let side = connect::side_of(&name_path, text)?;
         let peer = fields.parsed(&["Peer"])?;
-        connect::refuse_requests(&mut fields)?;
-        let action = connect::action(&mut fields)?;
+        let says = connect::Says::read(&mut fields)?;
         let description = connect::description(&mut fields)?;
         if let Some((path, kind)) = fields.text(&["Type"])?
             && kind != "consul"
@@ -223,7 +227,7 @@ impl Source {
         fields.ignore(&["Precedence", "LegacyID", "LegacyMeta"]);
         fields.ignore(&["LegacyCreateTime", "LegacyUpdateTime"]);
         fields.finish()?;
-        Ok(Self { name_path, side, peer, action, description })
+        Ok(Self { name_path, side, peer, says, description })
     }
 }
 
@@ -255,10 +259,13 @@ fn about(state: &State, destination: &Side) -> Option<Value> {
         .map(|row| {
             let mut source = json!({
                 "Name": row.value.pair.source.to_string(),
-                "Action": row.value.action.as_str(),
                 "Precedence": row.value.pair.precedence(),
                 "Type": "consul",
             });
+            match permissions(&row.value) {
+                [] => source["Action"] = json!(row.value.action.as_str()),
+                permissions => source["Permissions"] = json!(permissions),
+            }
             if let Some(peer) = &row.value.pair.peer {
                 source["Peer"] = json!(peer.as_str());
             }
@@ -275,10 +282,17 @@ fn about(state: &State, destination: &Side) -> Option<Value> {
         "CreateIndex": created.0,
         "ModifyIndex": modified.0,
     });
+    if let Some(jwt) = connect::required(state, destination) {
+        entry["JWT"] = json!(jwt);
+    }
     if !meta.is_empty() {
         entry["Meta"] = json!(meta);
     }
     Some(entry)
+}
+
+fn permissions(intention: &Intention) -> &[Permission] {
+    intention.requests.as_ref().map_or(&[], |requests| &requests.permissions)
 }
 
 /// A stored entry with its kind, name and indexes around it.

@@ -151,6 +151,7 @@ mod tests {
             id: "11111111-aaaa-4aaa-8aaa-000000000001".into(),
             pair,
             action: Action::Allow,
+            requests: None,
             description: "SECRET".into(),
             meta: Default::default(),
             created_at: UnixTime::from_secs(1),

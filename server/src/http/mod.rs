@@ -771,6 +771,50 @@ mod tests {
     }
 
     #[test]
+    fn intentions_about_requests_are_read_as_they_were_written() {
+        let mut state = state();
+        let put = Method::PUT;
+        let permissions = json!([{
+            "Action": "allow",
+            "HTTP": {"PathPrefix": "/pub", "Methods": ["GET"],
+                     "Header": [{"Name": "x-team", "Exact": "a", "Invert": true}]},
+            "JWT": {"Providers": [{"Name": "okta"}]},
+        }]);
+        let jwt = json!({"Providers": [
+            {"Name": "okta", "VerifyClaims": [{"Path": ["a", "b"], "Value": "c"}]},
+        ]});
+        let entry = json!({"Kind": "service-intentions", "Name": "db", "JWT": jwt, "Sources": [
+            {"Name": "web", "Permissions": permissions},
+            {"Name": "cron", "Action": "allow"},
+        ]});
+        write(&mut state, &put, "/v1/config", &entry).expect("good");
+        let (_, read) = get(&state, "/v1/config/service-intentions/db").expect("there");
+        assert_eq!(read["JWT"], jwt);
+        let source = |name: &str| {
+            let sources = read["Sources"].as_array().expect("a list");
+            sources.iter().find(|source| source["Name"] == name).cloned().expect(name)
+        };
+        assert_eq!(source("web")["Permissions"], permissions);
+        assert_eq!(source("web").get("Action"), None);
+        assert_eq!(source("cron")["Action"], "allow");
+        // Whoever asks about a whole connection is told that it may not.
+        for caller in ["web", "cron"] {
+            let check = format!("/v1/connect/intentions/check?source={caller}&destination=db");
+            assert_eq!(get(&state, &check).expect("good").1["Allowed"], false, "{caller}");
+        }
+        // A rule for one more caller keeps what is asked of all.
+        let exact = "/v1/connect/intentions/exact?source=api&destination=db";
+        write(&mut state, &put, exact, &json!({"Action": "allow"})).expect("good");
+        let (_, api) = get(&state, exact).expect("there");
+        assert_eq!((&api["Action"], &api["JWT"]), (&json!("allow"), &jwt));
+        let any = json!({"Kind": "service-intentions", "Name": "*", "Sources": [
+            {"Name": "web", "Permissions": permissions},
+        ]});
+        let refused = write(&mut state, &put, "/v1/config", &any).expect_err("for every callee");
+        assert!(refused.to_string().contains("name one"), "{refused}");
+    }
+
+    #[test]
     fn callers_of_peers_have_rules_of_their_own() {
         let mut state = state();
         let (put, post, delete) = (Method::PUT, Method::POST, Method::DELETE);
@@ -1025,7 +1069,34 @@ mod tests {
             ),
             (&put, exact, json!({}), 400, "Action: is missing"),
             (&put, exact, json!({"Action": "alow"}), 400, "neither"),
-            (&put, exact, json!({"Permissions": [{"Action": "deny"}]}), 400, "single requests"),
+            (
+                &put,
+                exact,
+                json!({"Permissions": [{"Action": "deny"}]}),
+                400,
+                "[0]: it says nothing",
+            ),
+            (
+                &put,
+                exact,
+                json!({"Action": "allow", "Permissions": [{"Action": "deny"}]}),
+                400,
+                "use one of the two",
+            ),
+            (
+                &put,
+                exact,
+                json!({"Permissions": [{"Action": "allow", "HTTP": {"PathExact": "x"}}]}),
+                400,
+                "Permissions[0].HTTP.PathExact: the path does not begin with /",
+            ),
+            (
+                &put,
+                "/v1/config",
+                json!({"Kind": "jwt-provider", "Name": "okta", "JSONWebKeySet": {}}),
+                400,
+                "jwt-provider/okta: JSONWebKeySet: use one of Local and Remote",
+            ),
             (
                 &put,
                 exact,

@@ -94,7 +94,9 @@ impl Sight {
     pub(crate) fn demand_entry(&self, key: &EntryKey) -> Result<(), ApiError> {
         match (authorize::entry_read(&self.may, key), key.kind) {
             (true, _) => Ok(()),
-            (false, Kind::ExportedServices) => self.demand(Resource::Mesh, Access::Read, ""),
+            (false, Kind::ExportedServices | Kind::JwtProvider | Kind::Mesh) => {
+                self.demand(Resource::Mesh, Access::Read, "")
+            }
             (false, _) => self.demand(Resource::Service, Access::Read, &key.name),
         }
     }

@@ -15,7 +15,10 @@ use hawser_core::clock::{Index, UnixTime};
 use hawser_core::entry::Target;
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intention, Intentions, Pair, Side};
+use hawser_core::jwt::Providers;
 use hawser_core::name::ServiceName;
+use hawser_core::normal;
+use hawser_core::permission::Requests;
 use hawser_core::spiffe::{Role, SpiffeId};
 use hawser_core::view::{Endpoint, PeerView, ServiceView, Trust, View};
 use hawser_identity::Leaf;
@@ -69,6 +72,9 @@ pub(crate) struct World {
     root: Vec<u8>,
     is_root_known: bool,
     action: Action,
+    pub(crate) requests: Option<Requests>,
+    pub(crate) rules: normal::Rules,
+    pub(crate) providers: Providers,
     index: u64,
     views: watch::Sender<Arc<View>>,
     client_plans: watch::Sender<Arc<Plan>>,
@@ -102,6 +108,9 @@ impl World {
             root,
             is_root_known: true,
             action: Action::Allow,
+            requests: None,
+            rules: normal::Rules::default(),
+            providers: Providers::default(),
             index: 1,
             views: watch::channel(Arc::default()).0,
             client_plans: watch::channel(Arc::default()).0,
@@ -199,6 +208,19 @@ impl World {
     pub(crate) fn intend(&mut self, action: Action) {
         self.action = action;
         self.publish();
+    }
+
+    /// Shows both proxies the world as it is now.
+    pub(crate) fn republish(&mut self) {
+        self.publish();
+    }
+
+    /// Waits until requests for `path` are denied.
+    pub(crate) async fn until_guarded(&self, path: &str) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while get(self.outbound, path).await.status() != StatusCode::FORBIDDEN {
+            assert!(tokio::time::Instant::now() < deadline, "{path} is still allowed");
+        }
     }
 
     pub(crate) fn forget_root(&mut self) {
@@ -320,6 +342,7 @@ impl World {
                 peer: None,
             },
             action: self.action,
+            requests: self.requests.clone().map(Arc::new),
             description: "".into(),
             meta: BTreeMap::new(),
             created_at: UnixTime::default(),
@@ -337,9 +360,11 @@ impl World {
             })),
             services: BTreeMap::from([(name("db"), Arc::new(service))]),
             intentions: Intentions::restore([row], index),
+            normal: self.rules,
+            providers: Arc::new(self.providers.clone()),
             ..View::default()
         };
-        let view = self.others.complete(view);
+        let view = self.others.complete(view).compiled(&View::default());
         self.views.send_replace(Arc::new(view));
     }
 
@@ -352,6 +377,32 @@ impl World {
         let listen = free_address();
         self.instances.push((listen, Some(application)));
         listen
+    }
+
+    /// Where the first instance's proxy listens.
+    pub(crate) fn inbound(&self) -> SocketAddr {
+        self.instances.first().expect("an instance").0
+    }
+
+    /// An instance whose application is somebody else's.
+    pub(crate) fn serve_application(&mut self, application: SocketAddr) {
+        self.instance(application);
+    }
+
+    /// Answers with the request's body, or with a failure where it breaks off.
+    pub(crate) async fn http_mirror_or_fail(&mut self) -> SocketAddr {
+        let address = serve(|request: Request<Incoming>| async move {
+            match request.into_body().collect().await {
+                Ok(body) => Response::new(Full::new(body.to_bytes()).boxed()),
+                Err(_) => {
+                    let mut response = Response::new(Full::new(Bytes::new()).boxed());
+                    *response.status_mut() = StatusCode::BAD_REQUEST;
+                    response
+                }
+            }
+        })
+        .await;
+        self.instance(address)
     }
 
     /// An instance whose host does not answer.

@@ -248,6 +248,7 @@ impl Region {
             id: "1".into(),
             pair,
             action: self.action,
+            requests: None,
             description: "".into(),
             meta: BTreeMap::new(),
             created_at: UnixTime::default(),

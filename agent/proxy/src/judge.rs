@@ -1,0 +1,225 @@
+//! Judging requests: what the guard in the view says of one, and what becomes of its tokens.
+
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use aws_lc_rs::signature::{self, RsaPublicKeyComponents, UnparsedPublicKey};
+use hawser_core::jwks::{Algorithm, Key, Material};
+use hawser_core::jwt::{Bearer, Edit, KeyRing, Verifier};
+use hawser_core::permission::{Asked, Fields, Guard, Unproven, Verdict};
+use hawser_core::reason::Reason;
+use hawser_core::view::View;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
+use http::{Method, Request, Uri};
+use tokio_util::sync::CancellationToken;
+
+/// Checks signatures with the library that also does TLS.
+struct Signatures;
+
+impl Verifier for Signatures {
+    fn is_signed(&self, key: &Key, algorithm: Algorithm, signed: &[u8], signature: &[u8]) -> bool {
+        let plain = |algorithm: &'static dyn signature::VerificationAlgorithm, key: &[u8]| {
+            UnparsedPublicKey::new(algorithm, key).verify(signed, signature).is_ok()
+        };
+        match (&key.material, algorithm) {
+            (Material::Rsa(n, e), algorithm) => {
+                let parameters = match algorithm {
+                    Algorithm::Rs256 => &signature::RSA_PKCS1_2048_8192_SHA256,
+                    Algorithm::Rs384 => &signature::RSA_PKCS1_2048_8192_SHA384,
+                    Algorithm::Rs512 => &signature::RSA_PKCS1_2048_8192_SHA512,
+                    Algorithm::Ps256 => &signature::RSA_PSS_2048_8192_SHA256,
+                    Algorithm::Ps384 => &signature::RSA_PSS_2048_8192_SHA384,
+                    Algorithm::Ps512 => &signature::RSA_PSS_2048_8192_SHA512,
+                    Algorithm::Es256 | Algorithm::Es384 | Algorithm::EdDsa => return false,
+                };
+                let key = RsaPublicKeyComponents { n, e };
+                key.verify(parameters, signed, signature).is_ok()
+            }
+            (Material::P256(point), Algorithm::Es256) => {
+                plain(&signature::ECDSA_P256_SHA256_FIXED, point)
+            }
+            (Material::P384(point), Algorithm::Es384) => {
+                plain(&signature::ECDSA_P384_SHA384_FIXED, point)
+            }
+            (Material::Ed25519(point), Algorithm::EdDsa) => plain(&signature::ED25519, point),
+            _ => false,
+        }
+    }
+}
+
+struct Names<'a>(&'a HeaderMap);
+
+impl Fields for Names<'_> {
+    fn each(&self, name: &str, see: &mut dyn FnMut(&[u8])) {
+        self.0.get_all(name).iter().for_each(|value| see(value.as_bytes()));
+    }
+}
+
+/// What of a request is judged.
+struct Head<'a> {
+    method: &'a Method,
+    uri: &'a Uri,
+    authority: &'a Authority,
+    headers: &'a HeaderMap,
+}
+
+/// What the guard says of a request: what is to be changed in it before it passes.
+///
+/// # Errors
+/// The reason for which it does not.
+fn judged(
+    guard: &Guard,
+    view: &View,
+    keys: &KeyRing,
+    head: &Head<'_>,
+) -> Result<Vec<Edit>, Reason> {
+    let trust = view.trust.as_ref().ok_or(Reason::ViewMissing)?;
+    let fields = Names(head.headers);
+    let asked = Asked {
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        authority: head.authority.as_str(),
+        fields: &fields,
+    };
+    let brought = (head.uri.query().unwrap_or_default(), &fields as &dyn Fields);
+    let mut bearer = Bearer::new(&view.providers, keys, &Signatures, brought, crate::clock::wall());
+    match guard.decide(&asked, trust.default_action, &mut bearer) {
+        Verdict::Allowed(_) => Ok(bearer.edits()),
+        Verdict::Denied(_) => Err(Reason::PermissionDenied),
+        Verdict::Unproven(Unproven::Missing) => Err(Reason::TokenMissing),
+        Verdict::Unproven(Unproven::Invalid) => Err(Reason::TokenInvalid),
+        Verdict::Unproven(Unproven::NoKeys) => Err(Reason::TokenKeysMissing),
+    }
+}
+
+/// Judges a request, and changes in it what its tokens' providers say.
+///
+/// # Errors
+/// The reason for which it does not pass.
+pub(crate) fn judge<B>(
+    guard: Option<&Guard>,
+    view: &View,
+    keys: &KeyRing,
+    request: &mut Request<B>,
+    authority: &Authority,
+) -> Result<(), Reason> {
+    // Claims are the proxy's word: a caller has no say in them, with or without a token.
+    for provider in view.providers.values() {
+        if let Some(forwarding) = &provider.forwarding {
+            request.headers_mut().remove(forwarding.header_name.as_str());
+        }
+    }
+    let Some(guard) = guard else { return Ok(()) };
+    let head = Head {
+        method: request.method(),
+        uri: request.uri(),
+        authority,
+        headers: request.headers(),
+    };
+    for edit in judged(guard, view, keys, &head)? {
+        match edit {
+            Edit::Drop(name) => {
+                request.headers_mut().remove(name.as_str());
+            }
+            Edit::Set(name, value) => {
+                let pair = (HeaderName::try_from(name), HeaderValue::try_from(value));
+                let (Ok(name), Ok(value)) = pair else { return Err(Reason::TokenInvalid) };
+                request.headers_mut().insert(name, value);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The head of a request that became a connection: judged again with every view.
+pub(crate) struct Upgraded {
+    method: Method,
+    uri: Uri,
+    authority: Authority,
+    headers: HeaderMap,
+    /// Cancelled when it is no longer allowed.
+    pub(crate) cut: CancellationToken,
+}
+
+impl Upgraded {
+    /// Keeps what of `request` is judged; it is cut with `parent` at the latest.
+    pub(crate) fn new<B>(
+        request: &Request<B>,
+        authority: &Authority,
+        parent: &CancellationToken,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            authority: authority.clone(),
+            headers: request.headers().clone(),
+            cut: parent.child_token(),
+        })
+    }
+}
+
+/// The upgraded requests of one connection: one, as an upgrade takes all of it.
+#[derive(Default)]
+pub(crate) struct Kept(RefCell<Weak<Upgraded>>);
+
+impl Kept {
+    /// Judges `upgraded` again with every view, for as long as somebody else holds it.
+    pub(crate) fn keep(&self, upgraded: &Rc<Upgraded>) {
+        *self.0.borrow_mut() = Rc::downgrade(upgraded);
+    }
+
+    /// Judges it again, and cuts it if it is no longer allowed.
+    ///
+    /// A token that ran out meanwhile cuts nothing: it was asked for when the request came.
+    pub(crate) fn judge(&self, guard: Option<&Arc<Guard>>, view: &View, keys: &KeyRing) {
+        let (Some(upgraded), Some(guard)) = (self.0.borrow().upgrade(), guard) else { return };
+        let Upgraded { method, uri, authority, headers, .. } = &*upgraded;
+        let verdict = judged(guard, view, keys, &Head { method, uri, authority, headers });
+        if matches!(verdict, Err(Reason::PermissionDenied)) {
+            upgraded.cut.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::signature::{
+        ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_signature_counts_only_by_its_own_key_algorithm_and_text() {
+        let random = SystemRandom::new();
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random);
+        let pkcs8 = pkcs8.expect("a key");
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref())
+            .expect("good");
+        let signature = pair.sign(&random, b"text").expect("signed");
+        let key = |material| Key { id: None, algorithm: None, material };
+        let p256 = key(Material::P256(pair.public_key().as_ref().to_vec()));
+        let is = |key: &Key, algorithm, text: &[u8]| {
+            Signatures.is_signed(key, algorithm, text, signature.as_ref())
+        };
+        assert!(is(&p256, Algorithm::Es256, b"text"));
+        assert!(!is(&p256, Algorithm::Es256, b"Text"));
+        assert!(!is(&p256, Algorithm::Rs256, b"text"));
+        let other = key(Material::P256(vec![4; 65]));
+        assert!(!is(&other, Algorithm::Es256, b"text"), "no point on the curve");
+
+        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&random).expect("a key");
+        let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).expect("good");
+        let signature = pair.sign(b"text");
+        let ed25519 = key(Material::Ed25519(pair.public_key().as_ref().to_vec()));
+        let is = |algorithm, signature: &[u8]| {
+            Signatures.is_signed(&ed25519, algorithm, b"text", signature)
+        };
+        assert!(is(Algorithm::EdDsa, signature.as_ref()));
+        assert!(!is(Algorithm::Es256, signature.as_ref()));
+        assert!(!is(Algorithm::EdDsa, &[]));
+    }
+}

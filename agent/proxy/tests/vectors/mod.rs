@@ -1,0 +1,3 @@
+//! Attacks and bad input, each with its exact outcome.
+
+mod requests;
