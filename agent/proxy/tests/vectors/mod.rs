@@ -1,3 +1,5 @@
 //! Attacks and bad input, each with its exact outcome.
 
+mod http;
 mod requests;
+mod tls;
