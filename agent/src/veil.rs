@@ -79,6 +79,7 @@ fn shown(held: &ServiceView, may: &Authorizer) -> ServiceView {
             .filter(stands_in)
             .map(|view| TargetView { endpoints: seen(&view.endpoints), ..view.clone() })
             .collect(),
+        routing: None,
         ..held.clone()
     }
 }

@@ -54,7 +54,10 @@ pub fn entry_read(may: &Authorizer, key: &EntryKey) -> bool {
     match key.kind {
         // What holds for all services is no secret of any.
         Kind::ProxyDefaults => true,
-        Kind::ServiceDefaults | Kind::ServiceResolver => may.service_read(&key.name),
+        Kind::ServiceDefaults
+        | Kind::ServiceResolver
+        | Kind::ServiceSplitter
+        | Kind::ServiceRouter => may.service_read(&key.name),
         Kind::ExportedServices | Kind::JwtProvider | Kind::Mesh => {
             may.demand(Resource::Mesh, Access::Read, "").is_ok()
         }
@@ -66,9 +69,10 @@ fn entry_write(may: &Authorizer, key: &EntryKey) -> Result<(), Denied> {
         Kind::ProxyDefaults | Kind::ExportedServices | Kind::JwtProvider | Kind::Mesh => {
             may.demand(Resource::Mesh, Access::Write, "")
         }
-        Kind::ServiceDefaults | Kind::ServiceResolver => {
-            may.demand(Resource::Service, Access::Write, &key.name)
-        }
+        Kind::ServiceDefaults
+        | Kind::ServiceResolver
+        | Kind::ServiceSplitter
+        | Kind::ServiceRouter => may.demand(Resource::Service, Access::Write, &key.name),
     }
 }
 

@@ -51,7 +51,7 @@ pub fn compile(entries: &Entries, declared: Option<Protocol>, service: &ServiceN
 /// A connection that takes longer than this inside a region is not coming.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Consul's and Envoy's default.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

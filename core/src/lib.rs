@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod duration;
+pub mod filter;
 pub mod name;
 pub mod normal;
 pub mod spiffe;
@@ -18,6 +19,7 @@ pub mod jwks;
 pub mod entry;
 pub mod jwt;
 pub mod chain;
+pub mod discovery;
 pub mod acl;
 pub mod ca;
 pub mod reason;
@@ -31,5 +33,6 @@ pub mod authorize;
 pub mod anti_entropy;
 pub mod view;
 pub mod route;
+pub mod traffic;
 pub mod balance;
 pub mod dns;

@@ -267,6 +267,7 @@ mod tests {
                 stands_in("web", "west", GatewayMode::Default, "w"),
             ]),
             index: Index(1),
+            routing: None,
         };
         let order: Vec<String> = route(&view, &service, &here)
             .iter()

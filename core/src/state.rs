@@ -12,6 +12,7 @@ use crate::acl;
 use crate::ca::Authority;
 use crate::catalog::{Catalog, Check, Indexes, Instance, Node, Row, Touched, liveness_id};
 use crate::clock::{Index, Stamp, UnixTime};
+use crate::discovery::{self, Misfit};
 use crate::entry::{Entries, Entry, EntryKey, Kind};
 use crate::event::{Event, Events};
 use crate::health::Status;
@@ -315,6 +316,9 @@ pub enum Rejection {
         /// The bound.
         max: usize,
     },
+    /// The config entries would not fit together any more.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
     /// Access control refuses a change of itself.
     #[error(transparent)]
     Acl(#[from] acl::Refusal),
@@ -625,7 +629,13 @@ impl State {
         if self.entries.get(&key).is_none() && self.entries.iter().count() >= ENTRIES_MAX {
             return Err(Rejection::Full { what: "config entries", max: ENTRIES_MAX });
         }
-        if self.entries.put(entry, at) { Ok(entry_topics(&key)) } else { Ok(Vec::new()) }
+        let mut entries = self.entries.clone();
+        if !entries.put(entry, at) {
+            return Ok(Vec::new());
+        }
+        discovery::check(&self.entries, &entries, &key)?;
+        self.entries = entries;
+        Ok(entry_topics(&key))
     }
 
     fn drop_entry(
@@ -635,7 +645,13 @@ impl State {
         at: Index,
     ) -> Result<Vec<Topic>, Rejection> {
         self.expect_entry(key, expected)?;
-        if self.entries.remove(key, at) { Ok(entry_topics(key)) } else { Ok(Vec::new()) }
+        let mut entries = self.entries.clone();
+        if !entries.remove(key, at) {
+            return Ok(Vec::new());
+        }
+        discovery::check(&self.entries, &entries, key)?;
+        self.entries = entries;
+        Ok(entry_topics(key))
     }
 
     fn expect_entry(&self, key: &EntryKey, expected: Option<Index>) -> Result<(), Rejection> {
@@ -1012,7 +1028,10 @@ fn entry_topics(key: &EntryKey) -> Vec<Topic> {
         Kind::ProxyDefaults | Kind::Mesh => Topic::EveryChain,
         // Providers go out with the intentions that name them.
         Kind::JwtProvider => Topic::Intentions,
-        Kind::ServiceDefaults | Kind::ServiceResolver => chain(),
+        Kind::ServiceDefaults
+        | Kind::ServiceResolver
+        | Kind::ServiceSplitter
+        | Kind::ServiceRouter => chain(),
         Kind::ExportedServices => Topic::Exports,
     };
     vec![Topic::Entries, topic]

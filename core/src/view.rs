@@ -5,10 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 pub use crate::catalog::Endpoint;
-use crate::catalog::{Meta, Protocol};
+use crate::catalog::{Check, Meta, Placed, Protocol, Row};
 use crate::chain::{self, Chain};
 use crate::clock::Index;
-use crate::entry::{GatewayMode, Target};
+use crate::discovery::{self, Destination, Graph, Next, Resolver, Split};
+use crate::entry::{GatewayMode, HeaderEdits, ServiceRoute, Sticky, Target, WHOLE, Weight};
+use crate::filter::Filter;
 use crate::health::Status;
 use crate::intention::{Action, Decision, Intention, Intentions, Pair, Reason};
 use crate::jwt::Providers;
@@ -62,6 +64,41 @@ pub struct ServiceView {
     pub failover: Arc<[TargetView]>,
     /// The last entry that touched it; zero while it does not exist.
     pub index: Index,
+    /// Where what is sent to it goes, where that is not all to its own instances.
+    pub routing: Option<Arc<Routing>>,
+}
+
+/// Where what is sent to a service goes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Routing {
+    /// The first that matches counts; the last matches all.
+    pub routes: Vec<RouteView>,
+    /// The ends of all routes, each with its instances and what stands in for it.
+    pub ends: Vec<(Destination, Arc<ServiceView>)>,
+}
+
+/// One route.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct RouteView {
+    /// What it matches and how its requests are sent; none is all, as usual.
+    pub definition: Option<ServiceRoute>,
+    /// What its requests must have in common to go to the same end.
+    pub sticky: Option<Sticky>,
+    /// The shares of its ends.
+    pub splits: Vec<SplitView>,
+}
+
+/// One share of a route's requests.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct SplitView {
+    /// Its weight beside the others.
+    pub weight: Weight,
+    /// Which of the ends its requests go to.
+    pub end: usize,
+    /// What is changed in them.
+    pub request_headers: Option<HeaderEdits>,
+    /// What is changed in the answers.
+    pub response_headers: Option<HeaderEdits>,
 }
 
 impl ServiceView {
@@ -74,6 +111,7 @@ impl ServiceView {
             endpoints,
             failover: Arc::new([]),
             index,
+            routing: None,
         }
     }
 
@@ -400,14 +438,19 @@ fn topics_of(state: &State, service: &ServiceName, with_peers: bool) -> BTreeSet
     let own = [Topic::Service(service.clone()), Topic::Chain(service.clone())];
     let mut topics = BTreeSet::from(own);
     topics.insert(Topic::Import(service.clone()));
-    for target in targets(state, service) {
-        topics.insert(Topic::Chain(target.service.clone()));
-        match target.peer {
-            None => topics.insert(Topic::Service(target.service)),
-            Some(_) => topics.insert(Topic::Import(target.service)),
-        };
-        if with_peers {
+    let Ok(graph) = discovery::compile(state.entries(), service) else { return topics };
+    topics.extend(graph.consulted.iter().cloned().map(Topic::Chain));
+    for (end, resolver) in &graph.resolvers {
+        let others = stand_ins(state, end, Some(resolver));
+        if with_peers && !others.is_empty() {
             topics.insert(Topic::Peers);
+        }
+        for end in others.into_iter().chain([end.clone()]) {
+            topics.insert(Topic::Chain(end.service.clone()));
+            match end.peer {
+                None => topics.insert(Topic::Service(end.service)),
+                Some(_) => topics.insert(Topic::Import(end.service)),
+            };
         }
     }
     topics
@@ -423,35 +466,108 @@ fn wanted(state: &State, interest: &Interest) -> BTreeSet<ServiceName> {
     wanted
 }
 
-/// What stands in for `service`: as its resolver says, or else peers' services of the same name.
-fn targets(state: &State, service: &ServiceName) -> Vec<Target> {
-    let declared =
-        state.entries().service_resolver(service).and_then(|entry| entry.failover_of(service));
-    declared.unwrap_or_else(|| {
-        let target =
-            |peer: &Peering| Target { service: service.clone(), peer: Some(peer.name.clone()) };
-        state.peerings().exporters(service).into_iter().map(target).collect()
-    })
+/// What stands in for an end: as its resolver says, or else peers' services of the same name. For a
+/// part of a service nothing does that nobody named.
+fn stand_ins(state: &State, end: &Destination, resolver: Option<&Resolver>) -> Vec<Destination> {
+    if let Some(declared) = resolver.and_then(|resolver| resolver.failover.clone()) {
+        return declared;
+    }
+    if end.peer.is_some() || end.subset.is_some() {
+        return Vec::new();
+    }
+    let one = |peer: &Peering| Destination {
+        service: end.service.clone(),
+        subset: None,
+        peer: Some(peer.name.clone()),
+    };
+    state.peerings().exporters(&end.service).into_iter().map(one).collect()
 }
 
 /// One service as a host sees it.
 pub fn service(state: &State, name: &ServiceName) -> ServiceView {
-    let (endpoints, declared) = own(state, name);
-    let index = if endpoints.is_empty() { Index(0) } else { state.catalog().service_index(name) };
-    let others: Vec<(TargetView, Option<Protocol>)> = targets(state, name)
-        .into_iter()
-        .map(|target| {
-            let (endpoints, declared) = match &target.peer {
-                None => own(state, &target.service),
-                Some(peer) => foreign(state, peer, &target.service),
+    let whole = Destination::whole(name);
+    // Entries that do not fit together are refused when they are written.
+    let graph = discovery::compile(state.entries(), name).ok();
+    match graph {
+        Some(graph) if !graph.is_trivial() => {
+            let (endpoints, declared) = own(state, &whole);
+            let index = own_index(state, name, &endpoints);
+            let chain = chain::compile(state.entries(), declared, name);
+            let routing = Some(Arc::new(routing(state, &graph)));
+            ServiceView { routing, ..ServiceView::alone(chain, endpoints, index) }
+        }
+        Some(graph) => end(state, &whole, graph.resolvers.get(&whole)),
+        None => end(state, &whole, None),
+    }
+}
+
+/// One service of a peer as a host sees it.
+pub fn import(state: &State, key: &PeerService) -> ServiceView {
+    let (service, peer) = (key.service.clone(), Some(key.peer.clone()));
+    end(state, &Destination { service, subset: None, peer }, None)
+}
+
+/// Where what is sent to a service goes.
+fn routing(state: &State, graph: &Graph) -> Routing {
+    let ends: Vec<(Destination, Arc<ServiceView>)> = graph
+        .resolvers
+        .iter()
+        .map(|(key, resolver)| (key.clone(), Arc::new(end(state, key, Some(resolver)))))
+        .collect();
+    let position = |key: &Destination| ends.iter().position(|(end, _)| end == key);
+    let route = |definition: Option<&ServiceRoute>, next: &Next| match next {
+        Next::Resolver(key) => {
+            let split =
+                position(key).map(|end| SplitView { weight: WHOLE, end, ..Default::default() });
+            let splits = split.into_iter().collect();
+            RouteView { definition: definition.cloned(), sticky: None, splits }
+        }
+        Next::Splitter(service) => {
+            let splitter = graph.splitters.get(service);
+            let splits = splitter.into_iter().flat_map(|splitter| &splitter.splits);
+            let split = |split: &Split| {
+                Some(SplitView {
+                    weight: split.definition.weight,
+                    end: position(&split.next)?,
+                    request_headers: split.definition.request_headers.clone(),
+                    response_headers: split.definition.response_headers.clone(),
+                })
             };
-            let gateway_mode = state.entries().gateway_mode(&target.service);
-            (TargetView { target, gateway_mode, endpoints }, declared)
+            RouteView {
+                definition: definition.cloned(),
+                sticky: splitter.and_then(|splitter| splitter.sticky.clone()),
+                splits: splits.filter_map(split).collect(),
+            }
+        }
+    };
+    let routes = match graph.routes.as_slice() {
+        [] => vec![route(None, &graph.start)],
+        routes => routes.iter().map(|it| route(it.definition.as_ref(), &it.next)).collect(),
+    };
+    Routing { routes, ends }
+}
+
+/// One end of a service's routes: its instances, and what stands in for them.
+fn end(state: &State, end: &Destination, resolver: Option<&Resolver>) -> ServiceView {
+    let (endpoints, declared) = instances(state, end);
+    let index = match &end.peer {
+        None => own_index(state, &end.service, &endpoints),
+        Some(peer) => {
+            let key = PeerService { peer: peer.clone(), service: end.service.clone() };
+            state.peerings().import(&key).map_or(Index(0), |row| row.modified)
+        }
+    };
+    let others: Vec<(TargetView, Option<Protocol>)> = stand_ins(state, end, resolver)
+        .into_iter()
+        .map(|other| {
+            let (endpoints, declared) = instances(state, &other);
+            let gateway_mode = state.entries().gateway_mode(&other.service);
+            (TargetView { target: other.target(), gateway_mode, endpoints }, declared)
         })
         .collect();
     // Where the own cluster has no instance that says, those that stand in do.
     let spoken = declared.or_else(|| others.iter().find_map(|(_, declared)| *declared));
-    let chain = chain::compile(state.entries(), spoken, name);
+    let chain = chain::compile(state.entries(), spoken, &end.service);
     // Requests cannot be sent to what takes bytes, nor the other way round.
     let is_fit = |declared: Option<Protocol>| {
         declared.is_none_or(|declared| declared.is_http() == chain.protocol.is_http())
@@ -459,34 +575,103 @@ pub fn service(state: &State, name: &ServiceName) -> ServiceView {
     let failover =
         others.into_iter().filter_map(|(target, declared)| is_fit(declared).then_some(target));
     let failover = failover.collect();
-    ServiceView {
-        chain,
-        peer: None,
-        gateway_mode: GatewayMode::Default,
-        endpoints,
-        failover,
-        index,
+    let gateway_mode = match end.peer {
+        None => GatewayMode::Default,
+        Some(_) => state.entries().gateway_mode(&end.service),
+    };
+    let peer = end.peer.clone();
+    ServiceView { chain, peer, gateway_mode, endpoints, failover, index, routing: None }
+}
+
+fn own_index(state: &State, name: &ServiceName, endpoints: &[Endpoint]) -> Index {
+    if endpoints.is_empty() { Index(0) } else { state.catalog().service_index(name) }
+}
+
+fn instances(state: &State, end: &Destination) -> (Arc<[Endpoint]>, Option<Protocol>) {
+    match &end.peer {
+        None => own(state, end),
+        Some(peer) => foreign(state, peer, &end.service),
     }
 }
 
-/// One service of a peer as a host sees it.
-pub fn import(state: &State, key: &PeerService) -> ServiceView {
-    let (endpoints, declared) = foreign(state, &key.peer, &key.service);
-    let row = state.peerings().import(key);
-    ServiceView {
-        chain: chain::compile(state.entries(), declared, &key.service),
-        peer: Some(key.peer.clone()),
-        gateway_mode: state.entries().gateway_mode(&key.service),
-        endpoints,
-        failover: Arc::new([]),
-        index: row.map_or(Index(0), |row| row.modified),
+/// Which instances are part of a subset.
+struct Part {
+    only_passing: bool,
+    /// None is all; a filter that cannot be read is of no instance.
+    filter: Option<Option<Filter>>,
+}
+
+impl Part {
+    fn of(state: &State, end: &Destination) -> Self {
+        let resolver = state.entries().service_resolver(&end.service);
+        let subset = end.subset.as_deref().map(|name| resolver?.subsets.get(name));
+        match subset {
+            None => Self { only_passing: false, filter: None },
+            Some(None) => Self { only_passing: false, filter: Some(None) },
+            Some(Some(subset)) => {
+                let filter = Some(subset.filter.as_str()).filter(|filter| !filter.is_empty());
+                let filter = filter.map(|filter| Filter::parse(filter).ok());
+                Self { only_passing: subset.only_passing, filter }
+            }
+        }
     }
+
+    fn has(&self, placed: &Placed<'_>) -> bool {
+        if self.only_passing && placed.status() != Status::Passing {
+            return false;
+        }
+        match &self.filter {
+            None => true,
+            Some(None) => false,
+            Some(Some(filter)) => filter.matches(&shown(placed)).unwrap_or_default(),
+        }
+    }
+}
+
+/// An instance as filters of subsets see it: in the shape of `/v1/health/service`.
+fn shown(placed: &Placed<'_>) -> serde_json::Value {
+    let (node, instance) = (&placed.node.value, &placed.instance.value);
+    let pairs = |meta: &Meta| -> BTreeMap<String, String> {
+        meta.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+    };
+    let tags: Vec<&str> = instance.tags.iter().map(|tag| &**tag).collect();
+    let check = |check: &&Row<Check>| {
+        let check = &check.value;
+        serde_json::json!({
+            "CheckID": check.id.as_str(),
+            "Name": &*check.name,
+            "Status": check.status.as_str(),
+            "Notes": &*check.notes,
+            "Output": &*check.output,
+            "Type": &*check.kind,
+        })
+    };
+    serde_json::json!({
+        "Node": {
+            "ID": &*node.id,
+            "Node": node.name.as_str(),
+            "Address": node.address.to_string(),
+            "Meta": pairs(&node.meta),
+        },
+        "Service": {
+            "ID": instance.id.as_str(),
+            "Service": instance.service.as_str(),
+            "Tags": tags,
+            "Meta": pairs(&instance.meta),
+            "Address": instance.address.map(|it| it.to_string()).unwrap_or_default(),
+            "Port": instance.port,
+            "Weights": { "Passing": instance.weights.passing, "Warning": instance.weights.warning },
+        },
+        "Checks": placed.checks.iter().map(check).collect::<Vec<_>>(),
+    })
 }
 
 /// The instances of a service of this cluster, and what they say that they speak.
-fn own(state: &State, name: &ServiceName) -> (Arc<[Endpoint]>, Option<Protocol>) {
+fn own(state: &State, end: &Destination) -> (Arc<[Endpoint]>, Option<Protocol>) {
     let mut declared = None;
-    let endpoints = state.catalog().placed(name).map(|placed| {
+    let part = Part::of(state, end);
+    let placed = state.catalog().placed(&end.service).filter(|placed| part.has(placed));
+    let endpoints = placed.map(|placed| {
         let (node, instance) = (&placed.node.value, &placed.instance.value);
         declared = declared.or(instance.protocol);
         let address = instance.address.unwrap_or(node.address);

@@ -21,6 +21,7 @@ mod store;
 mod command;
 mod rejection;
 mod view;
+mod routing;
 mod edge;
 pub mod member;
 pub mod codec;

@@ -1,9 +1,10 @@
 //! What became of a command: applied at an index, or refused by the state.
 
 use hawser_core::clock::Index;
+use hawser_core::discovery::Misfit;
 use hawser_core::state::{PeerConflict, Rejection};
 
-use crate::field::{Invalid, parsed};
+use crate::field::{Invalid, parsed, required};
 use crate::v1;
 use crate::v1::rejection::Kind;
 
@@ -38,6 +39,11 @@ impl From<&Rejection> for v1::Rejection {
                 let max = u64::try_from(*max).unwrap_or(u64::MAX);
                 Kind::Full(v1::Full { what: (*what).to_owned(), max })
             }
+            Rejection::Misfit(misfit) => Kind::Misfit(v1::Misfit {
+                key: Some((&misfit.key).into()),
+                field: misfit.field.clone(),
+                why: misfit.why.clone(),
+            }),
             Rejection::Acl(refusal) => Kind::Acl(refusal.into()),
             Rejection::PeeringToken => Kind::PeeringToken(v1::Nothing {}),
             Rejection::UnknownPeering { name } => Kind::UnknownPeering(name.to_string()),
@@ -99,6 +105,11 @@ impl TryFrom<v1::Rejection> for Rejection {
                 })?,
                 max: usize::try_from(full.max).unwrap_or(usize::MAX),
             },
+            Kind::Misfit(misfit) => Self::Misfit(Misfit {
+                key: required("misfit.key", misfit.key)?,
+                field: misfit.field,
+                why: misfit.why,
+            }),
             Kind::Acl(refusal) => Self::Acl(refusal.try_into()?),
             Kind::PeeringToken(v1::Nothing {}) => Self::PeeringToken,
             Kind::UnknownPeering(name) => {

@@ -113,6 +113,7 @@ impl From<&ServiceView> for v1::ServiceView {
             peer: peer_out(service.peer.as_ref()),
             gateway_mode: mode_out(service.gateway_mode),
             failover: service.failover.iter().map(Into::into).collect(),
+            routing: service.routing.as_deref().map(Into::into),
         }
     }
 }
@@ -130,6 +131,7 @@ impl TryFrom<v1::ServiceView> for ServiceView {
             endpoints: endpoints.into(),
             failover: failover.into(),
             index: Index(service.index),
+            routing: service.routing.map(|it| it.try_into().map(Arc::new)).transpose()?,
         })
     }
 }

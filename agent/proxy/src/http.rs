@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hawser_core::normal::Forwarded;
@@ -331,6 +332,9 @@ pub(crate) struct Body {
     timer: Option<Pin<Box<Sleep>>>,
     /// Told of trailers.
     trail: Option<Rc<Trail>>,
+    /// Longest silence.
+    idle: Option<Duration>,
+    silence: Option<Pin<Box<Sleep>>>,
 }
 
 /// Why an answer broke off.
@@ -346,7 +350,16 @@ impl Body {
     /// A body that is here already.
     pub(crate) fn full(bytes: Bytes) -> Self {
         let kind = Kind::Full((!bytes.is_empty()).then_some(bytes));
-        Self { kind, bytes: 0, on_end: None, deadline: None, timer: None, trail: None }
+        Self {
+            kind,
+            bytes: 0,
+            on_end: None,
+            deadline: None,
+            timer: None,
+            idle: None,
+            silence: None,
+            trail: None,
+        }
     }
 
     /// A body that arrives, until `deadline` at the latest.
@@ -359,6 +372,8 @@ impl Body {
             deadline,
             timer: None,
             trail: None,
+            idle: None,
+            silence: None,
         };
         if is_over {
             body.end(End::Complete);
@@ -370,6 +385,26 @@ impl Body {
     pub(crate) fn noting(mut self, trail: Option<Rc<Trail>>) -> Self {
         self.trail = trail;
         self
+    }
+
+    /// The same, broken off when nothing came for `idle`.
+    pub(crate) fn silent_for(mut self, idle: Option<Duration>) -> Self {
+        self.idle = idle;
+        self
+    }
+
+    /// Ready when it took too long, or was silent for too long. Most bodies never wait: timers are
+    /// made for those that do.
+    fn poll_timers(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(idle) = self.idle {
+            let sleep = || Box::pin(tokio::time::sleep(idle));
+            if self.silence.get_or_insert_with(sleep).as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+        }
+        let Some(deadline) = self.deadline else { return Poll::Pending };
+        let sleep = || Box::pin(tokio::time::sleep_until(deadline));
+        self.timer.get_or_insert_with(sleep).as_mut().poll(cx)
     }
 
     fn end(&mut self, end: End) {
@@ -400,6 +435,7 @@ impl http_body::Body for Body {
                 if let Some(trailers) = frame.trailers_ref() {
                     answered(this.trail.as_ref(), trailers);
                 }
+                this.silence = None;
                 if incoming.is_end_stream() {
                     this.end(End::Complete);
                 }
@@ -414,11 +450,7 @@ impl http_body::Body for Body {
                 Poll::Ready(Some(Err(BodyError::Upstream(error))))
             }
             Poll::Pending => {
-                // Most bodies never wait: the timer is made for those that do.
-                let Some(deadline) = this.deadline else { return Poll::Pending };
-                let timer =
-                    this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-                ready!(timer.as_mut().poll(cx));
+                ready!(this.poll_timers(cx));
                 this.end(End::Timeout);
                 Poll::Ready(Some(Err(BodyError::Timeout)))
             }

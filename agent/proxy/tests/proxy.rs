@@ -3,6 +3,7 @@
 mod regions;
 mod telemetry;
 mod vectors;
+mod traffic;
 mod world;
 
 use std::time::Duration;

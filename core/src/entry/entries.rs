@@ -1,12 +1,16 @@
 //! All config entries, and what they say together.
 
+use std::collections::BTreeSet;
+
 use rpds::RedBlackTreeMapSync;
 
 use super::exported_services::{ANY, ExportedService};
 use super::jwt_provider::JwtProvider;
 use super::mesh_gateway::GatewayMode;
 use super::service_defaults::ServiceDefaults;
-use super::service_resolver::ServiceResolver;
+use super::service_resolver::{ServiceResolver, Subset};
+use super::service_router::ServiceRouter;
+use super::service_splitter::ServiceSplitter;
 use super::{Body, EXPORTED_SERVICES_NAME, Entry, EntryKey, Kind, MESH_NAME, PROXY_DEFAULTS_NAME};
 use crate::catalog::{Protocol, Row, upsert};
 use crate::clock::Index;
@@ -91,6 +95,32 @@ impl Entries {
         }
     }
 
+    /// One subset of `service`.
+    pub fn subset(&self, service: &ServiceName, subset: &str) -> Option<&Subset> {
+        self.service_resolver(service)?.subsets.get(subset)
+    }
+
+    /// The services that entries say more of than their protocol.
+    pub(crate) fn with_chains(&self) -> BTreeSet<ServiceName> {
+        let says = [Kind::ServiceResolver, Kind::ServiceSplitter, Kind::ServiceRouter];
+        let keys = self.rows.keys().filter(|key| says.contains(&key.kind));
+        keys.filter_map(|key| key.name.parse().ok()).collect()
+    }
+
+    pub(crate) fn service_splitter(&self, service: &ServiceName) -> Option<&ServiceSplitter> {
+        match self.body(Kind::ServiceSplitter, service.as_str())? {
+            Body::ServiceSplitter(entry) => Some(entry),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn service_router(&self, service: &ServiceName) -> Option<&ServiceRouter> {
+        match self.body(Kind::ServiceRouter, service.as_str())? {
+            Body::ServiceRouter(entry) => Some(entry),
+            _ => None,
+        }
+    }
+
     /// The protocol that the entries give `service`, if they say.
     pub(crate) fn protocol(&self, service: &ServiceName) -> Option<Protocol> {
         let own = self.service_defaults(service).and_then(|entry| entry.protocol.as_deref());
@@ -102,7 +132,7 @@ impl Entries {
     }
 
     /// Which way connections to `service` of a peer take.
-    pub(crate) fn gateway_mode(&self, service: &ServiceName) -> GatewayMode {
+    pub fn gateway_mode(&self, service: &ServiceName) -> GatewayMode {
         let own = self.service_defaults(service).map(|entry| entry.mesh_gateway.mode);
         let shared = || match self.body(Kind::ProxyDefaults, PROXY_DEFAULTS_NAME) {
             Some(Body::ProxyDefaults(entry)) => entry.mesh_gateway.mode,

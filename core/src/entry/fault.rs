@@ -3,7 +3,10 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use regex::{Regex, RegexBuilder};
+
 use crate::duration;
+use crate::name::ServiceName;
 
 /// A field that cannot be, and how to put it right.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -39,5 +42,55 @@ pub(super) fn check_span(field: &str, span: Option<Duration>, max: Duration) -> 
     }
 }
 
+/// A service's name, where one is given.
+pub(super) fn check_service(field: &str, name: &str) -> Result<(), Fault> {
+    match name.is_empty() || name.parse::<ServiceName>().is_ok() {
+        true => Ok(()),
+        false => Err(Fault::new(field, SERVICE_RULE)),
+    }
+}
+
+/// A subset's name, where one is given: a DNS label, as it is part of names.
+pub(super) fn check_label(field: &str, name: &str) -> Result<(), Fault> {
+    check_service(field, name)
+}
+
+/// Namespaces and partitions are Consul's to sell: everything is in the default one.
+pub(super) fn check_tenancy(at: &str, namespace: &str, partition: &str) -> Result<(), Fault> {
+    for (field, given) in [("Namespace", namespace), ("Partition", partition)] {
+        if !["", "default"].contains(&given) {
+            let why = "only \"default\" exists: leave it out";
+            return Err(Fault::new(format!("{at}.{field}"), why));
+        }
+    }
+    Ok(())
+}
+
+/// A regular expression must be one, and small.
+pub(super) fn check_pattern(field: &str, text: &str) -> Result<(), Fault> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    if text.len() > PATTERN_OCTETS_MAX {
+        return Err(Fault::new(field, format!("{PATTERN_OCTETS_MAX} octets are the most")));
+    }
+    match pattern(text) {
+        Some(_) => Ok(()),
+        None => Err(Fault::new(field, "it is no regular expression, or takes too much memory")),
+    }
+}
+
+/// The regular expression `text`, which matches a text as a whole or not at all; none where it is
+/// no regular expression, or one that takes too much memory. It takes linear time.
+pub(crate) fn pattern(text: &str) -> Option<Regex> {
+    // By itself first: parentheses that close too early must not escape the group around them.
+    let by_itself = RegexBuilder::new(text).size_limit(PATTERN_MEMORY_MAX).build();
+    by_itself.ok()?;
+    let whole = format!("^(?:{text})$");
+    RegexBuilder::new(&whole).size_limit(PATTERN_MEMORY_MAX).build().ok()
+}
+
+const PATTERN_OCTETS_MAX: usize = 1024;
+const PATTERN_MEMORY_MAX: usize = 1 << 20;
 pub(super) const SERVICE_RULE: &str = "use at most 63 of a-z, 0-9 and -";
 const PROTOCOLS: [&str; 4] = ["tcp", "http", "http2", "grpc"];

@@ -4,10 +4,13 @@
 //! file, a variant of [`Kind`] and of [`Body`], and an arm wherever the compiler then asks.
 
 mod fault;
+mod header_edits;
 mod mesh_gateway;
 mod proxy_defaults;
 mod service_defaults;
 mod service_resolver;
+mod service_splitter;
+mod service_router;
 mod exported_services;
 mod jwt_provider;
 mod mesh;
@@ -27,10 +30,21 @@ pub use self::jwt_provider::{
     NamedLocation, RemoteKeys,
 };
 pub use self::mesh::{Mesh, MeshHttp, MeshIncoming, RequestNormalization};
+pub(crate) use self::fault::pattern;
+pub use self::header_edits::HeaderEdits;
 pub use self::mesh_gateway::{GatewayMode, MeshGatewayConfig};
 pub use self::proxy_defaults::{ProxyDefaults, ProxyDefaultsConfig};
 pub use self::service_defaults::ServiceDefaults;
-pub use self::service_resolver::{Failover, FailoverTarget, ServiceResolver, Target};
+pub use self::service_resolver::{
+    Failover, FailoverTarget, Redirect, ServiceResolver, Subset, Target,
+};
+pub(crate) use self::service_router::PSEUDO;
+pub use self::service_router::{
+    HeaderMatch, HttpMatch, IdleTimeout, QueryMatch, RouteDestination, RouteMatch, ServiceRoute,
+    ServiceRouter,
+};
+pub(crate) use self::service_splitter::WHOLE;
+pub use self::service_splitter::{ServiceSplit, ServiceSplitter, Sticky, Weight};
 use crate::name::ServiceName;
 
 /// Free pairs on an entry.
@@ -45,6 +59,10 @@ pub enum Kind {
     ServiceDefaults,
     /// How one service's targets are reached.
     ServiceResolver,
+    /// Which share of one service's requests goes where.
+    ServiceSplitter,
+    /// Which of one service's requests go where.
+    ServiceRouter,
     /// Which services peers may use; its one entry is named `default`.
     ExportedServices,
     /// Whose tokens requests may bring.
@@ -60,6 +78,8 @@ impl Kind {
             Self::ProxyDefaults => "proxy-defaults",
             Self::ServiceDefaults => "service-defaults",
             Self::ServiceResolver => "service-resolver",
+            Self::ServiceSplitter => "service-splitter",
+            Self::ServiceRouter => "service-router",
             Self::ExportedServices => "exported-services",
             Self::JwtProvider => "jwt-provider",
             Self::Mesh => "mesh",
@@ -72,7 +92,11 @@ impl Kind {
             Self::ProxyDefaults => Some(PROXY_DEFAULTS_NAME),
             Self::ExportedServices => Some(EXPORTED_SERVICES_NAME),
             Self::Mesh => Some(MESH_NAME),
-            Self::ServiceDefaults | Self::ServiceResolver | Self::JwtProvider => None,
+            Self::ServiceDefaults
+            | Self::ServiceResolver
+            | Self::ServiceSplitter
+            | Self::ServiceRouter
+            | Self::JwtProvider => None,
         }
     }
 
@@ -81,6 +105,8 @@ impl Kind {
         Self::ProxyDefaults,
         Self::ServiceDefaults,
         Self::ServiceResolver,
+        Self::ServiceSplitter,
+        Self::ServiceRouter,
         Self::ExportedServices,
         Self::JwtProvider,
         Self::Mesh,
@@ -129,6 +155,10 @@ pub enum Body {
     ServiceDefaults(ServiceDefaults),
     /// For one service's callers.
     ServiceResolver(ServiceResolver),
+    /// For shares of one service's requests.
+    ServiceSplitter(ServiceSplitter),
+    /// For one service's requests.
+    ServiceRouter(ServiceRouter),
     /// For peers.
     ExportedServices(ExportedServices),
     /// For callees that ask for tokens.
@@ -144,6 +174,8 @@ impl Body {
             Self::ProxyDefaults(_) => Kind::ProxyDefaults,
             Self::ServiceDefaults(_) => Kind::ServiceDefaults,
             Self::ServiceResolver(_) => Kind::ServiceResolver,
+            Self::ServiceSplitter(_) => Kind::ServiceSplitter,
+            Self::ServiceRouter(_) => Kind::ServiceRouter,
             Self::ExportedServices(_) => Kind::ExportedServices,
             Self::JwtProvider(_) => Kind::JwtProvider,
             Self::Mesh(_) => Kind::Mesh,
@@ -159,6 +191,8 @@ impl Body {
             Kind::ProxyDefaults => Self::ProxyDefaults(Deserialize::deserialize(json)?),
             Kind::ServiceDefaults => Self::ServiceDefaults(Deserialize::deserialize(json)?),
             Kind::ServiceResolver => Self::ServiceResolver(Deserialize::deserialize(json)?),
+            Kind::ServiceSplitter => Self::ServiceSplitter(Deserialize::deserialize(json)?),
+            Kind::ServiceRouter => Self::ServiceRouter(Deserialize::deserialize(json)?),
             Kind::ExportedServices => Self::ExportedServices(Deserialize::deserialize(json)?),
             Kind::JwtProvider => Self::JwtProvider(Deserialize::deserialize(json)?),
             Kind::Mesh => Self::Mesh(Deserialize::deserialize(json)?),
@@ -170,6 +204,8 @@ impl Body {
             Self::ProxyDefaults(entry) => entry.check(),
             Self::ServiceDefaults(entry) => entry.check(),
             Self::ServiceResolver(entry) => entry.check(),
+            Self::ServiceSplitter(entry) => entry.check(),
+            Self::ServiceRouter(entry) => entry.check(),
             Self::ExportedServices(entry) => entry.check(),
             Self::JwtProvider(entry) => entry.check(),
             Self::Mesh(_) => Ok(()),
@@ -184,6 +220,8 @@ impl Serialize for Body {
             Self::ProxyDefaults(entry) => entry.serialize(serializer),
             Self::ServiceDefaults(entry) => entry.serialize(serializer),
             Self::ServiceResolver(entry) => entry.serialize(serializer),
+            Self::ServiceSplitter(entry) => entry.serialize(serializer),
+            Self::ServiceRouter(entry) => entry.serialize(serializer),
             Self::ExportedServices(entry) => entry.serialize(serializer),
             Self::JwtProvider(entry) => entry.serialize(serializer),
             Self::Mesh(entry) => entry.serialize(serializer),
@@ -280,36 +318,4 @@ pub const EXPORTED_SERVICES_NAME: &str = "default";
 pub const MESH_NAME: &str = "mesh";
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn a_bad_entry_is_refused_with_its_field() {
-        let resolver = |connect_timeout| {
-            Body::ServiceResolver(ServiceResolver { connect_timeout, ..Default::default() })
-        };
-        let spoken = |protocol: &str| {
-            let protocol = Some(protocol.to_owned());
-            Body::ServiceDefaults(ServiceDefaults { protocol, ..Default::default() })
-        };
-        let cases = [
-            ("web", spoken("htp"), "service-defaults/web: Protocol: \"htp\""),
-            ("Web", spoken("http"), "service-defaults/Web: Name: "),
-            ("all", Body::ProxyDefaults(ProxyDefaults::default()), "Name must be \"global\""),
-            ("web", resolver(Some(Duration::ZERO)), "service-resolver/web: ConnectTimeout: must"),
-        ];
-        for (name, body, expected) in cases {
-            let refused = Entry::new(name, body).expect_err(expected).to_string();
-            assert!(refused.contains(expected), "{refused:?} has no {expected:?}");
-        }
-    }
-
-    #[test]
-    fn an_unknown_field_is_named() {
-        let refused = serde_json::from_str::<ServiceDefaults>(r#"{"Protcol":"http"}"#)
-            .expect_err("a typing error");
-        assert!(refused.to_string().contains("Protcol"), "{refused}");
-    }
-}
+mod tests;

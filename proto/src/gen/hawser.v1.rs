@@ -1244,6 +1244,49 @@ pub struct ServiceView {
     pub gateway_mode: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "6")]
     pub failover: ::prost::alloc::vec::Vec<TargetView>,
+    /// Where what is sent to it goes, where that is not all to its own instances.
+    #[prost(message, optional, tag = "40")]
+    pub routing: ::core::option::Option<Routing>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Routing {
+    /// The first that matches counts; the last matches all.
+    #[prost(message, repeated, tag = "1")]
+    pub routes: ::prost::alloc::vec::Vec<RouteView>,
+    #[prost(message, repeated, tag = "2")]
+    pub ends: ::prost::alloc::vec::Vec<End>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RouteView {
+    /// A route of service-router in Consul's JSON; empty matches all.
+    #[prost(string, tag = "1")]
+    pub definition_json: ::prost::alloc::string::String,
+    /// Sticky of service-splitter in its JSON, or empty.
+    #[prost(string, tag = "2")]
+    pub sticky_json: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub splits: ::prost::alloc::vec::Vec<SplitView>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SplitView {
+    /// Beside the others.
+    #[prost(uint32, tag = "1")]
+    pub weight: u32,
+    /// Position among the ends.
+    #[prost(uint32, tag = "2")]
+    pub end: u32,
+    /// Header edits in Consul's JSON, or empty.
+    #[prost(string, tag = "3")]
+    pub request_headers_json: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub response_headers_json: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct End {
+    #[prost(string, tag = "1")]
+    pub subset: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub service: ::core::option::Option<ServiceView>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TargetView {
@@ -1767,7 +1810,7 @@ pub struct Outcome {
 pub struct Rejection {
     #[prost(
         oneof = "rejection::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11, 30, 31, 32, 33, 34, 35"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11, 30, 31, 32, 33, 34, 35, 70"
     )]
     pub kind: ::core::option::Option<rejection::Kind>,
 }
@@ -1811,7 +1854,19 @@ pub mod rejection {
         CriticalCheck(::prost::alloc::string::String),
         #[prost(message, tag = "35")]
         Txn(super::TxnFailures),
+        #[prost(message, tag = "70")]
+        Misfit(super::Misfit),
     }
+}
+/// Config entries that do not fit together.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Misfit {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<EntryKey>,
+    #[prost(string, tag = "2")]
+    pub field: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Nothing {}

@@ -7,11 +7,14 @@ use hawser_core::ca::{Authority, Intermediate, Root, Validity};
 use hawser_core::catalog::{Check, Instance, Locality, Meta, Node, Protocol, Row, Weights};
 use hawser_core::chain::Chain;
 use hawser_core::clock::{Index, UnixTime};
+use hawser_core::discovery::{Destination, Misfit};
 use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::entry::{
     Body, Consumer, Entry, EntryKey, ExportedService, ExportedServices, Failover, FailoverTarget,
-    GatewayMode, JwtProvider, Kind, Mesh, MeshGatewayConfig, ProxyDefaults, ProxyDefaultsConfig,
-    ServiceDefaults, ServiceResolver, Target,
+    GatewayMode, HeaderEdits, HeaderMatch, HttpMatch, IdleTimeout, JwtProvider, Kind, Mesh,
+    MeshGatewayConfig, ProxyDefaults, ProxyDefaultsConfig, QueryMatch, RouteDestination, RouteMatch,
+    ServiceDefaults, ServiceResolver, ServiceRoute, ServiceRouter, ServiceSplit, ServiceSplitter,
+    Sticky, Subset, Target, Weight,
 };
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intention, Pair};
@@ -20,7 +23,8 @@ use hawser_core::peering::{Import, PeerGateway, PeerState, PeerUpdate, Peering, 
 use hawser_core::permission::Requests;
 use hawser_core::state::{Cluster, Command, Dump, JoinToken, NodeChanges, PeerConflict, Rejection};
 use hawser_core::view::{
-    Change, Delta, Endpoint, NodeView, PeerView, ServiceView, TargetView, Trust, View,
+    Change, Delta, Endpoint, NodeView, PeerView, RouteView, Routing, ServiceView, SplitView,
+    TargetView, Trust, View,
 };
 
 use crate::acl;
@@ -147,7 +151,7 @@ pub(crate) fn intention() -> Intention {
     }
 }
 
-fn entries() -> [Entry; 6] {
+fn entries() -> [Entry; 8] {
     let note = || [("owner".to_owned(), "web team".to_owned())].into();
     let bodies = [
         (
@@ -174,9 +178,24 @@ fn entries() -> [Entry; 6] {
                 connect_timeout: Some(Duration::from_micros(1500)),
                 request_timeout: Some(Duration::from_secs(90)),
                 failover: [("*".to_owned(), failover())].into(),
+                default_subset: "v1".into(),
+                subsets: [("v1".to_owned(), subset())].into(),
+                meta: note(),
+                ..Default::default()
+            }),
+        ),
+        (
+            "web",
+            Body::ServiceSplitter(ServiceSplitter {
+                splits: vec![
+                    ServiceSplit { weight: Weight(9950), ..Default::default() },
+                    ServiceSplit { weight: Weight(50), service: "new".into(), ..split() },
+                ],
+                sticky: Some(sticky()),
                 meta: note(),
             }),
         ),
+        ("web", Body::ServiceRouter(ServiceRouter { routes: vec![route()], meta: note() })),
         (
             "default",
             Body::ExportedServices(ExportedServices {
@@ -194,8 +213,55 @@ fn entries() -> [Entry; 6] {
 }
 
 fn failover() -> Failover {
-    let target = FailoverTarget { service: "db-eu".into(), peer: "west".into() };
-    Failover { service: String::new(), targets: vec![target] }
+    let (service, peer) = ("db-eu".into(), "west".into());
+    let target = FailoverTarget { service, peer, ..Default::default() };
+    Failover { targets: vec![target], ..Default::default() }
+}
+
+fn subset() -> Subset {
+    Subset { filter: "Service.Meta.version == \"1\"".into(), only_passing: true }
+}
+
+fn split() -> ServiceSplit {
+    ServiceSplit { request_headers: Some(edits()), ..Default::default() }
+}
+
+fn sticky() -> Sticky {
+    Sticky { field: "cookie".into(), field_value: "sid".into() }
+}
+
+fn edits() -> HeaderEdits {
+    HeaderEdits {
+        add: [("x-a".to_owned(), "1".to_owned())].into(),
+        set: [("x-s".to_owned(), "2".to_owned())].into(),
+        remove: vec!["x-r".into()],
+    }
+}
+
+fn route() -> ServiceRoute {
+    let header = HeaderMatch { name: "x-v".into(), exact: "2".into(), ..Default::default() };
+    let http = HttpMatch {
+        path_prefix: "/api".into(),
+        header: vec![header],
+        query_param: vec![QueryMatch { name: "q".into(), present: true, ..Default::default() }],
+        methods: vec!["GET".into()],
+        ..Default::default()
+    };
+    ServiceRoute {
+        matching: Some(RouteMatch { http: Some(http) }),
+        destination: Some(RouteDestination {
+            service_subset: "v1".into(),
+            prefix_rewrite: "/".into(),
+            request_timeout: Some(Duration::from_secs(5)),
+            idle_timeout: Some(IdleTimeout::Off),
+            num_retries: 2,
+            retry_on: vec!["5xx".into()],
+            retry_on_status_codes: vec![429],
+            per_try_timeout: Some(Duration::from_millis(1500)),
+            response_headers: Some(edits()),
+            ..Default::default()
+        }),
+    }
 }
 
 fn gateway() -> PeerGateway {
@@ -292,7 +358,7 @@ fn join_token() -> JoinToken {
 /// Every kind of command, by name. The match keeps the table whole: a kind that is added to core
 /// does not compile here until it has a name and a sample.
 pub(crate) fn commands() -> Vec<(&'static str, Command)> {
-    let [global, defaults, resolver, exported, provider, mesh] = entries();
+    let [global, defaults, resolver, splitter, router, exported, provider, mesh] = entries();
     let all = vec![
         Command::Found(cluster()),
         Command::SyncNode(NodeChanges {
@@ -315,6 +381,8 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         Command::PutEntry { entry: exported, expected: None },
         Command::PutEntry { entry: provider, expected: None },
         Command::PutEntry { entry: mesh, expected: None },
+        Command::PutEntry { entry: splitter, expected: None },
+        Command::PutEntry { entry: router, expected: None },
         Command::DropEntry {
             key: EntryKey { kind: Kind::ServiceResolver, name: "db".into() },
             expected: Some(Index(7)),
@@ -347,6 +415,8 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
             Kind::ProxyDefaults => "put-entry-proxy-defaults",
             Kind::ServiceDefaults => "put-entry-service-defaults",
             Kind::ServiceResolver => "put-entry-service-resolver",
+            Kind::ServiceSplitter => "put-entry-service-splitter",
+            Kind::ServiceRouter => "put-entry-service-router",
             Kind::ExportedServices => "put-entry-exported-services",
             Kind::JwtProvider => "put-entry-jwt-provider",
             Kind::Mesh => "put-entry-mesh",
@@ -386,6 +456,11 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         Rejection::UnknownIntention { pair: pair("web", "*") },
         Rejection::IndexMismatch { expected: Index(0), actual: Index(12) },
         Rejection::JoinToken { node: parse("vm-1") },
+        Rejection::Misfit(Misfit {
+            key: EntryKey { kind: Kind::ServiceRouter, name: "web".into() },
+            field: "Routes[0].Destination.Service".into(),
+            why: "it leads in a circle".into(),
+        }),
         Rejection::PeeringToken,
         Rejection::UnknownPeering { name: parse("west") },
         Rejection::PeerTaken {
@@ -422,6 +497,7 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         Rejection::PeeringToken => "peering-token",
         Rejection::UnknownPeering { .. } => "unknown-peering",
         Rejection::PeerTaken { .. } => "peer-taken",
+        Rejection::Misfit(_) => "misfit",
         Rejection::Full { .. } => "full",
         Rejection::Acl(refusal) => acl::refusal_name(refusal),
         Rejection::Locked { .. }
@@ -456,7 +532,24 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
         }]
         .into(),
         index: Index(40),
+        routing: None,
     };
+    let end = Destination { service: parse("db"), subset: Some("v1".into()), peer: None };
+    let share = SplitView {
+        weight: Weight(10_000),
+        end: 0,
+        request_headers: Some(edits()),
+        response_headers: None,
+    };
+    let routing = Routing {
+        routes: vec![RouteView {
+            definition: Some(route()),
+            sticky: Some(sticky()),
+            splits: vec![share],
+        }],
+        ends: vec![(end, Arc::new(service.clone()))],
+    };
+    let routed = ServiceView { routing: Some(Arc::new(routing)), ..service.clone() };
     let import = ServiceView {
         peer: Some(parse("west")),
         gateway_mode: GatewayMode::None,
@@ -479,6 +572,7 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
             default_action: Action::Deny,
         }),
         Change::Service(service),
+        Change::Service(routed),
         Change::Intentions(
             vec![Arc::new(intention())],
             [("okta".into(), Arc::new(jwt_provider()))].into(),
@@ -502,6 +596,7 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
     ];
     let name = |change: &Change| match change {
         Change::Trust(_) => "trust",
+        Change::Service(service) if service.routing.is_some() => "service-routed",
         Change::Service(_) => "service",
         Change::Intentions(..) => "intentions",
         Change::Normal(_) => "normal",

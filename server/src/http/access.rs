@@ -55,6 +55,8 @@ pub(crate) const ACCESS: &[(&str, &str, Access)] = &[
     ("GET", "connect/intentions/:", Sight),
     ("PUT", "connect/intentions/:", Commands),
     ("DELETE", "connect/intentions/:", Commands),
+    ("GET", "discovery-chain/:", Sight),
+    ("POST", "discovery-chain/:", Sight),
     ("PUT", "config", Commands),
     ("GET", "config/:", Sight),
     ("GET", "config/:/:", Sight),

@@ -13,6 +13,7 @@ mod catalog;
 mod health;
 mod connect;
 mod entries;
+mod discovery;
 mod coordinate;
 mod event;
 mod kv;
@@ -366,6 +367,7 @@ fn unwritten(refused: ProposeError) -> ApiError {
         ProposeError::NoLeader => ApiError::NoLeader,
         ProposeError::Unknown => ApiError::Unknown,
         ProposeError::Rejected(Rejection::Acl(refusal)) => ApiError::bad_request(refusal),
+        ProposeError::Rejected(Rejection::Misfit(misfit)) => ApiError::bad_request(misfit),
         ProposeError::Rejected(rejection) => ApiError::Refused(rejection.to_string()),
         ProposeError::TooLarge { max, .. } => ApiError::TooLarge { max },
         ProposeError::ShuttingDown | ProposeError::DiskFull => {

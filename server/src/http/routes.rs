@@ -9,8 +9,8 @@ use percent_encoding::percent_decode_str;
 use super::ask::{Ask, Draw, Found, Plan};
 use super::cluster::Said;
 use super::{
-    acl, catalog, cluster, connect, coordinate, entries, event, health, imports, kv, peering,
-    session, txn,
+    acl, catalog, cluster, connect, coordinate, discovery, entries, event, health, imports, kv,
+    peering, session, txn,
 };
 use crate::Handle;
 
@@ -140,6 +140,8 @@ pub(crate) const ROUTES: &[Route] = routes![
     GET "connect/intentions/:" Read(connect::by_id),
     PUT "connect/intentions/:" Write(connect::put_by_id),
     DELETE "connect/intentions/:" Write(connect::delete_by_id),
+    GET "discovery-chain/:" Read(discovery::chain),
+    POST "discovery-chain/:" Read(discovery::chain),
     PUT "config" Write(entries::put),
     GET "config/:" Read(entries::list),
     GET "config/:/:" Read(entries::get),

@@ -8,6 +8,7 @@ use hawser_core::balance::{Outcome, PeerId};
 use hawser_core::chain::Chain;
 use hawser_core::name::PeerName;
 use hawser_core::reason::{DecidedBy, Reason};
+use hawser_core::traffic::{Policy, Retries};
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -18,11 +19,12 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::branch::Way;
 use super::dial::{Dialled, dial};
 use super::reach::Instance;
 use super::{Picked, Port};
 use crate::admit::{admit, sound};
-use crate::context::Context;
+use crate::context::{Context, Slot};
 use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing, Sending};
 use crate::inbound::{address, is_unprocessed, relay_upgraded};
 use crate::pool::{Line, Place};
@@ -91,21 +93,50 @@ impl Port {
             Ok(authority) => authority,
             Err(bad) => return refuse(bad.0, Reason::BadRequest, 0),
         };
-        let Some(chain) = self.chain() else {
-            return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::ViewMissing, 0);
+        let way = match self.way(&request, &authority) {
+            Ok(way) => way,
+            Err(reason) => return refuse(hygiene::status(reason), reason, 0),
         };
         // The application passes on that it was itself called by a retry: one layer retries.
         let was_retried = request.headers().contains_key(hygiene::ATTEMPT_HEADER);
         let upgrade = hygiene::strip(request.headers_mut(), rules.forwarded);
-        if let Some(to) = upgrade.filter(|_| request.version() == Version::HTTP_11) {
+        if let Err(reason) = way.change(&mut request) {
+            return refuse(hygiene::status(reason), reason, 0);
+        }
+        let upgrade = upgrade.filter(|_| request.version() == Version::HTTP_11);
+        if upgrade.is_none() && address(&mut request, &authority, false).is_none() {
+            return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, 0);
+        }
+        let admitted = Admitted { request, upgrade, slot, was_retried, started, id, trail };
+        way.port.clone().carry(way, admitted).await
+    }
+
+    /// Carries a request that was checked on its way: tries instances, reports once.
+    async fn carry(self: Rc<Self>, way: Way, admitted: Admitted) -> Response<Body> {
+        let Admitted { request, upgrade, slot, was_retried, started, id, trail } = admitted;
+        let context = self.context.clone();
+        let is_grpc = hygiene::is_grpc(request.headers());
+        let refuse = |status: StatusCode, reason: Reason, attempts: u8| {
+            let (record, trail) = (self.record(reason, started), trail.clone());
+            self.pair.record(&Record { status: Some(status.as_u16()), attempts, trail, ..record });
+            hygiene::named(hygiene::refusal(status, reason, DecidedBy::ClientProxy, is_grpc), &id)
+        };
+        let Some(mut chain) = self.chain() else {
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::ViewMissing, 0);
+        };
+        let policy = way.policy();
+        if let Some(span) = policy.and_then(|policy| policy.request_timeout) {
+            chain.request_timeout = span;
+        }
+        if let Some(to) = upgrade {
             let upgrading = self.clone().upgrade(request, to, &chain, started, trail.clone());
             return match Box::pin(upgrading).await {
-                Ok(upgraded) => hygiene::named(upgraded, &id),
+                Ok(mut response) => {
+                    way.change_answer(response.headers_mut());
+                    hygiene::named(response, &id)
+                }
                 Err(reason) => refuse(hygiene::status(reason), reason, 1),
             };
-        }
-        if address(&mut request, &authority, false).is_none() {
-            return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, 0);
         }
 
         let deadline = Instant::now() + chain.request_timeout;
@@ -119,6 +150,7 @@ impl Port {
         let mut exchange = Exchange {
             port: &self,
             chain: &chain,
+            policy,
             is_idempotent: hygiene::is_idempotent(&parts.method),
             parts,
             body,
@@ -140,6 +172,7 @@ impl Port {
         };
         let said = response.headers().get(hygiene::REASON_HEADER).cloned();
         hygiene::pass_on(&mut response);
+        way.change_answer(response.headers_mut());
         if let Some(said) = said {
             response.headers_mut().insert(hygiene::REASON_HEADER, said);
             let by = HeaderValue::from_static(DecidedBy::ServerProxy.as_str());
@@ -172,7 +205,9 @@ impl Port {
             });
         };
         let response = hygiene::named(response, &id);
-        response.map(|body| Body::arriving(body, deadline, Box::new(on_end)).noting(trail))
+        let idle = policy.and_then(|policy| policy.idle_timeout);
+        let arriving = |body| Body::arriving(body, deadline, Box::new(on_end));
+        response.map(|body| arriving(body).noting(trail).silent_for(idle))
     }
 
     /// Reports a request whose sender went away before there was an answer.
@@ -287,10 +322,24 @@ impl Port {
     }
 }
 
+/// A request that may go on, and what its end needs.
+struct Admitted {
+    request: Request<Incoming>,
+    /// What it is to be upgraded to.
+    upgrade: Option<HeaderValue>,
+    slot: Slot,
+    /// Whether it is itself part of a retry further up.
+    was_retried: bool,
+    started: Duration,
+    id: HeaderValue,
+    trail: Option<Rc<Trail>>,
+}
+
 /// One request and its tries.
 struct Exchange<'a> {
     port: &'a Rc<Port>,
     chain: &'a Chain,
+    policy: Option<&'a Policy>,
     parts: http::request::Parts,
     is_idempotent: bool,
     body: Outgoing,
@@ -326,6 +375,8 @@ struct Failure {
     /// Whether the connection had died of silence: then another try goes elsewhere, once, and what
     /// is silent gets no load by it.
     was_silent: bool,
+    /// Whether the policy wants another try, whatever the method.
+    is_wanted: bool,
     /// An answer that may still be the best there is.
     answer: Option<Answer>,
 }
@@ -358,12 +409,14 @@ impl Exchange<'_> {
             reason: Reason::NoEndpoint,
             is_unseen: true,
             was_silent: false,
+            is_wanted: false,
             answer: None,
         };
         loop {
             let may_probe = self.body.is_repeatable() && self.is_idempotent;
             let mut picked = port.pick(&self.tried, may_probe);
-            if picked.is_err() && last.reason == Reason::UpstreamReset && !last.was_silent {
+            let broke = last.reason == Reason::UpstreamReset && !last.was_silent;
+            if picked.is_err() && (broke || last.is_wanted) {
                 // A connection that broke says little about the next one to the same instance.
                 self.tried.clear();
                 picked = port.pick(&self.tried, may_probe);
@@ -382,11 +435,12 @@ impl Exchange<'_> {
             self.attempts += 1;
             self.tried.push(picked.pick.peer);
             let may_retry = self.has_tries()
-                && self.is_idempotent
+                && self.may_repeat()
                 && self.body.is_repeatable()
                 && !self.was_retried
                 && port.balancer.borrow().has_other(&self.tried);
-            let per_try = may_retry.then_some(limits.per_try);
+            let per_try = self.policy.and_then(|policy| policy.per_try_timeout);
+            let per_try = may_retry.then_some(per_try.unwrap_or(limits.per_try));
             let tried = self.begins(&picked);
             let attempted = self.attempt(picked, per_try).await;
             if let Some(tried) = tried {
@@ -401,7 +455,8 @@ impl Exchange<'_> {
                 Err(failure) => last = failure,
             }
             self.free += u8::from(last.was_free());
-            let is_safe = last.is_unseen || (self.is_idempotent && !self.was_retried);
+            let is_safe =
+                last.is_unseen || ((self.may_repeat() || last.is_wanted) && !self.was_retried);
             let is_late = Instant::now() >= self.deadline;
             if !self.has_tries() || !is_safe || is_late || !self.body.is_whole() {
                 break;
@@ -420,7 +475,24 @@ impl Exchange<'_> {
     /// own, so that a service whose instances here are all dead is still served elsewhere.
     fn has_tries(&self) -> bool {
         let limits = &self.port.context.limits;
-        self.attempts - self.free <= limits.retries && self.free < limits.connect_tries
+        let most = self.retries().and_then(|retries| retries.most).unwrap_or(limits.retries);
+        self.attempts - self.free <= most && self.free < limits.connect_tries
+    }
+
+    fn retries(&self) -> Option<&Retries> {
+        self.policy.and_then(|policy| policy.retries.as_ref())
+    }
+
+    /// Whether a request that an application may have seen may be sent again.
+    fn may_repeat(&self) -> bool {
+        self.is_idempotent || self.retries().is_some_and(|retries| retries.without_answer)
+    }
+
+    /// Whether the policy wants a try more in place of `response`.
+    fn wants_more(&self, response: &Response<Incoming>) -> bool {
+        let Some(retries) = self.retries() else { return false };
+        let grpc = response.headers().get("grpc-status").and_then(|status| status.to_str().ok());
+        !self.was_retried && self.has_tries() && retries.wants(response.status().as_u16(), grpc)
     }
 
     /// A place in a connection to `instance`.
@@ -445,7 +517,13 @@ impl Exchange<'_> {
             Ok(place) => place,
             Err(reason) => {
                 picked.failed(reason, began);
-                return Err(Failure { reason, is_unseen: true, was_silent: false, answer: None });
+                return Err(Failure {
+                    reason,
+                    is_unseen: true,
+                    was_silent: false,
+                    is_wanted: false,
+                    answer: None,
+                });
             }
         };
         let mut request = Request::from_parts(self.parts.clone(), self.body.body(&self.sent));
@@ -458,7 +536,13 @@ impl Exchange<'_> {
         let Some(sent) = self.awaited(sending, per_try).await else {
             picked.finish(Outcome::Failed);
             let reason = Reason::RequestTimeout;
-            return Err(Failure { reason, is_unseen: false, was_silent: false, answer: None });
+            return Err(Failure {
+                reason,
+                is_unseen: false,
+                was_silent: false,
+                is_wanted: false,
+                answer: None,
+            });
         };
         let response = match sent {
             Ok(response) => response,
@@ -482,7 +566,24 @@ impl Exchange<'_> {
             Some(reason) if reason.http_status() >= 500 => {
                 picked.finish(Outcome::Failed);
                 let is_unseen = reason.is_before_request();
-                Err(Failure { reason, is_unseen, was_silent: false, answer: Some(answer) })
+                Err(Failure {
+                    reason,
+                    is_unseen,
+                    was_silent: false,
+                    is_wanted: false,
+                    answer: Some(answer),
+                })
+            }
+            None if self.wants_more(&answer.response) => {
+                picked.answered(now.saturating_sub(began), now);
+                let (reason, answer) = (Reason::Ok, Some(answer));
+                Err(Failure {
+                    reason,
+                    is_unseen: false,
+                    was_silent: false,
+                    is_wanted: true,
+                    answer,
+                })
             }
             _ => {
                 picked.answered(now.saturating_sub(began), now);
@@ -538,7 +639,7 @@ fn in_vain(
         _ => Outcome::Failed,
     };
     picked.finish(outcome);
-    Failure { reason, is_unseen, was_silent: error.is_timeout(), answer: None }
+    Failure { reason, is_unseen, was_silent: error.is_timeout(), is_wanted: false, answer: None }
 }
 
 impl Port {

@@ -3,6 +3,7 @@
 //! Tasks: one for each connection; one for each request in an HTTP/2 connection (by hyper); one
 //! for each connection to a peer; one for each upgraded connection.
 
+mod branch;
 mod dial;
 mod http;
 mod reach;
@@ -26,6 +27,7 @@ use hawser_core::view::{PeerView, ServiceView, View};
 use rand::RngCore as _;
 use tokio::net::TcpStream;
 
+use self::branch::Branches;
 use self::reach::{Instance, Reach};
 use crate::budget::Budget;
 use crate::context::Context;
@@ -46,10 +48,12 @@ pub(crate) struct Port {
     reaches: RefCell<BTreeMap<Target, Rc<Reach>>>,
     instances: RefCell<BTreeMap<PeerId, Rc<Instance>>>,
     budget: RefCell<Budget>,
+    /// Where what is sent here goes, when that is not all to the destination's own instances.
+    branches: RefCell<Option<Branches>>,
 }
 
 /// What the route was made of.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Current {
     service: Option<Arc<ServiceView>>,
     peers: Arc<BTreeMap<PeerName, PeerView>>,
@@ -89,6 +93,7 @@ impl Port {
             reaches: RefCell::default(),
             instances: RefCell::default(),
             budget: RefCell::default(),
+            branches: RefCell::default(),
         }
     }
 
@@ -115,6 +120,12 @@ impl Port {
         }
     }
 
+    /// Takes over an identity, and what another port says now of this one's destination.
+    fn adopt(&self, identity: Option<Rc<Identity>>, current: Current) {
+        *self.identity.borrow_mut() = identity;
+        self.arrange(current);
+    }
+
     fn look(&self) -> Current {
         let view = self.context.view.borrow();
         let Target { service, peer } = &self.destination;
@@ -136,8 +147,15 @@ impl Port {
     fn arrange(&self, current: Current) {
         let view = self.context.view.borrow().clone();
         let service = current.service.clone();
-        let groups =
-            service.as_deref().map(|service| route(&view, service, &self.context.locality));
+        let routing = service.as_deref().and_then(|service| service.routing.as_ref());
+        let branches = {
+            let old = self.branches.borrow();
+            routing.map(|routing| Branches::new(self, routing, &current, old.as_ref()))
+        };
+        *self.branches.borrow_mut() = branches;
+        // What goes to the ends of routes is balanced there.
+        let own = service.as_deref().filter(|service| service.routing.is_none());
+        let groups = own.map(|service| route(&view, service, &self.context.locality));
         let groups = groups.unwrap_or_default();
         self.balancer.borrow_mut().update(&groups, self.context.clock.now());
         let mut reaches = BTreeMap::new();
@@ -214,7 +232,16 @@ impl Port {
                 );
             }
             Some(chain) if chain.protocol.is_http() => Box::pin(self.serve_http(socket)).await,
-            Some(chain) => Box::pin(self.serve_tcp(socket, &chain)).await,
+            Some(chain) => {
+                let end = match &*self.branches.borrow() {
+                    None => Some(self.clone()),
+                    Some(branches) => branches.next(),
+                };
+                // Without an end, the port itself finds no instance, and says so.
+                let port = end.unwrap_or(self);
+                let chain = port.chain().unwrap_or(chain);
+                Box::pin(port.serve_tcp(socket, &chain)).await;
+            }
         }
     }
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hawser_core::ca::Validity;
-use hawser_core::catalog::{Locality, Protocol, Row, Weights};
+use hawser_core::catalog::{Instance, Locality, Node, Protocol, Row, Weights};
 use hawser_core::chain::Chain;
-use hawser_core::clock::{Index, UnixTime};
-use hawser_core::entry::Target;
+use hawser_core::clock::{Index, Stamp, UnixTime};
+use hawser_core::entry::{Body, Entry, Kind, Target};
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intention, Intentions, Pair, Side};
 use hawser_core::jwt::Providers;
@@ -20,6 +20,7 @@ use hawser_core::name::ServiceName;
 use hawser_core::normal;
 use hawser_core::permission::Requests;
 use hawser_core::spiffe::{Role, SpiffeId};
+use hawser_core::state::{Command, NodeChanges, State};
 use hawser_core::view::{Endpoint, PeerView, ServiceView, Trust, View};
 use hawser_identity::Leaf;
 use hawser_proxy::tls::{self, Identity};
@@ -58,6 +59,9 @@ pub(crate) struct World {
     pub(crate) status: Status,
     /// Whom `web` calls.
     pub(crate) destination: Target,
+    /// Config entries, `kind/name` and JSON: with any, the view is what servers would make of them
+    /// and of the instances, of which the first has `version` `v1` in its meta, and so on.
+    pub(crate) entries: Vec<(&'static str, &'static str)>,
     /// What the caller's view has besides.
     pub(crate) others: Others,
     pub(crate) client: Option<Proxy>,
@@ -97,6 +101,7 @@ impl World {
             server_identity: "db",
             status: Status::Passing,
             destination: Target { service: name("db"), peer: None },
+            entries: Vec::new(),
             others: Others::default(),
             client: None,
             server: None,
@@ -307,6 +312,57 @@ impl World {
         self.views.send_replace(Arc::new(View { peers, ..view }));
     }
 
+    /// Writes other config entries.
+    pub(crate) fn write(&mut self, entries: &[(&'static str, &'static str)]) {
+        self.entries = entries.to_vec();
+        self.publish();
+    }
+
+    /// The state that servers would have.
+    fn state(&self) -> State {
+        let mut state = State::default();
+        let mut commands: Vec<Command> = Vec::new();
+        for (key, json) in &self.entries {
+            let (kind, name) = key.split_once('/').expect("kind/name");
+            let kind: Kind = kind.parse().expect(kind);
+            let body = Body::read(kind, &mut serde_json::Deserializer::from_str(json));
+            let entry = Entry::new(name, body.expect(json)).expect(json);
+            commands.push(Command::PutEntry { entry, expected: None });
+        }
+        for (n, (mesh, _)) in self.instances.iter().enumerate() {
+            commands.push(Command::SyncNode(NodeChanges {
+                node: Node {
+                    name: format!("host-{n}").parse().expect("a name"),
+                    id: format!("{n}").into(),
+                    address: mesh.ip(),
+                    locality: Locality::default(),
+                    meta: BTreeMap::new(),
+                },
+                put_instances: vec![Instance {
+                    id: format!("db-{n}").parse().expect("an id"),
+                    service: name("db"),
+                    address: None,
+                    port: 1,
+                    tags: BTreeSet::new(),
+                    meta: [("version".into(), format!("v{}", n + 1).into())].into(),
+                    weights: Weights::default(),
+                    protocol: None,
+                    mesh_port: Some(mesh.port()),
+                    enable_tag_override: false,
+                    gateway: None,
+                }],
+                put_checks: vec![],
+                drop_instances: vec![],
+                drop_checks: vec![],
+            }));
+        }
+        for (n, command) in (1..).zip(commands) {
+            let stamp = Stamp { index: Index(n), time: UnixTime::from_secs(n) };
+            state.apply(stamp, command).expect("applied");
+        }
+        state
+    }
+
     fn publish(&mut self) {
         self.index += 1;
         let index = Index(self.index);
@@ -334,6 +390,13 @@ impl World {
             self.instances.iter().enumerate().map(endpoint).collect(),
             index,
         );
+        let services = if self.entries.is_empty() {
+            vec![service]
+        } else {
+            let state = self.state();
+            let all = BTreeSet::from([name("db"), self.destination.service.clone()]);
+            all.iter().map(|name| hawser_core::view::service(&state, name)).collect()
+        };
         let intention = Arc::new(Intention {
             id: "1".into(),
             pair: Pair {
@@ -358,7 +421,10 @@ impl World {
                 roots,
                 default_action: Action::Deny,
             })),
-            services: BTreeMap::from([(name("db"), Arc::new(service))]),
+            services: services
+                .into_iter()
+                .map(|it| (it.chain.service.clone(), Arc::new(it)))
+                .collect(),
             intentions: Intentions::restore([row], index),
             normal: self.rules,
             providers: Arc::new(self.providers.clone()),
@@ -373,7 +439,8 @@ impl World {
         leaf(&self.issuer, &uri, self.leaf_lifetime)
     }
 
-    fn instance(&mut self, application: SocketAddr) -> SocketAddr {
+    /// An instance with this application.
+    pub(crate) fn instance(&mut self, application: SocketAddr) -> SocketAddr {
         let listen = free_address();
         self.instances.push((listen, Some(application)));
         listen
@@ -640,7 +707,7 @@ impl Gate {
     }
 }
 
-type AnyBody = http_body_util::combinators::BoxBody<Bytes, Infallible>;
+pub(crate) type AnyBody = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
 pub(crate) async fn serve<F, A>(answer: F) -> SocketAddr
 where
