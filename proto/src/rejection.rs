@@ -39,11 +39,7 @@ impl From<&Rejection> for v1::Rejection {
                 let max = u64::try_from(*max).unwrap_or(u64::MAX);
                 Kind::Full(v1::Full { what: (*what).to_owned(), max })
             }
-            Rejection::Misfit(misfit) => Kind::Misfit(v1::Misfit {
-                key: Some((&misfit.key).into()),
-                field: misfit.field.clone(),
-                why: misfit.why.clone(),
-            }),
+            Rejection::Misfit(misfit) => Kind::Misfit(misfit.into()),
             Rejection::Acl(refusal) => Kind::Acl(refusal.into()),
             Rejection::PeeringToken => Kind::PeeringToken(v1::Nothing {}),
             Rejection::UnknownPeering { name } => Kind::UnknownPeering(name.to_string()),
@@ -105,11 +101,7 @@ impl TryFrom<v1::Rejection> for Rejection {
                 })?,
                 max: usize::try_from(full.max).unwrap_or(usize::MAX),
             },
-            Kind::Misfit(misfit) => Self::Misfit(Misfit {
-                key: required("misfit.key", misfit.key)?,
-                field: misfit.field,
-                why: misfit.why,
-            }),
+            Kind::Misfit(misfit) => Self::Misfit(misfit.try_into()?),
             Kind::Acl(refusal) => Self::Acl(refusal.try_into()?),
             Kind::PeeringToken(v1::Nothing {}) => Self::PeeringToken,
             Kind::UnknownPeering(name) => {
@@ -121,6 +113,22 @@ impl TryFrom<v1::Rejection> for Rejection {
                 why: conflict(taken.why)?,
             },
         })
+    }
+}
+
+impl From<&Misfit> for v1::Misfit {
+    fn from(misfit: &Misfit) -> Self {
+        let (field, why) = (misfit.field.clone(), misfit.why.clone());
+        Self { key: Some((&misfit.key).into()), field, why }
+    }
+}
+
+impl TryFrom<v1::Misfit> for Misfit {
+    type Error = Invalid;
+
+    fn try_from(misfit: v1::Misfit) -> Result<Self, Invalid> {
+        let key = required("misfit.key", misfit.key)?;
+        Ok(Self { key, field: misfit.field, why: misfit.why })
     }
 }
 

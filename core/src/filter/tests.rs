@@ -1,3 +1,5 @@
+//! What filters mean, and that nothing breaks them.
+
 use super::*;
 use serde_json::json;
 

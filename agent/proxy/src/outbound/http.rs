@@ -93,13 +93,14 @@ impl Port {
             Ok(authority) => authority,
             Err(bad) => return refuse(bad.0, Reason::BadRequest, 0),
         };
+        // The application passes on that it was itself called by a retry: one layer retries.
+        let was_retried = request.headers().contains_key(hygiene::ATTEMPT_HEADER);
+        let upgrade = hygiene::strip(request.headers_mut(), rules.forwarded);
+        // What was for one hop, or is a proxy's to say, has no say in where it goes.
         let way = match self.way(&request, &authority) {
             Ok(way) => way,
             Err(reason) => return refuse(hygiene::status(reason), reason, 0),
         };
-        // The application passes on that it was itself called by a retry: one layer retries.
-        let was_retried = request.headers().contains_key(hygiene::ATTEMPT_HEADER);
-        let upgrade = hygiene::strip(request.headers_mut(), rules.forwarded);
         if let Err(reason) = way.change(&mut request) {
             return refuse(hygiene::status(reason), reason, 0);
         }
@@ -129,16 +130,12 @@ impl Port {
             chain.request_timeout = span;
         }
         if let Some(to) = upgrade {
-            let upgrading = self.clone().upgrade(request, to, &chain, started, trail.clone());
+            let upgrading = self.clone().upgrade(request, to, &chain, &way, (started, trail.clone()));
             return match Box::pin(upgrading).await {
-                Ok(mut response) => {
-                    way.change_answer(response.headers_mut());
-                    hygiene::named(response, &id)
-                }
+                Ok(response) => hygiene::named(response, &id),
                 Err(reason) => refuse(hygiene::status(reason), reason, 1),
             };
         }
-
         let deadline = Instant::now() + chain.request_timeout;
         let (parts, incoming) = request.into_parts();
         let body = Outgoing::prepare(incoming, context.limits.replay_bytes);
@@ -166,10 +163,19 @@ impl Port {
         let exchanged = Box::pin(exchange.run()).await;
         unanswered.answered();
         let (attempts, sent) = (exchange.attempts, exchange.sent.clone());
-        let Answer { mut response, decided, place, upstream, cluster, at } = match exchanged {
-            Ok(answer) => answer,
-            Err(reason) => return refuse(hygiene::status(reason), reason, attempts),
-        };
+        match exchanged {
+            Ok(answer) => {
+                let told = Told { attempts, sent, started, deadline, slot, trail: trail.clone() };
+                hygiene::named(self.clone().deliver(answer, &way, told), &id)
+            }
+            Err(reason) => refuse(hygiene::status(reason), reason, attempts),
+        }
+    }
+
+    /// Passes an answer on, and reports once when it has ended.
+    fn deliver(self: Rc<Self>, answer: Answer, way: &Way, told: Told) -> Response<Body> {
+        let Answer { mut response, decided, place, upstream, cluster, at } = answer;
+        let Told { attempts, sent, started, deadline, slot, trail } = told;
         let said = response.headers().get(hygiene::REASON_HEADER).cloned();
         hygiene::pass_on(&mut response);
         way.change_answer(response.headers_mut());
@@ -180,7 +186,7 @@ impl Port {
         }
         let deadline = (!hygiene::is_stream(response.headers())).then_some(deadline);
         let status = response.status().as_u16();
-        let (port, noted) = (self.clone(), trail.clone());
+        let noted = trail.clone();
         answered(trail.as_ref(), response.headers());
         let on_end = move |end: End, bytes: u64| {
             let _held = (slot, place);
@@ -191,7 +197,7 @@ impl Port {
                 (End::Downstream, _) => (Reason::DownstreamReset, DecidedBy::Application),
                 (End::Timeout, _) => (Reason::RequestTimeout, DecidedBy::ClientProxy),
             };
-            port.pair.record(&Record {
+            self.pair.record(&Record {
                 decided_by,
                 status: Some(status),
                 bytes_sent: sent.get(),
@@ -201,11 +207,10 @@ impl Port {
                 upstream: Some(upstream),
                 cluster,
                 trail: noted,
-                ..port.record(reason, started)
+                ..self.record(reason, started)
             });
         };
-        let response = hygiene::named(response, &id);
-        let idle = policy.and_then(|policy| policy.idle_timeout);
+        let idle = way.policy().and_then(|policy| policy.idle_timeout);
         let arriving = |body| Body::arriving(body, deadline, Box::new(on_end));
         response.map(|body| arriving(body).noting(trail).silent_for(idle))
     }
@@ -223,13 +228,12 @@ impl Port {
         mut request: Request<Incoming>,
         to: HeaderValue,
         chain: &Chain,
-        started: Duration,
-        trail: Option<Rc<Trail>>,
+        way: &Way,
+        (started, trail): (Duration, Option<Rc<Trail>>),
     ) -> Result<Response<Body>, Reason> {
         let context = self.context.clone();
         forward(trail.as_ref(), request.headers_mut());
-        let (dialled, upstream, cluster) = self.dial_http1(chain).await?;
-        let (stream, listed) = (dialled.stream, dialled.listed);
+        let (Dialled { stream, listed, .. }, upstream, cluster) = self.dial_http1(chain).await?;
         let broken = |error: hyper::Error| peer_reason(&error);
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
@@ -244,11 +248,10 @@ impl Port {
         let downstream = hyper::upgrade::on(&mut request);
         request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         request.headers_mut().insert(header::UPGRADE, to);
-        let sent = Rc::new(Cell::new(0));
         let target = request.uri().path_and_query().cloned();
         *request.uri_mut() = target.map_or_else(http::Uri::default, http::Uri::from);
-        let request = request.map(|incoming| Outgoing::Arriving(Some(incoming)).body(&sent));
-        let sending = sender.send_request(request);
+        let body = |it| Outgoing::Arriving(Some(it)).body(&Rc::default());
+        let sending = sender.send_request(request.map(body));
         let mut response = tokio::time::timeout(chain.request_timeout, sending)
             .await
             .map_err(|_| Reason::RequestTimeout)?
@@ -267,6 +270,7 @@ impl Port {
             let verdict = hygiene::verdict(response.headers());
             let said = response.headers().get(hygiene::REASON_HEADER).cloned();
             hygiene::pass_on(&mut response);
+            way.change_answer(response.headers_mut());
             if let Some(said) = said {
                 response.headers_mut().insert(hygiene::REASON_HEADER, said);
             }
@@ -335,6 +339,18 @@ struct Admitted {
     trail: Option<Rc<Trail>>,
 }
 
+/// What the report of a request tells beside its answer.
+struct Told {
+    attempts: u8,
+    sent: Rc<Cell<u64>>,
+    started: Duration,
+    /// When the whole answer must have passed.
+    deadline: Instant,
+    /// The request's place, held until then.
+    slot: Slot,
+    trail: Option<Rc<Trail>>,
+}
+
 /// One request and its tries.
 struct Exchange<'a> {
     port: &'a Rc<Port>,
@@ -382,6 +398,10 @@ struct Failure {
 }
 
 impl Failure {
+    fn of(reason: Reason, is_unseen: bool) -> Self {
+        Self { reason, is_unseen, was_silent: false, is_wanted: false, answer: None }
+    }
+
     /// Whether no application was reached, so that another try costs none anything.
     fn was_free(&self) -> bool {
         self.is_unseen
@@ -405,13 +425,7 @@ impl Exchange<'_> {
     async fn run(&mut self) -> Result<Answer, Reason> {
         let (port, limits) = (self.port, &self.port.context.limits);
         port.budget.borrow_mut().request(port.context.clock.now());
-        let mut last = Failure {
-            reason: Reason::NoEndpoint,
-            is_unseen: true,
-            was_silent: false,
-            is_wanted: false,
-            answer: None,
-        };
+        let mut last = Failure::of(Reason::NoEndpoint, true);
         loop {
             let may_probe = self.body.is_repeatable() && self.is_idempotent;
             let mut picked = port.pick(&self.tried, may_probe);
@@ -517,13 +531,7 @@ impl Exchange<'_> {
             Ok(place) => place,
             Err(reason) => {
                 picked.failed(reason, began);
-                return Err(Failure {
-                    reason,
-                    is_unseen: true,
-                    was_silent: false,
-                    is_wanted: false,
-                    answer: None,
-                });
+                return Err(Failure::of(reason, true));
             }
         };
         let mut request = Request::from_parts(self.parts.clone(), self.body.body(&self.sent));
@@ -536,13 +544,7 @@ impl Exchange<'_> {
         let Some(sent) = self.awaited(sending, per_try).await else {
             picked.finish(Outcome::Failed);
             let reason = Reason::RequestTimeout;
-            return Err(Failure {
-                reason,
-                is_unseen: false,
-                was_silent: false,
-                is_wanted: false,
-                answer: None,
-            });
+            return Err(Failure::of(reason, false));
         };
         let response = match sent {
             Ok(response) => response,
@@ -562,35 +564,35 @@ impl Exchange<'_> {
         let decided = hygiene::verdict(response.headers());
         let cluster = picked.instance.peer().cloned();
         let answer = Answer { response, decided, place, upstream, cluster, at: now };
-        match decided {
+        self.judged(picked, answer, now.saturating_sub(began), now)
+    }
+
+    /// Whether an answer is one to pass on: neither the word of a proxy that could not serve, nor
+    /// one that the policy wants another try in place of.
+    fn judged(
+        &self,
+        picked: Picked<'_>,
+        answer: Answer,
+        latency: Duration,
+        now: Duration,
+    ) -> Result<Answer, Failure> {
+        let is_wanted = match answer.decided {
             Some(reason) if reason.http_status() >= 500 => {
                 picked.finish(Outcome::Failed);
-                let is_unseen = reason.is_before_request();
-                Err(Failure {
-                    reason,
-                    is_unseen,
-                    was_silent: false,
-                    is_wanted: false,
-                    answer: Some(answer),
-                })
+                let failure = Failure::of(reason, reason.is_before_request());
+                return Err(Failure { answer: Some(answer), ..failure });
             }
-            None if self.wants_more(&answer.response) => {
-                picked.answered(now.saturating_sub(began), now);
-                let (reason, answer) = (Reason::Ok, Some(answer));
-                Err(Failure {
-                    reason,
-                    is_unseen: false,
-                    was_silent: false,
-                    is_wanted: true,
-                    answer,
-                })
-            }
-            _ => {
-                picked.answered(now.saturating_sub(began), now);
-                Ok(answer)
-            }
+            Some(_) => false,
+            None => self.wants_more(&answer.response),
+        };
+        picked.answered(latency, now);
+        if is_wanted {
+            let failure = Failure::of(Reason::Ok, false);
+            return Err(Failure { is_wanted, answer: Some(answer), ..failure });
         }
+        Ok(answer)
     }
+
     /// Waits for an answer, no longer than `per_try` where that leaves another try its turn: with the
     /// budget used up, giving up on a slow answer would only make a failure of it.
     async fn awaited<T>(
