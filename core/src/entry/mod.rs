@@ -25,13 +25,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::entries::Entries;
 pub use self::exported_services::{Consumer, ExportedService, ExportedServices};
+pub(crate) use self::fault::pattern;
+pub use self::header_edits::HeaderEdits;
 pub use self::jwt_provider::{
     CacheConfig, Forwarding, HeaderLocation, JsonWebKeySet, JwtProvider, LocalKeys, Location,
     NamedLocation, RemoteKeys,
 };
 pub use self::mesh::{Mesh, MeshHttp, MeshIncoming, RequestNormalization};
-pub(crate) use self::fault::pattern;
-pub use self::header_edits::HeaderEdits;
 pub use self::mesh_gateway::{GatewayMode, MeshGatewayConfig};
 pub use self::proxy_defaults::{ProxyDefaults, ProxyDefaultsConfig};
 pub use self::service_defaults::ServiceDefaults;
@@ -101,7 +101,7 @@ impl Kind {
     }
 
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::ProxyDefaults,
         Self::ServiceDefaults,
         Self::ServiceResolver,

@@ -12,9 +12,9 @@ use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::entry::{
     Body, Consumer, Entry, EntryKey, ExportedService, ExportedServices, Failover, FailoverTarget,
     GatewayMode, HeaderEdits, HeaderMatch, HttpMatch, IdleTimeout, JwtProvider, Kind, Mesh,
-    MeshGatewayConfig, ProxyDefaults, ProxyDefaultsConfig, QueryMatch, RouteDestination, RouteMatch,
-    ServiceDefaults, ServiceResolver, ServiceRoute, ServiceRouter, ServiceSplit, ServiceSplitter,
-    Sticky, Subset, Target, Weight,
+    MeshGatewayConfig, ProxyDefaults, ProxyDefaultsConfig, QueryMatch, RouteDestination,
+    RouteMatch, ServiceDefaults, ServiceResolver, ServiceRoute, ServiceRouter, ServiceSplit,
+    ServiceSplitter, Sticky, Subset, Target, Weight,
 };
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intention, Pair};

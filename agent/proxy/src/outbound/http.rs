@@ -130,7 +130,8 @@ impl Port {
             chain.request_timeout = span;
         }
         if let Some(to) = upgrade {
-            let upgrading = self.clone().upgrade(request, to, &chain, &way, (started, trail.clone()));
+            let upgrading =
+                self.clone().upgrade(request, to, &chain, &way, (started, trail.clone()));
             return match Box::pin(upgrading).await {
                 Ok(response) => hygiene::named(response, &id),
                 Err(reason) => refuse(hygiene::status(reason), reason, 1),
