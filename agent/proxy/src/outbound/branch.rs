@@ -74,7 +74,7 @@ impl Branches {
         let ports = routing.ends.iter().map(|(end, service)| {
             let branch = known(end).unwrap_or_else(|| {
                 let (context, service) = (port.context.clone(), port.service.clone());
-                Rc::new(Port::new(context, service, end.target()))
+                Rc::new(Port::new(context, service, port.instance.clone(), end.target()))
             });
             let identity = port.identity.borrow().clone();
             branch.adopt(identity, Current { service: Some(service.clone()), ..current.clone() });
