@@ -229,10 +229,9 @@ impl Compiler<'_> {
             router.map(|_| Origin::new(Kind::ServiceRouter, &service, "")),
             splitter.map(|_| Origin::new(Kind::ServiceSplitter, &service, "")),
         ];
-        if !is_http && !self.is_overridden {
-            for origin in needs_http.into_iter().flatten() {
-                return Err(origin.misfit("Name", speaks_bytes(&service)));
-            }
+        let needs_http = needs_http.into_iter().flatten().next();
+        if let Some(origin) = needs_http.filter(|_| !is_http && !self.is_overridden) {
+            return Err(origin.misfit("Name", speaks_bytes(&service)));
         }
         let origin = Origin::new(Kind::ServiceResolver, &service, "");
         self.graph.start = self.split_or_resolve(&service, &origin, is_http)?;
@@ -631,9 +630,12 @@ mod tests {
         assert!(plain.is_trivial() && plain.is_default());
     }
 
+    /// An entry's kind and name, and its body.
+    type Written = (&'static str, &'static str);
+
     #[test]
     fn what_does_not_fit_is_refused_with_entry_field_and_fix() {
-        let cases: &[(&[(&str, &str)], (&str, &str), &str)] = &[
+        let cases: &[(&[Written], Written, &str)] = &[
             (
                 &[],
                 ("service-router/web", r#"{"Routes":[]}"#),

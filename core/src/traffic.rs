@@ -606,9 +606,12 @@ mod tests {
         assert_eq!(rule("{}", &[0]).next_share(&mut Rotation::default()), None);
     }
 
+    /// Header fields of a request.
+    type Fields = &'static [(&'static str, &'static str)];
+
     #[test]
     fn requests_with_the_same_mark_stay_together() {
-        let fields: [(&str, &str, &[(&str, &str)], &[(&str, &str)]); 2] = [
+        let fields: [(&str, &str, Fields, Fields); 2] = [
             ("header", "X-User", &[("x-user", "ann")], &[("x-user", "bob")]),
             ("cookie", "sid", &[("cookie", "a=1; sid=ann")], &[("cookie", "sid=bob; a=1")]),
         ];
@@ -618,10 +621,8 @@ mod tests {
             rule.sticky = Some(sticky.clone());
             let mut rotation = Rotation::default();
             for marked in [ann, bob] {
-                // A request lives as long as the test's tables.
-                let fields: &'static [(&'static str, &'static str)] = Box::leak(marked.into());
                 let mut shares =
-                    (0..50).map(|_| rule.share(&get("/", fields), &mut rotation).expect("a share"));
+                    (0..50).map(|_| rule.share(&get("/", marked), &mut rotation).expect("a share"));
                 let first = shares.next();
                 assert!(shares.all(|share| Some(share) == first), "{field}");
             }

@@ -291,7 +291,7 @@ impl HttpMatch {
 impl HeaderMatch {
     fn check(&self, at: &str) -> Result<(), Fault> {
         let is_pseudo = PSEUDO.contains(&self.name.as_str());
-        if !is_pseudo && self.name.to_ascii_lowercase() != "host" {
+        if !is_pseudo && !self.name.eq_ignore_ascii_case("host") {
             check_name(&format!("{at}.Name"), &self.name)?;
         }
         let given = [

@@ -395,7 +395,7 @@ struct Failure {
     /// Whether the policy wants another try, whatever the method.
     is_wanted: bool,
     /// An answer that may still be the best there is.
-    answer: Option<Answer>,
+    answer: Option<Box<Answer>>,
 }
 
 impl Failure {
@@ -461,7 +461,7 @@ impl Exchange<'_> {
             if let Some(tried) = tried {
                 let (reason, answer) = match &attempted {
                     Ok(answer) => (answer.decided.unwrap_or(Reason::Ok), Some(answer)),
-                    Err(failure) => (failure.reason, failure.answer.as_ref()),
+                    Err(failure) => (failure.reason, failure.answer.as_deref()),
                 };
                 tried.ended(reason, answer.map(|answer| answer.response.status().as_u16()));
             }
@@ -477,7 +477,7 @@ impl Exchange<'_> {
                 break;
             }
         }
-        last.answer.ok_or(last.reason)
+        last.answer.map(|answer| *answer).ok_or(last.reason)
     }
 
     /// Begins the trace of a try, where there is one, in the headers that it is sent with.
@@ -581,7 +581,7 @@ impl Exchange<'_> {
             Some(reason) if reason.http_status() >= 500 => {
                 picked.finish(Outcome::Failed);
                 let failure = Failure::of(reason, reason.is_before_request());
-                return Err(Failure { answer: Some(answer), ..failure });
+                return Err(Failure { answer: Some(answer.into()), ..failure });
             }
             Some(_) => false,
             None => self.wants_more(&answer.response),
@@ -589,7 +589,7 @@ impl Exchange<'_> {
         picked.answered(latency, now);
         if is_wanted {
             let failure = Failure::of(Reason::Ok, false);
-            return Err(Failure { is_wanted, answer: Some(answer), ..failure });
+            return Err(Failure { is_wanted, answer: Some(answer.into()), ..failure });
         }
         Ok(answer)
     }

@@ -51,7 +51,8 @@ async fn requests_are_routed_by_path_header_query_and_method() {
             {"Match":{"HTTP":{"Methods":["DELETE"]}},"Destination":{"ServiceSubset":"v2"}}]}"#,
     )])
     .await;
-    let cases: &[(&str, &str, Option<(&str, &str)>, &str)] = &[
+    type Field = Option<(&'static str, &'static str)>;
+    let cases: &[(&str, &str, Field, &str)] = &[
         ("GET", "/", None, "a"),
         ("GET", "/exact", None, "b"),
         ("GET", "/exactly", None, "a"),
