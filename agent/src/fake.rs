@@ -12,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use futures_util::Stream;
 use hawser_core::anti_entropy::Rows;
-use hawser_core::ca::{Authority, Intermediate, Root, Validity};
+use hawser_core::ca::{Authority, Intermediate, Policy, Root, Validity};
 use hawser_core::clock::{Index, Stamp};
 use hawser_core::health::NODE_LIVENESS_CHECK;
 use hawser_core::intention::Action;
@@ -98,6 +98,8 @@ impl Fake {
                 validity,
                 active: true,
                 sealed_key: Arc::new([]),
+                cross: None,
+                rotated_out: None,
                 created: Index(0),
                 modified: Index(0),
             }],
@@ -107,6 +109,8 @@ impl Fake {
                 sealed_key: Arc::new([]),
             },
             leaf_lifetime: Duration::from_secs(3600),
+            policy: Policy::default(),
+            created: Index(0),
             index: Index(0),
         };
         apply(&mut state, Command::Found(cluster));
@@ -248,6 +252,7 @@ impl Fake {
             chain: vec![certificate.to_vec()],
             roots: vec![self.inner.mesh_root.der.to_vec()],
             validity: Some((&validity).into()),
+            issuing_root: "00".to_owned(),
         }
     }
 }

@@ -1,14 +1,19 @@
 //! Says that the host lives, learns which servers there are, and notices when the catalog lost it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hawser_core::view::View;
+use hawser_identity::root_id;
 use hawser_proto::v1;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::identity::join::Membership;
+use crate::identity::leaves::All;
 use crate::metrics::Metrics;
 use crate::servers::{Link, Member, Servers};
 
@@ -17,6 +22,7 @@ use crate::servers::{Link, Member, Servers};
 /// `compare` wakes anti-entropy when the catalog's row of this host is not as it was.
 pub(crate) async fn run(
     servers: Arc<Servers>,
+    standing: Standing,
     compare: watch::Sender<u64>,
     metrics: Metrics,
     drain: CancellationToken,
@@ -34,7 +40,7 @@ pub(crate) async fn run(
         };
         let beat = tokio::select! {
             () = drain.cancelled() => return,
-            beat = beat(&link) => beat,
+            beat = beat(&link, standing.now()) => beat,
         };
         let wait = match beat {
             Ok(reply) => {
@@ -68,9 +74,32 @@ pub(crate) async fn run(
     }
 }
 
-async fn beat(link: &Link) -> Result<v1::HeartbeatReply, String> {
+/// What a rotation of roots waits to hear: whom the host trusts, and what it shows.
+pub(crate) struct Standing {
+    pub(crate) views: watch::Receiver<Arc<View>>,
+    pub(crate) membership: watch::Receiver<Option<Arc<Membership>>>,
+    pub(crate) leaves: watch::Receiver<All>,
+}
+
+impl Standing {
+    fn now(&self) -> v1::HeartbeatRequest {
+        let trust = self.views.borrow().trust.clone();
+        let roots = trust.iter().flat_map(|trust| &trust.roots);
+        let node = self.membership.borrow().clone();
+        let leaves = self.leaves.borrow().clone();
+        let credentials = leaves.values().map(|leaf| &leaf.issuer);
+        let shows = credentials.chain(node.iter().map(|node| &node.credential.issuer));
+        let shows: BTreeSet<&Arc<str>> = shows.collect();
+        v1::HeartbeatRequest {
+            trusts: roots.map(|root| root_id(root)).collect(),
+            shows: shows.into_iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+async fn beat(link: &Link, request: v1::HeartbeatRequest) -> Result<v1::HeartbeatReply, String> {
     let mut client = link.client();
-    match timeout(CALL, client.heartbeat(v1::HeartbeatRequest {})).await {
+    match timeout(CALL, client.heartbeat(request)).await {
         Err(_) => Err(format!("no answer within {CALL:?}")),
         Ok(Err(status)) => Err(format!("{}: {}", status.code(), status.message())),
         Ok(Ok(reply)) => Ok(reply.into_inner()),

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::anti_entropy::Refused;
 use crate::clock;
+use crate::heartbeat::Standing;
 use crate::identity::join::Membership;
 use crate::identity::leaves;
 use crate::local::Local;
@@ -71,6 +72,15 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// What a rotation of roots waits to hear of this host.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing {
+            views: self.views.subscribe(),
+            membership: self.membership.subscribe(),
+            leaves: self.leaves.subscribe(),
+        }
+    }
+
     /// What keeps this host from serving, in words; empty when it serves.
     ///
     /// A server that cannot be reached is not among it: the host serves from its disk.

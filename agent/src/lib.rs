@@ -545,8 +545,13 @@ fn speak(
     let (says, keeps) = (&until.speaks, &until.keeps);
     let (synced, compare) = (watch::Sender::new(0), watch::Sender::new(0));
     let (servers, membership) = (host.servers.clone(), host.membership.clone());
-    let beats =
-        heartbeat::run(servers.clone(), compare.clone(), host.metrics.clone(), says.clone());
+    let beats = heartbeat::run(
+        servers.clone(),
+        host.standing(),
+        compare.clone(),
+        host.metrics.clone(),
+        says.clone(),
+    );
     tasks.spawn(named("heartbeat", beats));
     let reconciling = AntiEntropy {
         node: host.node.clone(),
@@ -564,7 +569,8 @@ fn speak(
     tasks.spawn(named("status keeper", async move { local.keep_states(saved).await }));
     let keeper = subscribe::keep(host.views.subscribe(), folder.join(VIEW), keeps.clone());
     tasks.spawn(named("view keeper", keeper));
-    let renewal = node::run(servers.clone(), membership, folder.to_owned(), keeps.clone());
+    let (views, folder_of) = (host.views.subscribe(), folder.to_owned());
+    let renewal = node::run(servers.clone(), membership, views, folder_of, keeps.clone());
     tasks.spawn(named("node renewal", renewal));
     let renewal = leaves::Leaves {
         folder: folder.join(LEAVES),

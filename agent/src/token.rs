@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use hawser_api::error::ApiError;
 use hawser_core::acl::{Authorizer, DefaultPolicy};
+use hawser_core::clock::UnixTime;
 use hawser_proto::{acl, v1};
 use tokio::time::{Instant, timeout};
 
 use crate::acl::{DownPolicy, Settings};
+use crate::clock;
 use crate::servers::Servers;
 
 /// Access control of one host.
@@ -25,6 +27,16 @@ struct Known {
     at: Instant,
     /// None: it is of no token.
     may: Option<Arc<Authorizer>>,
+    /// The moment from which it stands for nothing.
+    expires_at: Option<UnixTime>,
+}
+
+impl Known {
+    /// What its holder may do at `now`, if it is a token's still.
+    fn at(&self, now: UnixTime) -> Result<Arc<Authorizer>, ApiError> {
+        let holds = self.expires_at.is_none_or(|end| now < end);
+        self.may.clone().filter(|_| holds).ok_or_else(unknown)
+    }
 }
 
 impl Acl {
@@ -71,16 +83,16 @@ impl Acl {
         if let Some(known) = &held
             && known.at.elapsed() < self.token_ttl()
         {
-            return known.may.clone().ok_or_else(unknown);
+            return known.at(clock::now());
         }
         match ask(servers, secret).await {
-            Some(may) => {
+            Some(known) => {
                 let mut all = self.known();
                 if all.len() >= KNOWN_MAX {
                     all.clear();
                 }
-                all.insert(secret.to_owned(), Known { at: Instant::now(), may: may.clone() });
-                may.ok_or_else(unknown)
+                all.insert(secret.to_owned(), known.clone());
+                known.at(clock::now())
             }
             None => self.while_down(held),
         }
@@ -89,7 +101,8 @@ impl Acl {
     fn while_down(&self, held: Option<Known>) -> Result<Arc<Authorizer>, ApiError> {
         match (self.settings.down, held) {
             (DownPolicy::Allow, _) => Ok(Arc::new(Authorizer::off())),
-            (DownPolicy::ExtendCache, Some(known)) => known.may.ok_or_else(unknown),
+            // Nobody extends what has an end of its own.
+            (DownPolicy::ExtendCache, Some(known)) => known.at(clock::now()),
             (DownPolicy::ExtendCache, None) | (DownPolicy::Deny, _) => Err(ApiError::Forbidden(
                 "Permission denied: no server can be asked who this token is, and acl.down_policy \
                  lets nobody pass unasked"
@@ -104,12 +117,12 @@ impl Acl {
 }
 
 /// What a server says of `secret`; none when no server says anything.
-async fn ask(servers: &Servers, secret: &str) -> Option<Option<Arc<Authorizer>>> {
+async fn ask(servers: &Servers, secret: &str) -> Option<Known> {
     let mut client = servers.link()?.client();
     let request = v1::ResolveRequest { secret: secret.to_owned() };
     let reply = timeout(ASK_MAX, client.resolve(request)).await.ok()?.ok()?.into_inner();
     if !reply.known {
-        return Some(None);
+        return Some(Known { at: Instant::now(), may: None, expires_at: None });
     }
     let default = match v1::AclDefault::try_from(reply.default_policy).ok()? {
         v1::AclDefault::Allow => DefaultPolicy::Allow,
@@ -118,7 +131,9 @@ async fn ask(servers: &Servers, secret: &str) -> Option<Option<Arc<Authorizer>>>
         v1::AclDefault::Unspecified => DefaultPolicy::Off,
     };
     let rules = acl::rules(reply.rules).ok()?;
-    Some(Some(Arc::new(Authorizer::new(reply.accessor.into(), default, [&rules]))))
+    let may = Arc::new(Authorizer::new(reply.accessor.into(), default, [&rules]));
+    let end = (reply.expires_at_ms > 0).then(|| UnixTime::from_millis(reply.expires_at_ms));
+    Some(Known { at: Instant::now(), may: Some(may), expires_at: end })
 }
 
 fn unknown() -> ApiError {
@@ -140,12 +155,16 @@ mod tests {
 
     #[test]
     fn while_no_server_answers_the_down_policy_decides() {
-        let seen = |may| Some(Known { at: Instant::now(), may });
+        let until = |may, expires_at| Some(Known { at: Instant::now(), may, expires_at });
+        let seen = |may| until(may, None);
+        let (past, ahead) = (UnixTime::from_secs(1), UnixTime::from_millis(u64::MAX));
         let somebody = || Some(Arc::new(Authorizer::new("a".into(), DefaultPolicy::Deny, [])));
         let cases = [
             // down policy, what a server said last, who passes
             (DownPolicy::ExtendCache, seen(somebody()), Some("a")),
             (DownPolicy::ExtendCache, seen(None), None),
+            (DownPolicy::ExtendCache, until(somebody(), Some(ahead)), Some("a")),
+            (DownPolicy::ExtendCache, until(somebody(), Some(past)), None),
             (DownPolicy::ExtendCache, None, None),
             (DownPolicy::Deny, seen(somebody()), None),
             (DownPolicy::Allow, None, Some("")),

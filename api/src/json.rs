@@ -454,6 +454,9 @@ pub struct CaRoot {
     pub private_key_type: String,
     /// 256
     pub private_key_bits: u16,
+    /// When another took its place, RFC 3339; absent for one that signs or is yet to.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rotated_out_at: String,
     /// The entry that brought it.
     pub create_index: u64,
     /// The entry that last changed it.
@@ -471,6 +474,26 @@ pub struct CaRoots {
     pub trust_domain: String,
     /// The roots.
     pub roots: Vec<CaRoot>,
+}
+
+/// One identity that nobody believes any more: exactly one of the first three is not empty.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Revocation {
+    /// A node in quarantine.
+    pub node: String,
+    /// A service's identity.
+    pub service: String,
+    /// One certificate, by its serial number in colon-separated hex.
+    pub serial: String,
+    /// Why, for people.
+    pub reason: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// The entry that brought it.
+    pub create_index: u64,
+    /// The entry that last changed it.
+    pub modify_index: u64,
 }
 
 /// What `/peering/token` answers.

@@ -27,9 +27,11 @@ pub fn command(may: &Authorizer, state: &State, command: &Command) -> Result<(),
         Command::DropIntention(pair) => intention_write(may, &pair.destination.to_string()),
         Command::PutEntry { entry, .. } => entry_write(may, entry.key()),
         Command::DropEntry { key, .. } => entry_write(may, key),
-        Command::SetLiveness { .. } | Command::SetAuthority { .. } | Command::Found(_) => {
-            may.demand(Resource::Operator, Access::Write, "")
-        }
+        Command::SetLiveness { .. }
+        | Command::SetAuthority { .. }
+        | Command::Revoke(_)
+        | Command::Reinstate(_)
+        | Command::Found(_) => may.demand(Resource::Operator, Access::Write, ""),
         Command::PutPeering(_)
         | Command::DropPeering(_)
         | Command::AcceptPeering { .. }
@@ -46,6 +48,10 @@ pub fn command(may: &Authorizer, state: &State, command: &Command) -> Result<(),
         Command::PutJoinToken(_) | Command::UseJoinToken { .. } | Command::Acl(_) => {
             may.demand(Resource::Acl, Access::Write, "")
         }
+        // A snapshot holds tokens, and all that operators decided.
+        Command::Stage(_) | Command::Restore { .. } => may
+            .demand(Resource::Acl, Access::Write, "")
+            .and_then(|()| may.demand(Resource::Operator, Access::Write, "")),
     }
 }
 

@@ -67,6 +67,11 @@ pub struct Root {
     pub active: bool,
     /// Its key, sealed with the operator's key.
     pub sealed_key: Arc<[u8]>,
+    /// The same key, certified by the root before it: by it those who know only that one believe
+    /// what this one vouches for. None for a first root.
+    pub cross: Option<Arc<[u8]>>,
+    /// When another took its place; none for one that signs or is yet to.
+    pub rotated_out: Option<UnixTime>,
     /// The entry that brought it.
     pub created: Index,
     /// The entry that last changed it.
@@ -93,10 +98,127 @@ pub struct Authority {
     pub intermediate: Intermediate,
     /// How long a leaf holds.
     pub leaf_lifetime: Duration,
+    /// What else an operator may set.
+    pub policy: Policy,
+    /// The entry that made it.
+    pub created: Index,
     /// The entry that last changed any of this.
     pub index: Index,
 }
 
+/// How the authority is kept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Policy {
+    /// How long a new intermediate holds.
+    pub intermediate_lifetime: Duration,
+    /// How long a new root holds.
+    pub root_lifetime: Duration,
+    /// For how long at least an old root stays trusted beside its successor.
+    pub overlap: Duration,
+    /// Whether it was set by the API: then no server's configuration changes it.
+    pub is_set: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            intermediate_lifetime: Duration::from_secs(365 * DAY_SECS),
+            root_lifetime: Duration::from_secs(10 * 365 * DAY_SECS),
+            overlap: Duration::from_secs(600),
+            is_set: false,
+        }
+    }
+}
+
+/// How far the fleet has come with a rotation.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Progress {
+    /// Every living agent has said that it trusts every root of now.
+    pub trusted: bool,
+    /// Every agent, living or not, has said that all it shows is of the active root; and no peer
+    /// is out of reach.
+    pub reissued: bool,
+}
+
+/// What the authority needs next.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Due {
+    /// Nothing.
+    Nothing,
+    /// An intermediate, before the present one runs out.
+    Intermediate,
+    /// A successor of the active root, before that runs out.
+    Introduce,
+    /// The root that was introduced signs from now on: all know it.
+    Activate,
+    /// These roots are trusted no more: nothing that they vouch for is in use.
+    Retire(Vec<Arc<str>>),
+}
+
+impl Authority {
+    /// The root that signs.
+    pub fn active(&self) -> Option<&Root> {
+        self.roots.iter().find(|root| root.active)
+    }
+
+    /// The root that is to sign once all trust it; none while no rotation has begun.
+    pub fn introduced(&self) -> Option<&Root> {
+        self.roots.iter().find(|root| !root.active && root.rotated_out.is_none())
+    }
+
+    /// The next step of its life: one at a time.
+    ///
+    /// `longest` is how long a certificate may be in use at most after it was signed: by then a
+    /// root has nothing left to vouch for, whatever the fleet has said.
+    pub fn due(&self, now: UnixTime, progress: Progress, longest: Duration) -> Due {
+        let is_due = |validity: &Validity, draw| {
+            validity.renew_at(now, draw).is_ok_and(|at| at <= now) || now >= validity.not_after
+        };
+        if self.introduced().is_some() {
+            // What is cross-signed is believed by the old root, but that must still hold.
+            let is_late = self.active().is_none_or(|root| now >= root.validity.not_after);
+            if progress.trusted || is_late {
+                return Due::Activate;
+            }
+        } else if self.active().is_none_or(|root| is_due(&root.validity, 1000)) {
+            return Due::Introduce;
+        }
+        let is_over = |root: &&Root| {
+            root.rotated_out.is_some_and(|since| {
+                (progress.reissued && now >= since.plus(self.policy.overlap))
+                    || now >= since.plus(longest)
+                    || now >= root.validity.not_after
+            })
+        };
+        let over: Vec<Arc<str>> =
+            self.roots.iter().filter(is_over).map(|root| root.id.clone()).collect();
+        if !over.is_empty() {
+            return Due::Retire(over);
+        }
+        if is_due(&self.intermediate.validity, 0) { Due::Intermediate } else { Due::Nothing }
+    }
+}
+
+/// Who signs now, as every host learns it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Issuing {
+    /// The active root's id; empty while there is none.
+    pub root: Arc<str>,
+    /// Over how long the fleet asks for new certificates when that changes.
+    pub reissue_within: Duration,
+}
+
+/// How long a fleet of `certificates` takes to ask for new ones: fast where it is small, and
+/// spread so that signing is a fraction of what one server can do.
+pub fn reissue_within(certificates: usize) -> Duration {
+    let each = u32::try_from(certificates).unwrap_or(u32::MAX);
+    REISSUE_EACH.saturating_mul(each).clamp(REISSUE_MIN, REISSUE_MAX)
+}
+
+const DAY_SECS: u64 = 86_400;
+const REISSUE_EACH: Duration = Duration::from_millis(5);
+const REISSUE_MIN: Duration = Duration::from_secs(2);
+const REISSUE_MAX: Duration = Duration::from_secs(60);
 const RENEW_FROM_PERMILLE: u64 = 500;
 const RENEW_TO_PERMILLE: u64 = 700;
 
@@ -123,6 +245,75 @@ mod tests {
         for (now, draw, expected, why) in cases {
             assert_eq!(DAY.renew_at(now, draw), expected, "{why}");
         }
+    }
+
+    fn root(id: &str, active: bool, from_day: u64, days: u64) -> Root {
+        let at = |day: u64| UnixTime::from_secs(day * DAY_SECS);
+        Root {
+            id: id.into(),
+            name: "".into(),
+            certificate: [].into(),
+            serial: 1,
+            validity: Validity { not_before: at(from_day), not_after: at(from_day + days) },
+            active,
+            sealed_key: [].into(),
+            cross: None,
+            rotated_out: None,
+            created: Index(0),
+            modified: Index(0),
+        }
+    }
+
+    #[test]
+    fn a_root_is_succeeded_in_steps_that_each_wait_for_the_fleet() {
+        let (day, longest) = (Duration::from_secs(DAY_SECS), Duration::from_secs(3 * DAY_SECS));
+        let at = |day: u64| UnixTime::from_secs(day * DAY_SECS);
+        let alone = |from_day| Authority {
+            roots: vec![root("a", true, 0, 1000)],
+            intermediate: Intermediate {
+                certificate: [].into(),
+                validity: Validity { not_before: at(from_day), not_after: at(from_day + 100) },
+                sealed_key: [].into(),
+            },
+            leaf_lifetime: day,
+            policy: Policy { overlap: day, ..Policy::default() },
+            created: Index(1),
+            index: Index(1),
+        };
+        let mut begun = alone(100);
+        begun.roots.push(root("b", false, 100, 1000));
+        let mut rotated = alone(100);
+        rotated.roots = vec![root("a", false, 0, 1000), root("b", true, 100, 1000)];
+        rotated.roots[0].rotated_out = Some(at(100));
+        let mut late = begun.clone();
+        late.roots[0].validity.not_after = at(101);
+        let progress = |trusted, reissued| Progress { trusted, reissued };
+        let none = Progress::default();
+        let retire = || Due::Retire(vec!["a".into()]);
+        let cases = [
+            (alone(100), 110, none, Due::Nothing, "all is in order"),
+            (alone(100), 150, none, Due::Intermediate, "half of its life is over"),
+            (alone(100), 250, none, Due::Intermediate, "it ran out: late is better than never"),
+            (alone(680), 700, none, Due::Introduce, "the root has 30 % left"),
+            (begun.clone(), 101, none, Due::Nothing, "not all know it"),
+            (begun.clone(), 150, none, Due::Intermediate, "what waits must still be signed"),
+            (begun, 101, progress(true, false), Due::Activate, "all know it"),
+            (late, 101, none, Due::Activate, "nothing is left to lose"),
+            (rotated.clone(), 100, progress(true, true), Due::Nothing, "the overlap"),
+            (rotated.clone(), 101, progress(true, false), Due::Nothing, "some still show it"),
+            (rotated.clone(), 101, progress(true, true), retire(), "nobody does"),
+            (rotated, 103, none, retire(), "nothing of it can be in use"),
+        ];
+        for (authority, day, progress, expected, why) in cases {
+            assert_eq!(authority.due(at(day), progress, longest), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_fleet_asks_for_certificates_over_a_time_that_fits_it() {
+        assert_eq!(reissue_within(1), REISSUE_MIN);
+        assert_eq!(reissue_within(2_000), Duration::from_secs(10));
+        assert_eq!(reissue_within(usize::MAX), REISSUE_MAX);
     }
 
     #[test]

@@ -173,7 +173,7 @@ pub struct Check {
 }
 
 /// One stored value and the log positions that made it what it is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Row<T> {
     /// The value.
     pub value: Arc<T>,
@@ -265,6 +265,11 @@ impl Catalog {
     /// Every node, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Row<Node>> {
         self.nodes.values()
+    }
+
+    /// How many instances there are.
+    pub fn instance_count(&self) -> usize {
+        self.instances.size()
     }
 
     /// How many nodes there are.
@@ -575,6 +580,23 @@ pub struct Indexes {
     pub emptied: Index,
     /// Of each service.
     pub services: BTreeMap<ServiceName, Index>,
+}
+
+impl Indexes {
+    /// Takes over what `other` knows besides.
+    pub(crate) fn append(&mut self, other: Self) {
+        self.nodes = self.nodes.max(other.nodes);
+        self.checks = self.checks.max(other.checks);
+        self.names = self.names.max(other.names);
+        self.emptied = self.emptied.max(other.emptied);
+        self.services.extend(other.services);
+    }
+
+    /// Makes all of them `at`.
+    pub(crate) fn rebase(&mut self, at: Index) {
+        (self.nodes, self.checks, self.names, self.emptied) = (at, at, at, at);
+        self.services.values_mut().for_each(|index| *index = at);
+    }
 }
 
 impl Members {

@@ -974,6 +974,7 @@ mod tests {
             trust_domain: "2b.consul".parse().expect("a trust domain"),
             datacenter: "dc2".parse().expect("a label"),
             roots: Vec::new(),
+            revoked: Default::default(),
             calls_us: "east".parse().expect("a label"),
             is_live: false,
             gateways: Vec::new(),
@@ -994,6 +995,8 @@ mod tests {
             datacenter: "dc1".parse().expect("a label"),
             roots: Vec::new(),
             default_action: Action::Deny,
+            issuing: Default::default(),
+            revoked: Default::default(),
         };
         View {
             trust: Some(Arc::new(trust)),

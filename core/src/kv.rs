@@ -100,7 +100,7 @@ pub struct Kv {
 }
 
 /// The store taken apart: what a snapshot holds.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Rows {
     /// Items by key.
     pub items: Vec<(Key, Row<Item>)>,
@@ -112,6 +112,17 @@ pub struct Rows {
     pub cleared: Index,
     /// The last change of any key.
     pub index: Index,
+}
+
+impl Rows {
+    /// Adds the rows of `other`.
+    pub(crate) fn append(&mut self, other: Self) {
+        self.items.extend(other.items);
+        self.tombstones.extend(other.tombstones);
+        self.delays.extend(other.delays);
+        self.cleared = self.cleared.max(other.cleared);
+        self.index = self.index.max(other.index);
+    }
 }
 
 impl Kv {

@@ -12,6 +12,7 @@ pub mod spiffe;
 pub mod sni;
 pub mod health;
 pub mod catalog;
+pub mod revocation;
 pub mod peering;
 pub mod permission;
 pub mod intention;

@@ -11,6 +11,7 @@ use rpds::RedBlackTreeMapSync;
 use crate::catalog::{Endpoint, Locality, Meta, Protocol, Row, upsert};
 use crate::clock::Index;
 use crate::name::{Datacenter, PeerName, ServiceName};
+use crate::revocation::Revoked;
 use crate::spiffe::TrustDomain;
 
 /// How a peering stands, in Consul's words.
@@ -104,6 +105,8 @@ pub struct Remote {
     pub server_roots: Vec<Arc<[u8]>>,
     /// Who vouches for its services, DER.
     pub roots: Vec<Arc<[u8]>>,
+    /// Which of its services and nodes it revoked.
+    pub revoked: Arc<Revoked>,
     /// Where its servers listen, `host:port`.
     pub servers: Vec<Arc<str>>,
     /// Its mesh gateways.

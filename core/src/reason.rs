@@ -108,6 +108,8 @@ reasons! {
     LocalName = 32 "local_name",
     /// No gateway of the peer could be reached.
     GatewayUnavailable = 33 "gateway_unavailable",
+    /// The peer's identity, its node or its certificate was revoked.
+    IdentityRevoked = 50 "identity_revoked",
     /// An intention decides about each request, and its permissions, or the default where none applies, deny this one.
     PermissionDenied = 60 "permission_denied",
     /// The request must bring a token, and brings none.
@@ -182,6 +184,7 @@ impl Reason {
                 | Self::MalformedIdentity
                 | Self::WrongRole
                 | Self::UnfitCertificate
+                | Self::IdentityRevoked
                 | Self::GatewayUnavailable
                 | Self::TokenKeysMissing
         )

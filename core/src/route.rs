@@ -226,6 +226,7 @@ mod tests {
             trust_domain: "2b.consul".parse().expect("a trust domain"),
             datacenter: "dc2".parse().expect("a name"),
             roots: Vec::new(),
+            revoked: Default::default(),
             calls_us: "east".parse().expect("a name"),
             is_live,
             gateways: (0..gateways).map(gateway).collect(),

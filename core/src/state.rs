@@ -1,5 +1,6 @@
 //! What the servers agree on: commands, and the one function that applies them.
 
+mod restore;
 mod store;
 mod txn;
 
@@ -22,9 +23,12 @@ use crate::name::{
     CheckId, Datacenter, InstanceId, Key, NodeName, PeerName, ServiceName, SessionId,
 };
 use crate::peering::{Import, PeerState, PeerUpdate, Peering, PeeringTouched, Peerings, Remote};
+use crate::revocation::{REVOCATIONS_MAX, Revocation, Revocations, Subject};
 use crate::session::{Session, Sessions};
 use crate::spiffe::TrustDomain;
 use crate::txn::{Failure, Found, Op, Recent};
+
+pub use self::restore::{AuthorityChoice, RestorePart, Staged};
 
 /// What never changes about a cluster once it is born.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -107,6 +111,10 @@ pub enum Command {
         /// The index of what it replaces.
         expected: Index,
     },
+    /// Revokes an identity, or says anew why.
+    Revoke(Revocation),
+    /// Undoes a revocation.
+    Reinstate(Subject),
     /// Stores a join token.
     PutJoinToken(JoinToken),
     /// Uses up a join token, for `node`.
@@ -151,6 +159,17 @@ pub enum Command {
     Txn(Vec<Op>),
     /// Tells watchers that something happened.
     FireEvent(Event),
+    /// Brings a part of a snapshot that is to be restored.
+    Stage(RestorePart),
+    /// Puts a snapshot whose parts have all come into the place of everything.
+    Restore {
+        /// Which restoration.
+        id: Arc<str>,
+        /// How many parts there are.
+        parts: u32,
+        /// Whose authority goes on.
+        choice: AuthorityChoice,
+    },
 }
 
 /// What a change woke: each names the readers whose answer may differ now.
@@ -174,7 +193,7 @@ pub enum Topic {
     Chain(ServiceName),
     /// Readers of any chain: a default for all services changed.
     EveryChain,
-    /// Readers of roots.
+    /// Readers of roots and of revocations.
     Authority,
     /// Readers of tokens, policies and roles.
     Acl,
@@ -194,6 +213,8 @@ pub enum Topic {
     Sessions,
     /// Readers of user events.
     Events,
+    /// Every reader of anything: a snapshot was restored.
+    Everything,
 }
 
 /// A command that the state refuses: an outcome like any other, replicated too.
@@ -308,6 +329,15 @@ pub enum Rejection {
         /// Which operations could not, and why.
         failures: Vec<Failure>,
     },
+    /// No such revocation.
+    #[error("{subject} is not revoked")]
+    NotRevoked {
+        /// What is not.
+        subject: Subject,
+    },
+    /// Parts of a snapshot did not come, or another restoration was begun.
+    #[error("the parts of the snapshot did not all arrive: restore it again")]
+    NotStaged,
     /// A table is at its bound.
     #[error("there are {max} {what} already, which is the most: remove some first")]
     Full {
@@ -348,6 +378,7 @@ pub struct State {
     intentions: Intentions,
     entries: Entries,
     authority: Option<Authority>,
+    revocations: Revocations,
     join_tokens: RedBlackTreeMapSync<[u8; 32], JoinToken>,
     acl: acl::Tables,
     peerings: Peerings,
@@ -355,6 +386,7 @@ pub struct State {
     sessions: Sessions,
     recent: Recent,
     events: Events,
+    staged: Option<Staged>,
 }
 
 impl State {
@@ -386,6 +418,11 @@ impl State {
     /// The certificate authority, once there is one.
     pub fn authority(&self) -> Option<&Authority> {
         self.authority.as_ref()
+    }
+
+    /// Identities that nobody believes any more.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 
     /// Tokens, policies and roles.
@@ -458,6 +495,14 @@ impl State {
             Command::SetAuthority { authority, expected } => {
                 self.set_authority(authority, expected, at)
             }
+            Command::Revoke(revocation) => self.revoke(revocation, stamp),
+            Command::Reinstate(subject) => {
+                if self.revocations.remove(&subject, at) {
+                    Ok(vec![Topic::Authority])
+                } else {
+                    Err(Rejection::NotRevoked { subject })
+                }
+            }
             Command::PutJoinToken(token) => self.put_join_token(token, stamp.time),
             Command::UseJoinToken { hash, node } => self.use_join_token(&hash, node, stamp.time),
             Command::Acl(change) => {
@@ -478,6 +523,10 @@ impl State {
             Command::FireEvent(event) => {
                 self.events.fire(event, at);
                 Ok(vec![Topic::Events])
+            }
+            Command::Stage(part) => self.stage(part),
+            Command::Restore { id, parts, choice } => {
+                self.restore_staged(&id, parts, choice, stamp)
             }
         }
     }
@@ -674,7 +723,9 @@ impl State {
         if actual != expected {
             return Err(Rejection::IndexMismatch { expected, actual });
         }
-        let old_roots = self.authority.take().map(|old| old.roots).unwrap_or_default();
+        let old = self.authority.take();
+        authority.created = old.as_ref().map_or(at, |old| old.created);
+        let old_roots = old.map(|old| old.roots).unwrap_or_default();
         authority.index = at;
         for root in &mut authority.roots {
             let old = old_roots.iter().find(|old| old.id == root.id);
@@ -685,6 +736,12 @@ impl State {
             };
         }
         self.authority = Some(authority);
+        Ok(vec![Topic::Authority])
+    }
+
+    fn revoke(&mut self, revocation: Revocation, stamp: Stamp) -> Result<Vec<Topic>, Rejection> {
+        let full = |_| Rejection::Full { what: "revocations", max: REVOCATIONS_MAX };
+        self.revocations.put(revocation, stamp).map_err(full)?;
         Ok(vec![Topic::Authority])
     }
 
@@ -888,6 +945,8 @@ impl State {
             entries: self.entries.iter().cloned().collect(),
             entries_index: self.entries.index(),
             authority: self.authority.clone(),
+            revocations: self.revocations.iter().cloned().collect(),
+            revocations_index: self.revocations.index(),
             join_tokens: self.join_tokens.values().cloned().collect(),
             acl: self.acl.dump(),
             peerings: self.peerings.iter().cloned().collect(),
@@ -902,6 +961,7 @@ impl State {
             sessions: self.sessions.iter().cloned().collect(),
             sessions_index: self.sessions.index(),
             events: self.events.iter().map(|(at, event)| (at, event.clone())).collect(),
+            staged: self.staged.clone(),
         }
     }
 
@@ -926,6 +986,7 @@ impl State {
             intentions: Intentions::restore(dump.intentions, dump.intentions_index),
             entries: Entries::restore(dump.entries, dump.entries_index),
             authority: dump.authority,
+            revocations: Revocations::restore(dump.revocations, dump.revocations_index),
             join_tokens: dump.join_tokens.into_iter().map(|token| (token.hash, token)).collect(),
             acl: acl::Tables::restore(dump.acl),
             peerings: Peerings::restore(
@@ -938,12 +999,13 @@ impl State {
             sessions: Sessions::restore(dump.sessions, dump.sessions_index),
             recent: Recent::default(),
             events: Events::restore(dump.events),
+            staged: dump.staged,
         }
     }
 }
 
 /// A state taken apart: what a snapshot holds.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Dump {
     /// The last entry applied.
     pub applied: Index,
@@ -969,6 +1031,10 @@ pub struct Dump {
     pub entries_index: Index,
     /// The certificate authority.
     pub authority: Option<Authority>,
+    /// Revocations.
+    pub revocations: Vec<Row<Revocation>>,
+    /// The last entry that changed them.
+    pub revocations_index: Index,
     /// Join tokens that were not used yet.
     pub join_tokens: Vec<JoinToken>,
     /// Access control.
@@ -989,6 +1055,8 @@ pub struct Dump {
     pub sessions_index: Index,
     /// User events, each with the entry that fired it.
     pub events: Vec<(Index, Arc<Event>)>,
+    /// The parts of a snapshot that is being restored.
+    pub staged: Option<Staged>,
 }
 
 fn why(failures: &[Failure]) -> String {
@@ -1188,6 +1256,7 @@ mod tests {
             calls_us: name("east"),
             server_roots: vec![[root].into()],
             roots: vec![[root].into()],
+            revoked: Default::default(),
             servers: vec!["192.0.2.1:8300".into()],
             gateways: vec![],
             rtt_ms: None,

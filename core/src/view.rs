@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crate::ca::{self, Issuing};
 pub use crate::catalog::Endpoint;
 use crate::catalog::{Check, Meta, Placed, Protocol, Row};
 use crate::chain::{self, Chain};
@@ -18,6 +19,7 @@ use crate::name::{Datacenter, NodeName, PeerName, ServiceName};
 use crate::normal;
 use crate::peering::{Exports, PeerGateway, PeerService, PeerState, Peering};
 use crate::permission::Guard;
+use crate::revocation::Revoked;
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::state::{State, Topic};
 
@@ -47,6 +49,10 @@ pub struct Trust {
     pub roots: Vec<Arc<[u8]>>,
     /// What holds where no intention does.
     pub default_action: Action,
+    /// Who signs now.
+    pub issuing: Issuing,
+    /// Whom nobody believes any more.
+    pub revoked: Arc<Revoked>,
 }
 
 /// One service as a host sees it. Without endpoints it does not exist in the catalog.
@@ -141,6 +147,8 @@ pub struct PeerView {
     pub datacenter: Datacenter,
     /// Who vouches for its services, DER.
     pub roots: Vec<Arc<[u8]>>,
+    /// Which of them it revoked.
+    pub revoked: Arc<Revoked>,
     /// What it calls this cluster: part of the names that its gateways route by.
     pub calls_us: PeerName,
     /// Whether its servers are heard of; if not, what it exports is as last known.
@@ -713,6 +721,7 @@ fn peers(state: &State) -> BTreeMap<PeerName, PeerView> {
             trust_domain: remote.trust_domain,
             datacenter: remote.datacenter,
             roots: remote.roots,
+            revoked: remote.revoked,
             calls_us: remote.calls_us,
             is_live: peering.state != PeerState::Failing,
             gateways: remote.gateways,
@@ -778,14 +787,21 @@ fn intentions(state: &State, interest: &Interest) -> Change {
 
 fn trust(state: &State) -> Option<Trust> {
     let cluster = state.cluster()?;
-    let roots = state
-        .authority()
+    let authority = state.authority();
+    let roots = authority
         .map(|authority| authority.roots.iter().map(|root| root.certificate.clone()).collect());
+    let active = authority.and_then(|authority| authority.active());
+    let certificates = state.catalog().instance_count() + state.catalog().node_count();
     Some(Trust {
         trust_domain: cluster.trust_domain.clone(),
         datacenter: cluster.datacenter.clone(),
         roots: roots.unwrap_or_default(),
         default_action: cluster.default_action,
+        issuing: Issuing {
+            root: active.map(|root| root.id.clone()).unwrap_or_default(),
+            reissue_within: ca::reissue_within(certificates),
+        },
+        revoked: Arc::new(state.revocations().revoked()),
     })
 }
 

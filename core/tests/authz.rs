@@ -270,6 +270,8 @@ fn view(rules: &[Value], default: Action) -> View {
         datacenter: "dc1".parse().expect("a name"),
         roots: Vec::new(),
         default_action: default,
+        issuing: Default::default(),
+        revoked: Default::default(),
     };
     View::default().advanced(Delta {
         index: Index(1),

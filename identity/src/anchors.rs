@@ -1,10 +1,12 @@
 //! Whom to trust for what: each role has a root set of its own, never a union.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_core::clock::UnixTime;
 use hawser_core::name::Datacenter;
+use hawser_core::revocation::Revoked;
 use hawser_core::spiffe::{Role, SpiffeId, TrustDomain};
 use rustls::pki_types::{self, CertificateDer, TrustAnchor};
 use webpki::{ExtendedKeyUsageValidator, KeyPurposeIdIter};
@@ -24,6 +26,7 @@ pub struct Anchors {
     agents: Roots,
     services: Roots,
     peers: Vec<Foreign>,
+    revoked: Arc<Revoked>,
     malformed: usize,
 }
 
@@ -34,6 +37,7 @@ struct Foreign {
     datacenter: Datacenter,
     servers: Roots,
     services: Roots,
+    revoked: Arc<Revoked>,
 }
 
 /// Who vouches for one role.
@@ -60,8 +64,16 @@ impl Anchors {
 
     fn nowhere(datacenter: Datacenter) -> Self {
         let (servers, agents, services) = (Roots::None, Roots::None, Roots::None);
-        let (peers, malformed) = (Vec::new(), 0);
-        Self { trust_domain: None, datacenter, servers, agents, services, peers, malformed }
+        Self {
+            trust_domain: None,
+            datacenter,
+            servers,
+            agents,
+            services,
+            peers: Vec::new(),
+            revoked: Arc::default(),
+            malformed: 0,
+        }
     }
 
     /// Trusts servers by these roots, DER. One that does not parse vouches for nobody.
@@ -85,7 +97,14 @@ impl Anchors {
         self
     }
 
-    /// Trusts services of a peer by these roots, DER. A peer that says it is of this very trust
+    /// Believes none of these, of this trust domain, whoever vouches for them.
+    #[must_use]
+    pub fn revoked(mut self, revoked: Arc<Revoked>) -> Self {
+        self.revoked = revoked;
+        self
+    }
+
+    /// Trusts services of a peer by these roots, DER, but for those that it `revoked`. A peer that says it is of this very trust
     /// domain, or of another peer's, gains nothing: the first that is known counts.
     #[must_use]
     pub fn peer_services<'a>(
@@ -93,9 +112,10 @@ impl Anchors {
         trust_domain: TrustDomain,
         datacenter: Datacenter,
         roots: impl IntoIterator<Item = &'a [u8]>,
+        revoked: Arc<Revoked>,
     ) -> Self {
         let (servers, services) = (Roots::None, self.known(roots));
-        self.peers.push(Foreign { trust_domain, datacenter, servers, services });
+        self.peers.push(Foreign { trust_domain, datacenter, servers, services, revoked });
         self
     }
 
@@ -108,7 +128,8 @@ impl Anchors {
         roots: impl IntoIterator<Item = &'a [u8]>,
     ) -> Self {
         let (servers, services) = (self.known(roots), Roots::None);
-        self.peers.push(Foreign { trust_domain, datacenter, servers, services });
+        let revoked = Arc::default();
+        self.peers.push(Foreign { trust_domain, datacenter, servers, services, revoked });
         self
     }
 
@@ -151,7 +172,7 @@ impl Anchors {
         }
         let parsed = certificate::parse(leaf)?;
         let id = certificate::only_id(&parsed)?;
-        let roots = self.roots_of(&id)?;
+        let (roots, revoked) = self.believed(&id)?;
         let pinned;
         let roots = match roots {
             Roots::None => return Err(Refusal::Role),
@@ -173,28 +194,33 @@ impl Anchors {
             None,
             None,
         )?;
+        if revoked.covers(&id, parsed.raw_serial()) {
+            return Err(Refusal::Revoked);
+        }
         Ok(Proven { id, validity })
     }
 
-    /// Who alone can vouch for `id`: its trust domain and role pick the roots.
-    fn roots_of(&self, id: &SpiffeId) -> Result<&Roots, Refusal> {
+    /// Who alone can vouch for `id`, and who of them is revoked: its trust domain and role pick
+    /// the roots.
+    fn believed(&self, id: &SpiffeId) -> Result<(&Roots, &Revoked), Refusal> {
         let is_own = self.trust_domain.as_ref().is_none_or(|ours| id.trust_domain == *ours);
-        let (datacenter, servers, agents, services) = if is_own {
-            (&self.datacenter, &self.servers, &self.agents, &self.services)
+        let (datacenter, servers, agents, services, revoked) = if is_own {
+            (&self.datacenter, &self.servers, &self.agents, &self.services, &self.revoked)
         } else {
             let peer = self.peers.iter().find(|peer| peer.trust_domain == id.trust_domain);
             let peer = peer.ok_or(Refusal::TrustDomain)?;
-            (&peer.datacenter, &peer.servers, &Roots::None, &peer.services)
+            (&peer.datacenter, &peer.servers, &Roots::None, &peer.services, &peer.revoked)
         };
         if id.datacenter != *datacenter {
             return Err(Refusal::Datacenter);
         }
-        Ok(match &id.role {
+        let roots = match &id.role {
             Role::Server(_) => servers,
             Role::Agent(_) => agents,
             Role::Service(_) => services,
             Role::MeshGateway => &Roots::None,
-        })
+        };
+        Ok((roots, revoked))
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use hawser_core::ca::Validity;
 use hawser_core::clock::UnixTime;
+use hawser_core::revocation::Serial;
 use hawser_core::spiffe::SpiffeId;
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
@@ -21,6 +22,14 @@ pub struct Proven {
     pub id: SpiffeId,
     /// When the certificate holds.
     pub validity: Validity,
+}
+
+/// The serial number of a certificate.
+///
+/// # Errors
+/// [`Refusal::Malformed`]
+pub fn serial_of(certificate: &[u8]) -> Result<Serial, Refusal> {
+    Serial::new(parse(certificate)?.raw_serial()).map_err(|_| Refusal::Malformed)
 }
 
 /// Reads who holds `leaf`, whose chain a handshake has verified already: all of

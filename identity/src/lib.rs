@@ -13,6 +13,7 @@ mod tls;
 pub use anchors::Anchors;
 pub use certificate::{
     KeyKind, LIFETIME_MAX, Proven, find_pinned, id_of, pin_of, public_key_of, read, root_id,
+    serial_of,
 };
 pub use leaf::{Leaf, LeafError};
 pub use provider::provider;

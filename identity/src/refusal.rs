@@ -39,6 +39,9 @@ pub enum Refusal {
     /// Its key is neither P-256 nor Ed25519.
     #[error("the certificate's key is neither P-256 nor Ed25519")]
     Key,
+    /// The identity, its node or this very certificate is revoked.
+    #[error("the identity is revoked")]
+    Revoked,
     /// It holds for longer than an identity may.
     #[error("the certificate's lifetime is longer than 7 days")]
     Lifetime,
@@ -69,6 +72,7 @@ impl Refusal {
                 CertificateError::UnknownIssuer => Some(Self::UnknownIssuer),
                 CertificateError::Expired => Some(Self::Expired),
                 CertificateError::NotValidYet => Some(Self::NotYetValid),
+                CertificateError::Revoked => Some(Self::Revoked),
                 CertificateError::Other(OtherError(other)) => other.downcast_ref::<Self>().cloned(),
                 _ => None,
             },
@@ -100,6 +104,7 @@ impl From<Refusal> for rustls::Error {
             Refusal::UnknownIssuer => CertificateError::UnknownIssuer,
             Refusal::Expired => CertificateError::Expired,
             Refusal::NotYetValid => CertificateError::NotValidYet,
+            Refusal::Revoked => CertificateError::Revoked,
             other => CertificateError::Other(OtherError(Arc::new(other))),
         })
     }

@@ -249,6 +249,10 @@ impl From<&Change> for v1::AclChange {
             Change::DropPolicy(id) => Kind::DropPolicy(id.to_string()),
             Change::PutRole(role) => Kind::PutRole(role.into()),
             Change::DropRole(id) => Kind::DropRole(id.to_string()),
+            Change::Replace { expected, change } => Kind::Replace(Box::new(v1::AclReplace {
+                expected: expected.0,
+                change: Some(Box::new((&**change).into())),
+            })),
         };
         Self { kind: Some(kind) }
     }
@@ -272,6 +276,14 @@ impl TryFrom<v1::AclChange> for Change {
             Kind::DropPolicy(id) => Self::DropPolicy(id.into()),
             Kind::PutRole(role) => Self::PutRole(role.try_into()?),
             Kind::DropRole(id) => Self::DropRole(id.into()),
+            Kind::Replace(replace) => {
+                let change = *present("acl_replace.change", replace.change)?;
+                if matches!(change.kind, Some(Kind::Replace(_))) {
+                    return Err(Invalid::new("acl_replace.change", "it is another replacement"));
+                }
+                let (expected, change) = (Index(replace.expected), Box::new(change.try_into()?));
+                Self::Replace { expected, change }
+            }
         })
     }
 }
@@ -286,6 +298,7 @@ impl From<&Refusal> for v1::AclRefusal {
                 name: name.to_string(),
             }),
             Refusal::Secret => Kind::Secret(v1::AclNothing {}),
+            Refusal::Changed => Kind::Changed(v1::AclNothing {}),
             Refusal::Builtin { what } => Kind::Builtin(what.to_string()),
             Refusal::Full { what, max } => {
                 let max = u64::try_from(*max).unwrap_or(u64::MAX);
@@ -312,6 +325,7 @@ impl TryFrom<v1::AclRefusal> for Refusal {
                 name: taken.name.into(),
             },
             Kind::Secret(v1::AclNothing {}) => Self::Secret,
+            Kind::Changed(v1::AclNothing {}) => Self::Changed,
             Kind::Builtin(what) => Self::Builtin { what: what.into() },
             Kind::Full(full) => Self::Full {
                 what: known("acl_full.what", &TABLES, &full.what)?,

@@ -1,9 +1,14 @@
 //! The certificate authority's records. Keys travel only sealed.
 
-use hawser_core::ca::{Authority, Intermediate, Root, Validity};
-use hawser_core::clock::{Index, UnixTime};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::field::{Invalid, each, millis, present, required, span};
+use hawser_core::ca::{Authority, Intermediate, Policy, Root, Validity};
+use hawser_core::catalog::Row;
+use hawser_core::clock::{Index, UnixTime};
+use hawser_core::revocation::{Revocation, Revoked, Serial, Subject, node_tag};
+
+use crate::field::{Invalid, each, each_parsed, millis, parsed, present, required, span, texts};
 use crate::v1;
 
 impl From<&Validity> for v1::Validity {
@@ -37,6 +42,8 @@ impl From<&Root> for v1::Root {
             sealed_key: root.sealed_key.to_vec(),
             created: root.created.0,
             modified: root.modified.0,
+            cross: root.cross.as_deref().map(<[u8]>::to_vec).unwrap_or_default(),
+            rotated_out_ms: root.rotated_out.map_or(0, UnixTime::as_millis),
         }
     }
 }
@@ -55,6 +62,9 @@ impl TryFrom<v1::Root> for Root {
             sealed_key: root.sealed_key.into(),
             created: Index(root.created),
             modified: Index(root.modified),
+            cross: (!root.cross.is_empty()).then(|| root.cross.into()),
+            rotated_out: (root.rotated_out_ms > 0)
+                .then(|| UnixTime::from_millis(root.rotated_out_ms)),
         })
     }
 }
@@ -88,6 +98,12 @@ impl From<&Authority> for v1::Authority {
             intermediate: Some((&authority.intermediate).into()),
             leaf_lifetime_ms: millis(authority.leaf_lifetime),
             index: authority.index.0,
+            intermediate_lifetime_ms: millis(authority.policy.intermediate_lifetime),
+            root_lifetime_ms: millis(authority.policy.root_lifetime),
+            // A zero on the wire is what an older release wrote.
+            overlap_ms: millis(authority.policy.overlap).max(1),
+            is_set: authority.policy.is_set,
+            created: authority.created.0,
         }
     }
 }
@@ -100,9 +116,137 @@ impl TryFrom<v1::Authority> for Authority {
             roots: each(authority.roots)?,
             intermediate: required("authority.intermediate", authority.intermediate)?,
             leaf_lifetime: span("authority.leaf_lifetime_ms", authority.leaf_lifetime_ms)?,
+            policy: Policy {
+                intermediate_lifetime: or(
+                    authority.intermediate_lifetime_ms,
+                    Policy::default().intermediate_lifetime,
+                ),
+                root_lifetime: or(authority.root_lifetime_ms, Policy::default().root_lifetime),
+                overlap: or(authority.overlap_ms, Policy::default().overlap),
+                is_set: authority.is_set,
+            },
+            // Older releases did not say.
+            created: match authority.created {
+                0 => Index(authority.index),
+                created => Index(created),
+            },
             index: Index(authority.index),
         })
     }
+}
+
+/// A time that older releases left out.
+fn or(ms: u64, default: Duration) -> Duration {
+    if ms == 0 { default } else { Duration::from_millis(ms) }
+}
+
+fn serial(field: &'static str, octets: &[u8]) -> Result<Serial, Invalid> {
+    Serial::new(octets).map_err(|why| Invalid::new(field, why))
+}
+
+impl From<&Subject> for v1::Subject {
+    fn from(subject: &Subject) -> Self {
+        use v1::subject::Kind;
+        Self {
+            kind: Some(match subject {
+                Subject::Node(node) => Kind::Node(node.to_string()),
+                Subject::Service(service) => Kind::Service(service.to_string()),
+                Subject::Certificate(serial) => Kind::Certificate(serial.octets().to_vec()),
+            }),
+        }
+    }
+}
+
+impl TryFrom<v1::Subject> for Subject {
+    type Error = Invalid;
+
+    fn try_from(subject: v1::Subject) -> Result<Self, Invalid> {
+        use v1::subject::Kind;
+        Ok(match present("subject.kind", subject.kind)? {
+            Kind::Node(node) => Self::Node(parsed("subject.node", &node)?),
+            Kind::Service(service) => Self::Service(parsed("subject.service", &service)?),
+            Kind::Certificate(octets) => Self::Certificate(serial("subject.certificate", &octets)?),
+        })
+    }
+}
+
+impl From<&Revocation> for v1::Revocation {
+    fn from(revocation: &Revocation) -> Self {
+        Self {
+            subject: Some((&revocation.subject).into()),
+            reason: revocation.reason.to_string(),
+            at_ms: revocation.at.as_millis(),
+        }
+    }
+}
+
+impl TryFrom<v1::Revocation> for Revocation {
+    type Error = Invalid;
+
+    fn try_from(revocation: v1::Revocation) -> Result<Self, Invalid> {
+        Ok(Self {
+            subject: required("revocation.subject", revocation.subject)?,
+            reason: revocation.reason.into(),
+            at: UnixTime::from_millis(revocation.at_ms),
+        })
+    }
+}
+
+impl From<&Row<Revocation>> for v1::RevocationRow {
+    fn from(row: &Row<Revocation>) -> Self {
+        Self {
+            revocation: Some((&*row.value).into()),
+            created: row.created.0,
+            modified: row.modified.0,
+        }
+    }
+}
+
+impl TryFrom<v1::RevocationRow> for Row<Revocation> {
+    type Error = Invalid;
+
+    fn try_from(row: v1::RevocationRow) -> Result<Self, Invalid> {
+        Ok(Self {
+            value: Arc::new(required("revocation_row.revocation", row.revocation)?),
+            created: Index(row.created),
+            modified: Index(row.modified),
+        })
+    }
+}
+
+impl From<&Revoked> for v1::Revoked {
+    fn from(revoked: &Revoked) -> Self {
+        Self {
+            nodes: texts(revoked.nodes.values()),
+            services: texts(&revoked.services),
+            certificates: revoked
+                .certificates
+                .iter()
+                .map(|serial| serial.octets().to_vec())
+                .collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::Revoked> for Revoked {
+    type Error = Invalid;
+
+    fn try_from(revoked: v1::Revoked) -> Result<Self, Invalid> {
+        let nodes: Vec<hawser_core::name::NodeName> = each_parsed("revoked.nodes", &revoked.nodes)?;
+        let certificates = revoked.certificates.iter();
+        Ok(Self {
+            nodes: nodes.into_iter().map(|node| (node_tag(&node), node)).collect(),
+            services: each_parsed("revoked.services", &revoked.services)?,
+            certificates: certificates
+                .map(|octets| serial("revoked.certificates", octets))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// Older releases say nothing, and nobody is revoked then.
+pub(crate) fn revoked(revoked: Option<v1::Revoked>) -> Result<Arc<Revoked>, Invalid> {
+    revoked.map(Revoked::try_from).transpose().map(|revoked| Arc::new(revoked.unwrap_or_default()))
 }
 
 fn validity(field: &'static str, validity: Option<v1::Validity>) -> Result<Validity, Invalid> {

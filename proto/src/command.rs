@@ -1,7 +1,7 @@
 //! Commands: what a log entry carries, and what a server forwards to its leader.
 
 use hawser_core::clock::{Index, UnixTime};
-use hawser_core::state::{Cluster, Command, JoinToken};
+use hawser_core::state::{AuthorityChoice, Cluster, Command, JoinToken};
 
 use crate::field::{Invalid, each, each_parsed, hash, parsed, present, required, texts};
 use crate::model::action;
@@ -85,6 +85,14 @@ impl From<&Command> for Kind {
                 authority: Some(authority.into()),
                 expected: expected.0,
             }),
+            Command::Stage(part) => Self::Stage(part.into()),
+            Command::Restore { id, parts, choice } => Self::Restore(v1::Restore {
+                id: id.to_string(),
+                parts: *parts,
+                with_authority: *choice == AuthorityChoice::Restore,
+            }),
+            Command::Revoke(revocation) => Self::Revoke(revocation.into()),
+            Command::Reinstate(subject) => Self::Reinstate(subject.into()),
             Command::PutJoinToken(token) => Self::PutJoinToken(token.into()),
             Command::UseJoinToken { hash, node } => {
                 Self::UseJoinToken(v1::UseJoinToken { hash: hash.to_vec(), node: node.to_string() })
@@ -158,6 +166,17 @@ impl TryFrom<Kind> for Command {
                 authority: present("set_authority.authority", set.authority)?.try_into()?,
                 expected: Index(set.expected),
             },
+            Kind::Stage(part) => Self::Stage(part.try_into()?),
+            Kind::Restore(restore) => Self::Restore {
+                id: restore.id.into(),
+                parts: restore.parts,
+                choice: match restore.with_authority {
+                    true => AuthorityChoice::Restore,
+                    false => AuthorityChoice::Keep,
+                },
+            },
+            Kind::Revoke(revocation) => Self::Revoke(revocation.try_into()?),
+            Kind::Reinstate(subject) => Self::Reinstate(subject.try_into()?),
             Kind::PutJoinToken(token) => Self::PutJoinToken(token.try_into()?),
             Kind::UseJoinToken(shown) => Self::UseJoinToken {
                 hash: hash("use_join_token.hash", &shown.hash)?,

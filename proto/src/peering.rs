@@ -82,6 +82,7 @@ impl From<&Remote> for v1::Remote {
             servers: texts(&remote.servers),
             gateways: remote.gateways.iter().map(Into::into).collect(),
             rtt_ms: remote.rtt_ms.unwrap_or_default(),
+            revoked: Some((&*remote.revoked).into()),
         }
     }
 }
@@ -103,6 +104,7 @@ impl TryFrom<v1::Remote> for Remote {
             servers: remote.servers.into_iter().map(Into::into).collect(),
             gateways: each(remote.gateways)?,
             rtt_ms: (remote.rtt_ms > 0).then_some(remote.rtt_ms),
+            revoked: crate::ca::revoked(remote.revoked)?,
         })
     }
 }

@@ -25,6 +25,8 @@ impl From<&Rejection> for v1::Rejection {
             Rejection::IndexMismatch { expected, actual } => {
                 Kind::IndexMismatch(v1::IndexMismatch { expected: expected.0, actual: actual.0 })
             }
+            Rejection::NotStaged => Kind::NotStaged(v1::Nothing {}),
+            Rejection::NotRevoked { subject } => Kind::NotRevoked(subject.into()),
             Rejection::JoinToken { node } => Kind::JoinToken(node.to_string()),
             Rejection::Locked { key } => Kind::Locked(key.to_string()),
             Rejection::NotHolder { key } => Kind::NotHolder(key.to_string()),
@@ -78,6 +80,8 @@ impl TryFrom<v1::Rejection> for Rejection {
                 expected: Index(mismatch.expected),
                 actual: Index(mismatch.actual),
             },
+            Kind::NotStaged(v1::Nothing {}) => Self::NotStaged,
+            Kind::NotRevoked(subject) => Self::NotRevoked { subject: subject.try_into()? },
             Kind::JoinToken(node) => {
                 Self::JoinToken { node: parsed("rejection.join_token", &node)? }
             }
@@ -176,7 +180,7 @@ impl TryFrom<v1::Outcome> for Result<Index, Rejection> {
 }
 
 /// What `core::state` may find full. Words are never taken away: older servers still say them.
-pub(crate) const TABLES: [&str; 13] = [
+pub(crate) const TABLES: [&str; 15] = [
     "nodes",
     "instances on this node",
     "checks on this node",
@@ -190,4 +194,6 @@ pub(crate) const TABLES: [&str; 13] = [
     "octets of keys and values",
     "sessions",
     "operations",
+    "revocations",
+    "parts of a snapshot",
 ];

@@ -1,7 +1,9 @@
 //! What a host asks to see, and the steps that its view advances by.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use hawser_core::ca::Issuing;
 use hawser_core::catalog::Endpoint;
 use hawser_core::chain::Chain;
 use hawser_core::clock::Index;
@@ -55,6 +57,9 @@ impl From<&Trust> for v1::Trust {
             datacenter: trust.datacenter.to_string(),
             roots: trust.roots.iter().map(|root| root.to_vec()).collect(),
             default_action: v1::Action::from(trust.default_action).into(),
+            issuing_root: trust.issuing.root.to_string(),
+            reissue_within_ms: millis(trust.issuing.reissue_within),
+            revoked: Some((&*trust.revoked).into()),
         }
     }
 }
@@ -68,6 +73,11 @@ impl TryFrom<v1::Trust> for Trust {
             datacenter: parsed("trust.datacenter", &trust.datacenter)?,
             roots: trust.roots.into_iter().map(Arc::from).collect(),
             default_action: action("trust.default_action", trust.default_action)?,
+            issuing: Issuing {
+                root: trust.issuing_root.into(),
+                reissue_within: Duration::from_millis(trust.reissue_within_ms),
+            },
+            revoked: crate::ca::revoked(trust.revoked)?,
         })
     }
 }
@@ -171,6 +181,7 @@ impl From<(&PeerName, &PeerView)> for v1::PeerView {
             calls_us: peer.calls_us.to_string(),
             is_live: peer.is_live,
             gateways: peer.gateways.iter().map(Into::into).collect(),
+            revoked: Some((&*peer.revoked).into()),
         }
     }
 }
@@ -186,6 +197,7 @@ impl TryFrom<v1::PeerView> for (PeerName, PeerView) {
             calls_us: parsed("peer_view.calls_us", &peer.calls_us)?,
             is_live: peer.is_live,
             gateways: each(peer.gateways)?,
+            revoked: crate::ca::revoked(peer.revoked)?,
         };
         Ok((parsed("peer_view.name", &peer.name)?, view))
     }

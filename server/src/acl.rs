@@ -97,6 +97,11 @@ impl Acl {
         Ok(authorizer)
     }
 
+    /// The moment from which `secret` stands for nothing; none for one without an end.
+    pub(crate) fn expiry(&self, state: &State, secret: &str) -> Option<UnixTime> {
+        state.acl().token_by_secret(&hash(secret))?.value.expires_at
+    }
+
     fn recall(&self, index: Index, hash: &[u8; 32], now: UnixTime) -> Option<Arc<Authorizer>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.index != index {

@@ -8,20 +8,23 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hawser_core::ca::{Authority, Intermediate, Root, Validity};
+use hawser_core::ca::{Authority, Due, Intermediate, Policy, Progress, Root, Validity};
 use hawser_core::clock::{Index, UnixTime};
 use hawser_core::name::{NodeName, ServiceName};
+use hawser_core::revocation::{Subject, node_tag};
 use hawser_core::spiffe::{Role, SpiffeId};
 use hawser_core::state::{Command, State};
 use hawser_identity::{KeyKind, LIFETIME_MAX, root_id};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
 };
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest as _, Sha256};
+use x509_parser::asn1_rs::Tag;
 use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::prelude::FromDer;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::identity::{
     Identity, IdentityError, NoRandomness, OpenError, leaf_params, offset_time, serial, validity,
@@ -34,6 +37,8 @@ pub struct Issued {
     pub chain: Vec<CertificateDer<'static>>,
     /// The roots to trust others by, DER.
     pub roots: Vec<Arc<[u8]>>,
+    /// The id of the root that vouches for it.
+    pub root: Arc<str>,
     /// When it holds.
     pub validity: Validity,
 }
@@ -65,6 +70,18 @@ pub enum SignError {
     /// The authority's key does not open.
     #[error("cannot open the certificate authority's key")]
     Sealed(#[from] OpenError),
+    /// What is asked for is revoked.
+    #[error("{0} is revoked: nothing is signed for it until that is undone")]
+    Revoked(Subject),
+    /// A rotation goes on.
+    #[error("a rotation of roots is under way: wait until `hawser connect ca roots` shows one")]
+    Rotating,
+    /// The root that was given is trusted already.
+    #[error("this root is trusted already")]
+    Known,
+    /// The name of the root that was given cannot be put into another certificate.
+    #[error("RootCert: its subject must be of UTF8String, PrintableString and IA5String, one each")]
+    Subject,
     /// The authority ran out, and no leader renewed it.
     #[error("the certificate authority ran out: a leader must renew it")]
     RanOut,
@@ -82,6 +99,81 @@ impl From<rcgen::Error> for SignError {
 impl From<NoRandomness> for SignError {
     fn from(error: NoRandomness) -> Self {
         Self::Make(error.into())
+    }
+}
+
+/// A root with its key, before that is sealed: one that was just made, or an operator's own.
+pub struct OwnRoot {
+    certificate: Vec<u8>,
+    key: KeyPair,
+    name: String,
+    serial: u64,
+    validity: Validity,
+}
+
+/// Why an operator's root is not taken.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum InvalidRoot {
+    /// It is no certificate.
+    #[error("RootCert must be one certificate as PEM")]
+    Certificate,
+    /// It is no key that signs here.
+    #[error("PrivateKey must be an ECDSA P-256 key as PEM, PKCS #8 or SEC 1")]
+    Key,
+    /// They do not belong together.
+    #[error("PrivateKey is not the key of RootCert")]
+    Mismatch,
+    /// It may not vouch for others.
+    #[error(
+        "RootCert must be a self-signed certificate authority that may sign an intermediate: \
+         CA:TRUE, without a path length of 0, with the usage keyCertSign"
+    )]
+    NoAuthority,
+    /// It does not hold.
+    #[error("RootCert does not hold now, or ends within a day")]
+    Expired,
+}
+
+impl OwnRoot {
+    /// Reads an operator's root and its key, both PEM.
+    ///
+    /// # Errors
+    /// [`InvalidRoot`]
+    pub fn parse(certificate: &str, key: &str, now: UnixTime) -> Result<Self, InvalidRoot> {
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes())
+            .map_err(|_| InvalidRoot::Certificate)?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| InvalidRoot::Key)?;
+        let algorithm = &rcgen::PKCS_ECDSA_P256_SHA256;
+        let key = KeyPair::from_der_and_sign_algo(&key, algorithm).map_err(|_| InvalidRoot::Key)?;
+        let (rest, parsed) =
+            x509_parser::parse_x509_certificate(&der).map_err(|_| InvalidRoot::Certificate)?;
+        if !rest.is_empty() {
+            return Err(InvalidRoot::Certificate);
+        }
+        if parsed.public_key().raw != key.subject_public_key_info() {
+            return Err(InvalidRoot::Mismatch);
+        }
+        let constraints = parsed.basic_constraints().ok().flatten();
+        let may_sign = constraints.is_some_and(|constraints| {
+            constraints.value.ca && constraints.value.path_len_constraint != Some(0)
+        });
+        let usage = parsed.key_usage().ok().flatten();
+        let has_usage = usage.is_none_or(|usage| usage.value.key_cert_sign());
+        if !may_sign || !has_usage || parsed.verify_signature(None).is_err() {
+            return Err(InvalidRoot::NoAuthority);
+        }
+        let moment = |secs: i64| UnixTime::from_secs(u64::try_from(secs).unwrap_or(0));
+        let validity = Validity {
+            not_before: moment(parsed.validity().not_before.timestamp()),
+            not_after: moment(parsed.validity().not_after.timestamp()),
+        };
+        if !validity.holds_at(now) || !validity.holds_at(now.plus(DAY)) {
+            return Err(InvalidRoot::Expired);
+        }
+        let serial = parsed.raw_serial().iter().rev().take(8).rev();
+        let serial = serial.fold(0, |sum, octet| sum << 8 | u64::from(*octet));
+        let name = parsed.subject().to_string();
+        Ok(Self { certificate: der.to_vec(), key, name, serial, validity })
     }
 }
 
@@ -123,30 +215,126 @@ impl Ca {
 
     /// What a leader must propose for the authority to be in order; none when it is.
     ///
-    /// That is: a root and an intermediate where there are none, and a new intermediate once the
-    /// present one is past half its life.
+    /// That is: a root and an intermediate where there are none, and then the next step of
+    /// [`Authority::due`], which depends on how far the fleet has come.
     ///
     /// # Errors
     /// [`SignError::Sealed`] when the operator key is not the one that the authority was made
     /// with; [`SignError::Make`] without random numbers.
-    pub fn due(&self, state: &State, now: UnixTime) -> Result<Option<Command>, SignError> {
+    pub fn due(
+        &self,
+        state: &State,
+        now: UnixTime,
+        progress: Progress,
+    ) -> Result<Option<Command>, SignError> {
         let Some(present) = state.authority() else {
             let authority = self.begin(now)?;
             return Ok(Some(Command::SetAuthority { authority, expected: Index(0) }));
         };
-        let in_order = present.intermediate.validity.renew_at(now, 0).is_ok_and(|at| at > now);
-        if in_order && present.leaf_lifetime == self.leaf_lifetime {
-            return Ok(None);
-        }
         let mut authority = present.clone();
-        authority.leaf_lifetime = self.leaf_lifetime;
-        if !in_order {
-            let root =
-                authority.roots.iter().find(|root| root.active).ok_or(SignError::NoAuthority)?;
-            let issuer = self.issuer(&root.certificate, &root.sealed_key)?;
-            authority.intermediate = self.intermediate(&issuer, root.validity, now)?;
+        if !present.policy.is_set {
+            authority.leaf_lifetime = self.leaf_lifetime;
+        }
+        let longest = present.leaf_lifetime.max(NODE_LIFETIME) + SLACK;
+        match present.due(now, progress, longest) {
+            Due::Nothing if authority.leaf_lifetime == present.leaf_lifetime => return Ok(None),
+            Due::Nothing => {}
+            Due::Intermediate => {
+                authority.intermediate = self.successor(present.active(), &present.policy, now)?;
+            }
+            Due::Introduce => authority = self.introduced(present, None, now)?,
+            Due::Activate => self.activate(&mut authority, now)?,
+            Due::Retire(ids) => {
+                tracing::info!(roots = ?ids, "roots are trusted no more");
+                authority.roots.retain(|root| !ids.contains(&root.id));
+            }
         }
         Ok(Some(Command::SetAuthority { authority, expected: present.index }))
+    }
+
+    /// `present` with a root that is to take the active one's place: a new one, or `own`, an
+    /// operator's. It is trusted from now on, and signs once all know it.
+    ///
+    /// # Errors
+    /// [`SignError::Rotating`] while another rotation goes on; [`SignError::Sealed`].
+    pub fn introduced(
+        &self,
+        present: &Authority,
+        own: Option<OwnRoot>,
+        now: UnixTime,
+    ) -> Result<Authority, SignError> {
+        if present.introduced().is_some() || present.roots.len() >= ROOTS_MAX {
+            return Err(SignError::Rotating);
+        }
+        let mut authority = present.clone();
+        let root = match own {
+            Some(OwnRoot { certificate, .. })
+                if present.roots.iter().any(|root| *root.certificate == *certificate) =>
+            {
+                return Err(SignError::Known);
+            }
+            Some(own) => own,
+            None => self.new_root(validity(now, present.policy.root_lifetime))?,
+        };
+        let cross = match present.active() {
+            Some(active) if active.validity.holds_at(now) => {
+                let issuer = self.issuer(&active.certificate, &active.sealed_key)?;
+                Some(self.cross_signed(&root, &issuer, active.validity, now)?)
+            }
+            _ => None,
+        };
+        authority.roots.push(self.sealed(root, cross));
+        Ok(authority)
+    }
+
+    /// Lets the root that was introduced sign.
+    fn activate(&self, authority: &mut Authority, now: UnixTime) -> Result<(), SignError> {
+        let next = authority.introduced().ok_or(SignError::NoAuthority)?;
+        let id = next.id.clone();
+        authority.intermediate = self.successor(Some(next), &authority.policy, now)?;
+        for root in &mut authority.roots {
+            if root.active {
+                root.rotated_out = Some(now);
+            }
+            root.active = root.id == id;
+        }
+        tracing::info!(root = %id, "a new root signs");
+        Ok(())
+    }
+
+    /// A new intermediate under `root`.
+    fn successor(
+        &self,
+        root: Option<&Root>,
+        policy: &Policy,
+        now: UnixTime,
+    ) -> Result<Intermediate, SignError> {
+        let root = root.ok_or(SignError::NoAuthority)?;
+        let issuer = self.issuer(&root.certificate, &root.sealed_key)?;
+        self.intermediate(&issuer, root.validity, policy.intermediate_lifetime, now)
+    }
+
+    /// A root's key, certified by the root before it.
+    fn cross_signed(
+        &self,
+        root: &OwnRoot,
+        issuer: &Issuer<'static, KeyPair>,
+        until: Validity,
+        now: UnixTime,
+    ) -> Result<Arc<[u8]>, SignError> {
+        let not_after = root.validity.not_after.min(until.not_after);
+        let validity = Validity { not_before: now.minus(SLACK), not_after };
+        let (mut params, _) =
+            self.ca_params(&root.name, validity, BasicConstraints::Constrained(1))?;
+        params.distinguished_name = subject_of(&root.certificate)?;
+        params.use_authority_key_identifier_extension = true;
+        let crossed = params.signed_by(&root.key, issuer)?.der().to_vec();
+        // Chains are built by names: they must be the same to the octet.
+        let is_same = match (parsed(&root.certificate), parsed(&crossed)) {
+            (Some(root), Some(crossed)) => root.subject().as_raw() == crossed.subject().as_raw(),
+            _ => false,
+        };
+        if is_same { Ok(crossed.into()) } else { Err(SignError::Subject) }
     }
 
     /// Whether a request would be signed, without counting it: for those who must spend
@@ -173,14 +361,8 @@ impl Ca {
         now: UnixTime,
     ) -> Result<Issued, SignError> {
         let authority = authority.ok_or(SignError::NoAuthority)?;
-        self.sign(
-            authority,
-            csr,
-            node,
-            Role::Service(service.clone()),
-            authority.leaf_lifetime,
-            now,
-        )
+        let role = Role::Service(service.clone());
+        self.sign(authority, csr, node, role, authority.leaf_lifetime, now)
     }
 
     /// A certificate for `node` itself, whose right to it the caller has checked.
@@ -224,11 +406,19 @@ impl Ca {
         if validity.not_after <= now {
             return Err(SignError::RanOut);
         }
-        let leaf = leaf_params(&id, validity)?.signed_by(&key, &signer.issuer)?;
-        let intermediate = CertificateDer::from(signer.certificate.to_vec());
+        let mut serial = serial::<LEAF_SERIAL_OCTETS>()?;
+        serial[..node_tag(node).len()].copy_from_slice(&node_tag(node));
+        let leaf = leaf_params(&id, validity, &serial)?.signed_by(&key, &signer.issuer)?;
+        let active = authority.active().ok_or(SignError::NoAuthority)?;
+        // Only while there are some who may know nothing but the root before.
+        let is_needed = authority.roots.len() > 1;
+        let cross = active.cross.as_ref().filter(|_| is_needed);
+        let signers = [Some(&signer.certificate), cross];
+        let signers = signers.into_iter().flatten().map(|der| CertificateDer::from(der.to_vec()));
         Ok(Issued {
-            chain: vec![leaf.der().clone(), intermediate],
+            chain: std::iter::once(leaf.der().clone()).chain(signers).collect(),
             roots: authority.roots.iter().map(|root| root.certificate.clone()).collect(),
+            root: active.id.clone(),
             validity,
         })
     }
@@ -263,41 +453,59 @@ impl Ca {
 
     /// A root and an intermediate under it.
     fn begin(&self, now: UnixTime) -> Result<Authority, SignError> {
-        let key = KeyPair::generate()?;
-        let validity = validity(now, ROOT_LIFETIME);
-        let name = format!("Hawser root {}", self.identity.cluster_id());
-        let (params, serial) = self.ca_params(&name, validity, BasicConstraints::Constrained(1))?;
-        let certificate = params.self_signed(&key)?;
-        let der: Arc<[u8]> = certificate.der().to_vec().into();
-        let issuer = Issuer::new(params, key);
-        let intermediate = self.intermediate(&issuer, validity, now)?;
-        let root = Root {
-            id: root_id(&der).into(),
-            name: name.into(),
-            certificate: der,
-            serial,
-            validity,
-            active: true,
-            sealed_key: self.identity.sealer().seal(issuer.key().serialized_der()).into(),
-            created: Index(0),
-            modified: Index(0),
-        };
+        let policy = Policy::default();
+        let root = self.new_root(validity(now, policy.root_lifetime))?;
+        let mut root = self.sealed(root, None);
+        root.active = true;
+        let intermediate = self.successor(Some(&root), &policy, now)?;
         Ok(Authority {
             roots: vec![root],
             intermediate,
             leaf_lifetime: self.leaf_lifetime,
+            policy,
+            created: Index(0),
             index: Index(0),
         })
+    }
+
+    fn new_root(&self, validity: Validity) -> Result<OwnRoot, SignError> {
+        let key = KeyPair::generate()?;
+        // Two intermediates below it: one that signs, and a successor that it certifies.
+        let constraints = BasicConstraints::Constrained(2);
+        let cluster = self.identity.cluster_id();
+        // Chains are built by names: no two roots may have the same.
+        let number = u32::from_be_bytes(serial::<4>()?);
+        let name = format!("Hawser root {number:08x} {cluster}");
+        let (params, serial) = self.ca_params(&name, validity, constraints)?;
+        let certificate = params.self_signed(&key)?.der().to_vec();
+        Ok(OwnRoot { certificate, key, name, serial, validity })
+    }
+
+    fn sealed(&self, root: OwnRoot, cross: Option<Arc<[u8]>>) -> Root {
+        Root {
+            id: root_id(&root.certificate).into(),
+            name: root.name.into(),
+            certificate: root.certificate.into(),
+            serial: root.serial,
+            validity: root.validity,
+            active: false,
+            sealed_key: self.identity.sealer().seal(root.key.serialized_der()).into(),
+            cross,
+            rotated_out: None,
+            created: Index(0),
+            modified: Index(0),
+        }
     }
 
     fn intermediate(
         &self,
         root: &Issuer<'static, KeyPair>,
         root_validity: Validity,
+        lifetime: Duration,
         now: UnixTime,
     ) -> Result<Intermediate, SignError> {
         let key = KeyPair::generate()?;
-        let mut validity = validity(now, INTERMEDIATE_LIFETIME);
+        let mut validity = validity(now, lifetime);
         validity.not_after = validity.not_after.min(root_validity.not_after);
         let name = format!("Hawser intermediate {}", self.identity.cluster_id());
         let (mut params, _) = self.ca_params(&name, validity, BasicConstraints::Constrained(0))?;
@@ -332,6 +540,30 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Ok((params, number))
     }
+}
+
+fn parsed(der: &[u8]) -> Option<X509Certificate<'_>> {
+    x509_parser::parse_x509_certificate(der).ok().map(|(_, certificate)| certificate)
+}
+
+/// The name of a certificate, for another one.
+fn subject_of(certificate: &[u8]) -> Result<DistinguishedName, SignError> {
+    let certificate = parsed(certificate).ok_or(SignError::Subject)?;
+    let mut name = DistinguishedName::new();
+    for part in certificate.subject().iter_attributes() {
+        let oid: Vec<u64> = part.attr_type().iter().ok_or(SignError::Subject)?.collect();
+        let text = part.as_str().map_err(|_| SignError::Subject)?;
+        let value = match part.attr_value().tag() {
+            Tag::Utf8String => DnValue::Utf8String(text.to_owned()),
+            Tag::PrintableString => {
+                DnValue::PrintableString(text.try_into().map_err(|_| SignError::Subject)?)
+            }
+            Tag::Ia5String => DnValue::Ia5String(text.try_into().map_err(|_| SignError::Subject)?),
+            _ => return Err(SignError::Subject),
+        };
+        name.push(DnType::from_oid(&oid), value);
+    }
+    Ok(name)
 }
 
 /// The public key of a signing request whose sender has shown to hold its private half.
@@ -425,10 +657,9 @@ impl<K: Clone + Eq + Hash> Buckets<K> {
 const CSR_OCTETS_MAX: usize = 16 * 1024;
 const CA_SERIAL_OCTETS: usize = 6;
 const DAY: Duration = Duration::from_secs(86_400);
-/// How long a root holds.
-pub(crate) const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * DAY.as_secs());
-/// How long the intermediate holds.
-pub(crate) const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * DAY.as_secs());
+const LEAF_SERIAL_OCTETS: usize = 16;
+/// The old, the new, and what is left of rotations before.
+const ROOTS_MAX: usize = 4;
 const NODE_LIFETIME: Duration = Duration::from_secs(3 * DAY.as_secs());
 /// What back-dating adds to a lifetime.
 const SLACK: Duration = Duration::from_secs(600);
@@ -458,6 +689,7 @@ mod tests {
         ca: Ca,
         state: State,
         now: UnixTime,
+        progress: Progress,
     }
 
     impl Fixture {
@@ -468,14 +700,17 @@ mod tests {
             let identity = Arc::new(Identity::new(&key, &datacenter, &node).expect("an identity"));
             let ca = Ca::new(identity.clone(), DAY);
             let now = identity::now();
-            let mut fixture = Self { identity, ca, state: State::default(), now };
+            let (state, progress) = (State::default(), Progress::default());
+            let mut fixture = Self { identity, ca, state, now, progress };
             assert!(fixture.apply_due(now), "there is none yet");
             fixture
         }
 
         /// Applies what is due, if anything is.
         fn apply_due(&mut self, now: UnixTime) -> bool {
-            let Some(command) = self.ca.due(&self.state, now).expect("due") else { return false };
+            let progress = self.progress;
+            let due = self.ca.due(&self.state, now, progress).expect("due");
+            let Some(command) = due else { return false };
             let index = Index(self.state.applied().0 + 1);
             self.state.apply(Stamp { index, time: now }, command).expect("applied");
             true
@@ -488,7 +723,7 @@ mod tests {
         fn anchors(&self) -> Anchors {
             let roots: Vec<_> =
                 self.authority().roots.iter().map(|root| root.certificate.clone()).collect();
-            believed(&self.identity, &Trusted { roots, peers: Vec::new() })
+            believed(&self.identity, &Trusted { roots, ..Trusted::default() })
         }
 
         fn id(&self, path: &str) -> String {
@@ -499,7 +734,8 @@ mod tests {
         fn leaf(&self, path: &str) -> Vec<CertificateDer<'static>> {
             let signer = self.ca.opened(&self.authority().intermediate).expect("opens");
             let id = self.id(path).parse().expect("an identity");
-            let params = leaf_params(&id, validity(self.now, DAY)).expect("randomness");
+            let params =
+                leaf_params(&id, validity(self.now, DAY), &[0x41; 16]).expect("randomness");
             let key = KeyPair::generate().expect("a key");
             let leaf = params.signed_by(&key, &signer.issuer).expect("signed");
             vec![leaf.der().clone(), CertificateDer::from(signer.certificate.to_vec())]
@@ -698,6 +934,122 @@ mod tests {
         let after = fixture.sign_node(&csr).expect("signed");
         assert!(fixture.verify(&after.chain).is_ok());
         assert_ne!(after.chain[1], before.chain[1]);
+    }
+
+    /// Introduces a root: Hawser's own, or an operator's.
+    fn introduce(fixture: &mut Fixture, own: Option<OwnRoot>) {
+        let authority = fixture.ca.introduced(fixture.authority(), own, fixture.now);
+        let command = Command::SetAuthority {
+            authority: authority.expect("introduced"),
+            expected: fixture.authority().index,
+        };
+        let index = Index(fixture.state.applied().0 + 1);
+        let stamp = Stamp { index, time: fixture.now };
+        fixture.state.apply(stamp, command).expect("applied");
+    }
+
+    #[test]
+    fn a_new_root_signs_when_all_know_it_and_the_old_one_believes_what_it_signs() {
+        let mut fixture = Fixture::new();
+        let key = KeyPair::generate().expect("a key");
+        let csr = csr_of(&key, |_| {});
+        let only_old = fixture.anchors();
+        let before = fixture.sign_node(&csr).expect("signed");
+        introduce(&mut fixture, None);
+        let twice = fixture.ca.introduced(fixture.authority(), None, fixture.now);
+        assert!(matches!(twice, Err(SignError::Rotating)), "one at a time");
+        let old = fixture.authority().roots[0].id.clone();
+        assert!(!fixture.apply_due(fixture.now), "nobody knows it yet");
+        assert_eq!(fixture.sign_node(&csr).expect("signed").root, old);
+
+        fixture.progress = Progress { trusted: true, reissued: false };
+        assert!(fixture.apply_due(fixture.now), "all know it");
+        let after = fixture.sign_node(&csr).expect("signed");
+        assert_ne!(after.root, old);
+        assert_eq!(after.chain.len(), 3, "the leaf, its signer, and the new root cross-signed");
+        let by_old = only_old.verify(&after.chain, fixture.now).map(drop);
+        assert_eq!(by_old, Ok(()), "who knows only the old root believes it");
+        assert!(fixture.verify(&after.chain).is_ok() && fixture.verify(&before.chain).is_ok());
+        assert!(!fixture.apply_due(fixture.now), "some still show the old root's");
+
+        fixture.progress = Progress { trusted: true, reissued: true };
+        assert!(!fixture.apply_due(fixture.now), "the overlap");
+        fixture.now = fixture.now.plus(Policy::default().overlap);
+        assert!(fixture.apply_due(fixture.now));
+        assert_eq!(fixture.authority().roots.len(), 1);
+        assert_eq!(fixture.verify(&before.chain), Err(Refusal::UnknownIssuer));
+        assert!(fixture.verify(&after.chain).is_ok());
+        let last = fixture.sign_node(&csr).expect("signed");
+        assert_eq!(last.chain.len(), 2, "nobody needs the cross-signed one any more");
+    }
+
+    #[test]
+    fn an_operators_root_is_taken_when_it_may_sign_and_its_key_is_shown() {
+        let mut fixture = Fixture::new();
+        let make = |constraints, days: u64| {
+            let key = KeyPair::generate().expect("a key");
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::OrganizationName, "Acme");
+            params.distinguished_name.push(DnType::CommonName, "Acme Root R1");
+            params.is_ca = constraints;
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            params.not_after = offset_time(fixture.now.plus(DAY * days as u32));
+            let pem = params.self_signed(&key).expect("signed").pem();
+            (pem, key.serialize_pem())
+        };
+        let any = || IsCa::Ca(BasicConstraints::Unconstrained);
+        let (root, key) = make(any(), 900);
+        let (other, _) = make(any(), 900);
+        let (blind, blind_key) = make(IsCa::Ca(BasicConstraints::Constrained(0)), 900);
+        let (leaf, leaf_key) = make(IsCa::ExplicitNoCa, 900);
+        let (old, old_key) = make(any(), 0);
+        for (root, key, expected) in [
+            ("no PEM", &key, InvalidRoot::Certificate),
+            (&root, &"no PEM".to_owned(), InvalidRoot::Key),
+            (&other, &key, InvalidRoot::Mismatch),
+            (&blind, &blind_key, InvalidRoot::NoAuthority),
+            (&leaf, &leaf_key, InvalidRoot::NoAuthority),
+            (&old, &old_key, InvalidRoot::Expired),
+        ] {
+            let refused = OwnRoot::parse(root, key, fixture.now).map(drop);
+            assert_eq!(refused, Err(expected));
+        }
+        let only_old = fixture.anchors();
+        let own = OwnRoot::parse(&root, &key, fixture.now).expect("good");
+        introduce(&mut fixture, Some(own));
+        fixture.progress.trusted = true;
+        assert!(fixture.apply_due(fixture.now));
+        let csr = csr_of(&KeyPair::generate().expect("a key"), |_| {});
+        let issued = fixture.sign_node(&csr).expect("signed");
+        assert!(fixture.verify(&issued.chain).is_ok());
+        let by_old = only_old.verify(&issued.chain, fixture.now).map(drop);
+        assert_eq!(by_old, Ok(()), "the old root certifies the operator's too");
+        let own = OwnRoot::parse(&root, &key, fixture.now).expect("good");
+        let again = fixture.ca.introduced(fixture.authority(), Some(own), fixture.now);
+        assert!(matches!(again, Err(SignError::Known)));
+    }
+
+    #[test]
+    fn certificates_of_one_node_share_a_tag_by_which_they_are_refused_together() {
+        let fixture = Fixture::new();
+        let csr = csr_of(&KeyPair::generate().expect("a key"), |_| {});
+        let serial = || {
+            let issued = fixture.sign_node(&csr).expect("signed");
+            let serial = hawser_identity::serial_of(&issued.chain[0]).expect("a serial number");
+            (serial, issued.chain)
+        };
+        let ((first, chain), (second, _)) = (serial(), serial());
+        assert_ne!(first, second);
+        let node = "n1".parse().expect("a name");
+        assert_eq!(first.octets()[..8], node_tag(&node));
+        let revoked = hawser_core::revocation::Revoked {
+            nodes: [(node_tag(&node), node)].into(),
+            ..Default::default()
+        };
+        let anchors = fixture.anchors().revoked(Arc::new(revoked));
+        let refused = anchors.verify(&chain, fixture.now).map(drop);
+        assert_eq!(refused, Err(Refusal::Revoked));
     }
 
     #[test]

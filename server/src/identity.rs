@@ -422,7 +422,7 @@ fn show(
     now: UnixTime,
 ) -> Result<Shown, IdentityError> {
     let validity = validity(now, SERVER_LIFETIME);
-    let leaf = leaf_params(id, validity)?.signed_by(key, issuer)?;
+    let leaf = leaf_params(id, validity, &serial::<16>()?)?.signed_by(key, issuer)?;
     // The root goes along, because a joining agent knows only its hash.
     let chain = vec![leaf.der().clone(), root.clone()];
     Ok(Shown { validity, certified: Arc::new(CertifiedKey::new(chain, tls_key.clone())) })
@@ -432,11 +432,12 @@ fn show(
 pub(crate) fn leaf_params(
     id: &SpiffeId,
     validity: Validity,
+    serial: &[u8],
 ) -> Result<CertificateParams, IdentityError> {
     let mut params = CertificateParams::default();
     params.not_before = offset_time(validity.not_before);
     params.not_after = offset_time(validity.not_after);
-    params.serial_number = Some(SerialNumber::from_slice(&serial::<16>()?));
+    params.serial_number = Some(SerialNumber::from_slice(serial));
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(id.to_string().try_into()?)];
     params.is_ca = IsCa::ExplicitNoCa;

@@ -11,6 +11,7 @@ pub mod config;
 mod metrics;
 mod space;
 mod snapshot;
+pub mod archive;
 pub mod store;
 pub mod watch;
 mod dial;

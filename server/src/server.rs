@@ -411,7 +411,11 @@ fn trusted_by(handle: &Handle) -> Trusted {
     let peerings = state.peerings().iter().map(|row| &row.value);
     let peers = peerings.filter(|peering| peering.state != PeerState::Terminated);
     let servers = peers.filter_map(|peering| peering.remote.as_ref()).map(PeerServers::of);
-    Trusted { roots: roots.unwrap_or_default(), peers: servers.collect() }
+    Trusted {
+        roots: roots.unwrap_or_default(),
+        peers: servers.collect(),
+        revoked: Arc::new(state.revocations().revoked()),
+    }
 }
 
 async fn done(task: impl Future<Output = ()>) -> Result<(), RunError> {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use hawser_core::name::Datacenter;
 use hawser_core::peering::Remote;
+use hawser_core::revocation::Revoked;
 use hawser_core::sni::Sni;
 use hawser_core::spiffe::{SpiffeId, TrustDomain};
 use hawser_identity::{Anchors, Callee, Callers, Proven, Refusal};
@@ -42,6 +43,8 @@ pub struct Trusted {
     pub roots: Vec<Arc<[u8]>>,
     /// Servers of peers.
     pub peers: Vec<PeerServers>,
+    /// Agents that are believed no more.
+    pub revoked: Arc<Revoked>,
 }
 
 /// Who vouches for the servers of one peer.
@@ -108,7 +111,9 @@ fn servers_of(identity: &Identity) -> Anchors {
 /// What is believed on the servers' port: servers by the servers' root, agents by the mesh's, and
 /// servers of peers by those of each peer.
 pub(crate) fn believed(identity: &Identity, trusted: &Trusted) -> Anchors {
-    let mut anchors = servers_of(identity).agents(trusted.roots.iter().map(|root| &root[..]));
+    let mut anchors = servers_of(identity)
+        .agents(trusted.roots.iter().map(|root| &root[..]))
+        .revoked(trusted.revoked.clone());
     for PeerServers { trust_domain, datacenter, roots } in &trusted.peers {
         let roots = roots.iter().map(|root| &root[..]);
         anchors = anchors.peer_servers(trust_domain.clone(), datacenter.clone(), roots);
@@ -413,6 +418,7 @@ fn refusal_reason(refusal: &Refusal) -> &'static str {
         Refusal::NotYetValid => "not_valid_yet",
         Refusal::Chain(_) => "chain",
         Refusal::Unexpected => "unexpected",
+        Refusal::Revoked => "revoked",
     }
 }
 
@@ -755,7 +761,8 @@ pub(crate) mod tests {
         let identity = Arc::new(Identity::new(&key, &datacenter, &node).expect("an identity"));
         let ca = Ca::new(identity.clone(), Duration::from_secs(3600));
         let mut state = State::default();
-        let command = ca.due(&state, identity::now()).expect("made").expect("none yet");
+        let command =
+            ca.due(&state, identity::now(), Default::default()).expect("made").expect("none yet");
         let stamp = Stamp { index: Index(1), time: identity::now() };
         state.apply(stamp, command).expect("applied");
         (identity, ca, state)
@@ -768,7 +775,7 @@ pub(crate) mod tests {
             let address = listener.local_addr().expect("bound").to_string();
             let authority = state.authority().expect("applied");
             let roots = authority.roots.iter().map(|root| root.certificate.clone()).collect();
-            let (trusted, seen) = watch::channel(Trusted { roots, peers: Vec::new() });
+            let (trusted, seen) = watch::channel(Trusted { roots, ..Trusted::default() });
             let drain = CancellationToken::new();
             let routes = Routes::new(WhoCalls);
             let refused =
@@ -838,7 +845,8 @@ pub(crate) mod tests {
     }
 
     async fn who(client: &mut AgentClient<Channel>) -> Result<String, Status> {
-        let status = client.heartbeat(v1::HeartbeatRequest {}).await.expect_err("always refused");
+        let status =
+            client.heartbeat(v1::HeartbeatRequest::default()).await.expect_err("always refused");
         match status.code() {
             Code::FailedPrecondition => Ok(status.message().to_owned()),
             _ => Err(status),

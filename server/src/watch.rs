@@ -74,7 +74,11 @@ impl Published {
         let index = state.applied();
         self.current.store(Arc::new(state));
         self.applied.send_replace(index);
-        self.watches.wake(changed);
+        if changed.contains(&Topic::Everything) {
+            self.watches.wake_all();
+        } else {
+            self.watches.wake(changed);
+        }
     }
 
     /// Publishes a state that replaces the former as a whole.

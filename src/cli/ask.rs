@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use super::connection::Connection;
 use super::{
     acl, agent_calls, catalog, connect, entries, event, intention, kv, lock, map, members,
-    operator, peering, services, token,
+    operator, peering, services, snapshot, token,
 };
 
 /// A command that is a client of the API.
@@ -36,6 +36,8 @@ pub(crate) enum Ask {
     Connect(With<connect::Arguments>),
     /// Look after the servers.
     Operator(With<operator::Arguments>),
+    /// Save the servers' state into a file, and restore it.
+    Snapshot(With<snapshot::Arguments>),
     /// Say who may use the API: tokens, policies and roles.
     Acl(With<acl::Arguments>),
     /// Make join tokens for new hosts.
@@ -101,6 +103,7 @@ async fn answer(ask: Ask) -> Result<ExitCode> {
         Ask::Event(with) => with_client!(with, event::run),
         Ask::Connect(with) => with_client!(with, connect::run),
         Ask::Operator(with) => with_client!(with, operator::run),
+        Ask::Snapshot(with) => with_client!(with, snapshot::run),
         Ask::Acl(with) => with_client!(with, acl::run),
         Ask::Token(with) => with_client!(with, token::run),
         Ask::JoinToken(with) => with_client!(with, token::create),
@@ -180,6 +183,12 @@ mod tests {
             "hawser lock -child-exit-code -try=5s -name=backup jobs/backup ./backup.sh",
             "hawser lock -verbose jobs/backup -- tar -czf x.tgz -C / etc",
             "hawser connect ca get-config",
+            "hawser connect ca set-config -config-file ca.json",
+            "hawser connect ca rotate",
+            "hawser connect revoke -node n1 -reason stolen",
+            "hawser snapshot save backup.snap",
+            "hawser snapshot restore -with-ca backup.snap",
+            "hawser snapshot inspect backup.snap",
             "hawser connect ca roots -format=json",
             "hawser peering generate-token -name west -server-external-addresses=a:8300,b:8300",
             "hawser peering generate-token -name=west -meta a=b -meta c=d -format json",
@@ -223,6 +232,8 @@ mod tests {
             "hawser members -format=yaml",
             "hawser peering establish -name east",
             "hawser peering read",
+            "hawser connect revoke",
+            "hawser connect revoke -node n1 -service web",
             "hawser services export -name web",
         ] {
             assert!(parse(line).is_err(), "{line}");

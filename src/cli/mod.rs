@@ -33,6 +33,7 @@ mod pin;
 mod reasons;
 mod serve;
 mod services;
+mod snapshot;
 mod spelling;
 #[cfg(test)]
 mod stub;

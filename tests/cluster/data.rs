@@ -9,7 +9,11 @@ use serde_json::{Value, json};
 use crate::harness::{Net, Process, eventually, get, get_json, request};
 
 /// A server, the agent of `api` on host 2 and of `web`, its caller, on host 3.
-fn mesh(net: &Net, protocol: &str, application: SocketAddr) -> (Process, Process, Process) {
+pub(crate) fn mesh(
+    net: &Net,
+    protocol: &str,
+    application: SocketAddr,
+) -> (Process, Process, Process) {
     mesh_with(net, protocol, application, &json!({}))
 }
 
@@ -88,7 +92,7 @@ fn serve_http(mut socket: TcpStream, text: &str) -> Option<()> {
 }
 
 /// Sends back what it is sent.
-fn echo_application() -> SocketAddr {
+pub(crate) fn echo_application() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let address = listener.local_addr().expect("an address");
     std::thread::spawn(move || {
@@ -153,7 +157,7 @@ fn a_new_deny_cuts_an_open_connection() {
     });
 }
 
-fn exchange(socket: &mut TcpStream, text: &[u8]) -> Option<()> {
+pub(crate) fn exchange(socket: &mut TcpStream, text: &[u8]) -> Option<()> {
     socket.write_all(text).ok()?;
     let mut back = vec![0; text.len()];
     socket.read_exact(&mut back).ok()?;

@@ -2,10 +2,12 @@
 
 mod acl;
 mod bad_input;
+mod ca;
 mod control;
 mod data;
 mod dev;
 mod ecs;
 mod harness;
+mod snapshot;
 mod traces;
 mod upgrade;

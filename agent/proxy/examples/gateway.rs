@@ -71,6 +71,7 @@ fn view(to: SocketAddr) -> Result<View, Box<dyn Error>> {
         trust_domain: "east.consul".parse()?,
         datacenter: "dc1".parse()?,
         roots: Vec::new(),
+        revoked: Default::default(),
         calls_us: "us".parse()?,
         is_live: true,
         gateways: Vec::new(),
@@ -80,6 +81,8 @@ fn view(to: SocketAddr) -> Result<View, Box<dyn Error>> {
         datacenter: "dc1".parse()?,
         roots: Vec::new(),
         default_action: Action::Deny,
+        issuing: Default::default(),
+        revoked: Default::default(),
     };
     let service = ServiceView::alone(chain, [endpoint].into(), Index(1));
     Ok(View {

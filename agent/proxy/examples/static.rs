@@ -142,6 +142,8 @@ fn view(arguments: &Arguments, db: &ServiceName) -> Result<View, Box<dyn Error>>
             datacenter: "dc1".parse()?,
             roots: vec![root.as_ref().into()],
             default_action: Action::Allow,
+            issuing: Default::default(),
+            revoked: Default::default(),
         })),
         services: BTreeMap::from([(db.clone(), Arc::new(service))]),
         intentions: Intentions::default(),

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use hawser_core::catalog::Locality;
 use hawser_core::jwt::KeyRing;
@@ -11,6 +12,7 @@ use hawser_core::view::View;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode, Version};
 use hyper_util::rt::TokioTimer;
+use rand::Rng as _;
 use rand::rngs::SmallRng;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -97,6 +99,15 @@ impl Context {
             self.requests.set(count + 1);
             Slot(self.requests.clone())
         })
+    }
+
+    /// Returns within `span` after `token` is cancelled, at a moment of its own: those who wait
+    /// for the same do not all act at once.
+    pub(crate) async fn after(&self, token: CancellationToken, span: Duration) {
+        token.cancelled().await;
+        let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let wait = self.random.borrow_mut().random_range(0..=millis);
+        tokio::time::sleep(Duration::from_millis(wait)).await;
     }
 
     /// Sets what every HTTP/2 server between proxies has.

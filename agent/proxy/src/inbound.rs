@@ -159,7 +159,8 @@ impl Port {
         let connection =
             Connection { port: self.clone(), listed, pair, protocol, view_index, from };
         if is_http {
-            Box::pin(connection.serve_http(stream, wire)).await;
+            let superseded = identity.superseded.clone();
+            Box::pin(connection.serve_http(stream, wire, superseded)).await;
         } else {
             Box::pin(connection.serve_tcp(stream, wire, &chain)).await;
         }
@@ -267,8 +268,9 @@ impl Connection {
         });
     }
 
-    async fn serve_http(self, stream: TlsStream<Wide>, wire: Wire) {
+    async fn serve_http(self, stream: TlsStream<Wide>, wire: Wire, superseded: CancellationToken) {
         let (context, listed) = (self.port.context.clone(), self.listed.clone());
+        let renewed = context.after(superseded, RENEWED_WITHIN);
         let watched = &listed.watched;
         let limits = &context.limits;
         let is_upgradable = wire != Wire::H2;
@@ -293,6 +295,7 @@ impl Connection {
                 () = watched.cut.cancelled() => return,
                 _ = serving.as_mut() => return,
                 () = context.drain.cancelled() => serving.as_mut().graceful_shutdown(),
+                () = renewed => serving.as_mut().graceful_shutdown(),
             }
             tokio::select! {
                 () = watched.cut.cancelled() => {}
@@ -311,6 +314,7 @@ impl Connection {
                 () = watched.cut.cancelled() => return,
                 _ = serving.as_mut() => return,
                 () = context.finishing(&is_http2) => serving.as_mut().graceful_shutdown(),
+                () = renewed => serving.as_mut().graceful_shutdown(),
             }
             tokio::select! {
                 () = watched.cut.cancelled() => {}
@@ -669,3 +673,5 @@ fn application_reason(error: &hyper::Error) -> Reason {
 
 /// How long a refused caller may take to read why.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Over how long callers move to connections with a new leaf.
+const RENEWED_WITHIN: Duration = Duration::from_secs(3);

@@ -13,6 +13,7 @@ use hawser_core::view::{PeerView, Trust};
 use hawser_identity::{Anchors, Callee, Callers, Leaf, LeafError, Proven, Refusal};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{AlertDescription, ClientConfig, ServerConfig};
+use tokio_util::sync::CancellationToken;
 
 /// HTTP/2 between proxies, and from native clients that speak it.
 pub const ALPN_H2: &[u8] = b"h2";
@@ -26,10 +27,12 @@ pub const ALPN_TCP: &[u8] = b"hawser-tcp/1";
 /// not more.
 pub fn anchors(trust: &Trust, peers: &BTreeMap<PeerName, PeerView>) -> Anchors {
     let own = Anchors::new(trust.trust_domain.clone(), trust.datacenter.clone())
-        .services(trust.roots.iter().map(|root| &root[..]));
+        .services(trust.roots.iter().map(|root| &root[..]))
+        .revoked(trust.revoked.clone());
     peers.values().fold(own, |anchors, peer| {
         let (trust_domain, datacenter) = (peer.trust_domain.clone(), peer.datacenter.clone());
-        anchors.peer_services(trust_domain, datacenter, peer.roots.iter().map(|root| &root[..]))
+        let roots = peer.roots.iter().map(|root| &root[..]);
+        anchors.peer_services(trust_domain, datacenter, roots, peer.revoked.clone())
     })
 }
 
@@ -49,6 +52,8 @@ pub struct Identity {
     pub validity: Validity,
     /// Tells this identity from those before and after it, so that pools do not mix them.
     pub generation: u64,
+    /// Cancelled when another leaf took its place: what was accepted with it ends in peace.
+    pub superseded: CancellationToken,
     anchors: Arc<Anchors>,
     key: Arc<CertifiedKey>,
     accept: [Arc<ServerConfig>; 4],
@@ -74,10 +79,17 @@ impl Identity {
             id: leaf.id.clone(),
             validity: leaf.validity,
             generation,
+            superseded: CancellationToken::new(),
             anchors: anchors.clone(),
             key,
             accept,
         })
+    }
+
+    /// The same, superseded when `token` is cancelled: the roots may change while the leaf stays.
+    #[must_use]
+    pub fn until(self, token: CancellationToken) -> Self {
+        Self { superseded: token, ..self }
     }
 
     /// The configuration that answers with exactly `protocol`.
@@ -152,6 +164,7 @@ pub fn tls_reason(error: &rustls::Error) -> Reason {
         rustls::Error::InvalidMessage(_) => Reason::Plaintext,
         rustls::Error::AlertReceived(alert) => match alert {
             AlertDescription::CertificateExpired => Reason::CertificateExpired,
+            AlertDescription::CertificateRevoked => Reason::IdentityRevoked,
             AlertDescription::CertificateRequired => Reason::NoClientCertificate,
             AlertDescription::UnknownCA
             | AlertDescription::BadCertificate
@@ -175,6 +188,7 @@ fn refusal_reason(refusal: &Refusal) -> Reason {
         Refusal::Datacenter => Reason::WrongDatacenter,
         Refusal::Role => Reason::WrongRole,
         Refusal::Unexpected => Reason::UnexpectedPeer,
+        Refusal::Revoked => Reason::IdentityRevoked,
         Refusal::ChainTooLong | Refusal::Usage | Refusal::Key | Refusal::Lifetime => {
             Reason::UnfitCertificate
         }

@@ -142,8 +142,26 @@ struct Worker {
     anchors: Option<Arc<Anchors>>,
     generation: u64,
     identities: BTreeMap<InstanceId, (Arc<Leaf>, Rc<Identity>)>,
+    /// Each instance's leaf, with what is cancelled when another takes its place.
+    leaves: Leaves,
     listeners: BTreeMap<Key, Listener>,
     gateway: Rc<Gateway>,
+}
+
+type Leaves = BTreeMap<InstanceId, (Arc<Leaf>, CancellationToken)>;
+
+/// What is cancelled once `leaf` is the instance's no more. What another leaf had opened is told
+/// that now: long before its end, so that nothing has to be cut then.
+fn supersede(leaves: &mut Leaves, instance: &InstanceId, leaf: &Arc<Leaf>) -> CancellationToken {
+    if let Some((held, token)) = leaves.get(instance) {
+        if Arc::ptr_eq(held, leaf) {
+            return token.clone();
+        }
+        token.cancel();
+    }
+    let token = CancellationToken::new();
+    leaves.insert(instance.clone(), (leaf.clone(), token.clone()));
+    token
 }
 
 /// What makes a listener the same one after a change of plan.
@@ -262,6 +280,7 @@ impl Worker {
             anchors: None,
             generation: 0,
             identities: BTreeMap::new(),
+            leaves: BTreeMap::new(),
             listeners: BTreeMap::new(),
             gateway: Rc::new(Gateway::new(context, gateway, workers)),
         }
@@ -380,8 +399,9 @@ impl Worker {
                 _ if is_same => known.map(|(_, identity)| identity.clone()),
                 (Some(leaf), Some(anchors)) => {
                     self.generation += 1;
+                    let superseded = supersede(&mut self.leaves, &local.instance, leaf);
                     match Identity::new(leaf, anchors, self.generation) {
-                        Ok(identity) => Some(Rc::new(identity)),
+                        Ok(identity) => Some(Rc::new(identity.until(superseded))),
                         Err(error) => {
                             let service = &local.service;
                             tracing::error!(%service, %error, "identity refused; nothing is served");
@@ -403,6 +423,7 @@ impl Worker {
         }
         let present: BTreeSet<_> = plan.services.iter().map(|local| &local.instance).collect();
         self.identities.retain(|instance, _| present.contains(instance));
+        self.leaves.retain(|instance, _| present.contains(instance));
         for (key, listener) in &self.listeners {
             let identity = self.identities.get(&key.instance).map(|(_, identity)| identity);
             listener.port.identify(identity);
@@ -510,6 +531,7 @@ fn is_same_trust(old: &View, new: &View) -> bool {
     let is_same_own = match (&old.trust, &new.trust) {
         (Some(old), Some(new)) => {
             old.roots == new.roots
+                && old.revoked == new.revoked
                 && old.trust_domain == new.trust_domain
                 && old.datacenter == new.datacenter
         }
@@ -518,6 +540,7 @@ fn is_same_trust(old: &View, new: &View) -> bool {
     };
     let is_same_peer = |(old, new): (&PeerView, &PeerView)| {
         old.roots == new.roots
+            && old.revoked == new.revoked
             && old.trust_domain == new.trust_domain
             && old.datacenter == new.datacenter
     };

@@ -146,6 +146,7 @@ impl World {
             trust_domain: name("east.consul"),
             datacenter: name("dc1"),
             roots: vec![],
+            revoked: Default::default(),
             calls_us: name("us"),
             is_live: true,
             gateways: self.peer_gateways.iter().map(gateway).collect(),
@@ -155,6 +156,8 @@ impl World {
             datacenter: name("dc1"),
             roots: vec![],
             default_action: Action::Deny,
+            issuing: Default::default(),
+            revoked: Default::default(),
         };
         let web = ServiceView::alone(chain, endpoints, index);
         self.views.send_replace(Arc::new(View {

@@ -241,7 +241,9 @@ impl Api {
         };
         let path = head.uri.path().split('/').skip(1).map(decoded).collect::<Result<_, _>>()?;
         let query = Query::parse(head.uri.query().unwrap_or_default())?;
-        let body = collect(body).await?;
+        let path: Vec<String> = path;
+        let max = if path.iter().eq(SNAPSHOT) { SNAPSHOT_MAX } else { BODY_MAX };
+        let body = collect(body, max).await?;
         Ok(Ask { method: head.method, path, query, target, headers: head.headers, body, from })
     }
 
@@ -300,8 +302,8 @@ fn is_this_host(host: &str) -> bool {
     }
 }
 
-/// The whole body, at most [`BODY_MAX`] octets, each part within [`BODY_PROGRESS`].
-async fn collect(mut body: Incoming) -> Result<Bytes, ApiError> {
+/// The whole body, at most `max` octets, each part within [`BODY_PROGRESS`].
+async fn collect(mut body: Incoming, max: usize) -> Result<Bytes, ApiError> {
     let mut all = BytesMut::new();
     loop {
         let frame = timeout(BODY_PROGRESS, body.frame())
@@ -312,8 +314,8 @@ async fn collect(mut body: Incoming) -> Result<Bytes, ApiError> {
             Some(Err(why)) => return Err(ApiError::bad_request(why)),
             Some(Ok(frame)) => {
                 let Ok(data) = frame.into_data() else { continue };
-                if all.len() + data.len() > BODY_MAX {
-                    return Err(ApiError::TooLarge { max: BODY_MAX });
+                if all.len() + data.len() > max {
+                    return Err(ApiError::TooLarge { max });
                 }
                 all.extend_from_slice(&data);
             }
@@ -361,6 +363,9 @@ const CONNECTIONS_PER_CLIENT: usize = 200;
 const HEADERS: Duration = Duration::from_secs(10);
 const BODY_PROGRESS: Duration = Duration::from_secs(10);
 const BODY_MAX: usize = 1 << 20;
+const SNAPSHOT: [&str; 2] = ["v1", "snapshot"];
+/// Below what a server takes in one message.
+const SNAPSHOT_MAX: usize = 7 << 20;
 const BUFFER_MAX: usize = 64 << 10;
 const TARGET_MAX: usize = 8 << 10;
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);

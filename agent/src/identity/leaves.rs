@@ -78,8 +78,8 @@ struct Next {
     backoff: Backoff,
     /// Since when attempts fail; none after one that did not.
     failing_since: Option<UnixTime>,
-    /// The roots that it was last signed under.
-    roots: Vec<Arc<[u8]>>,
+    /// It is planned already for what made it outdated.
+    is_hurried: bool,
 }
 
 impl Leaves {
@@ -161,7 +161,7 @@ impl Leaves {
 
     fn schedule(&self, names: &BTreeSet<ServiceName>, plan: &mut BTreeMap<ServiceName, Next>) {
         let now = clock::now();
-        let roots = self.views.borrow().trust.as_ref().map(|trust| trust.roots.clone());
+        let trust = self.views.borrow().trust.clone();
         let held = self.all.borrow().clone();
         for name in names {
             let credential = held.get(name);
@@ -172,25 +172,28 @@ impl Leaves {
                 },
                 backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
                 failing_since: None,
-                roots: credential.map(|held| held.roots.clone()).unwrap_or_default(),
+                is_hurried: false,
             });
-            if let (Some(roots), Some(held)) = (&roots, credential)
-                && !roots.is_empty()
-                && next.roots != *roots
+            if let (Some(trust), Some(held)) = (&trust, credential)
+                && !trust.roots.is_empty()
+                && !next.is_hurried
             {
-                next.roots.clone_from(roots);
-                // Spread, unless peers already refuse the old one.
                 let SpiffeId { trust_domain, datacenter, .. } = held.id.clone();
                 let anchors = Anchors::new(trust_domain, datacenter)
-                    .services(roots.iter().map(|root| &root[..]));
-                let wait = match anchors.verify(&held.chain, now).is_ok() {
-                    true => clock::up_to(REISSUE_WITHIN),
-                    false => Duration::ZERO,
+                    .services(trust.roots.iter().map(|root| &root[..]));
+                // Spread, unless peers already refuse the old one.
+                let wait = match anchors.verify(&held.chain, now) {
+                    Ok(_) if !held.is_outdated(trust) => continue,
+                    Ok(_) if trust.issuing.root != held.issuer => {
+                        clock::up_to(trust.issuing.reissue_within)
+                    }
+                    Ok(_) | Err(_) => Duration::ZERO,
                 };
+                next.is_hurried = true;
                 // A server may know newer roots than this view does for a moment.
                 let wait = wait.max(RENEW_GAP_MIN);
                 next.at = next.at.min(now.plus(wait));
-                tracing::info!(service = name.as_str(), "the roots changed: a new leaf is due");
+                tracing::info!(service = name.as_str(), ?wait, "another leaf is due");
             }
         }
     }
@@ -217,7 +220,7 @@ impl Leaves {
                 next.at = credential.validity.renew_at(now, clock::permille()).unwrap_or(now);
                 // Never in a tight loop, whatever a server signs.
                 next.at = next.at.max(now.plus(RENEW_GAP_MIN));
-                next.roots.clone_from(&credential.roots);
+                next.is_hurried = false;
                 let kept = serde_json::to_vec(&credential.kept()).map_err(std::io::Error::from);
                 let kept = kept.map(Zeroizing::new);
                 if let Err(why) = kept.and_then(|b| disk::write(&path(&self.folder, name), &b)) {
@@ -274,7 +277,6 @@ const BACKOFF_BASE: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Spread a little, because a whole fleet may have been cut off at once.
 const HURRY_WITHIN: Duration = Duration::from_secs(3);
-const REISSUE_WITHIN: Duration = Duration::from_secs(30);
 const RENEW_GAP_MIN: Duration = Duration::from_secs(1);
 const WAIT_MIN: Duration = Duration::from_millis(20);
 /// Sleeps are cut short, so that a clock that jumps is noticed.

@@ -11,7 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use hawser_core::ca::Validity;
 use hawser_core::clock::UnixTime;
 use hawser_core::spiffe::SpiffeId;
-use hawser_identity::{Leaf, Refusal, id_of, public_key_of};
+use hawser_core::view::Trust;
+use hawser_identity::{Leaf, Refusal, id_of, public_key_of, serial_of};
 use hawser_proto::v1;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -27,6 +28,8 @@ pub(crate) struct Credential {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     /// The roots that were trusted when it was signed.
     pub(crate) roots: Vec<Arc<[u8]>>,
+    /// The id of the root that vouches for it; empty for one of an older release.
+    pub(crate) issuer: Arc<str>,
     /// When it holds.
     pub(crate) validity: Validity,
     /// The key, PKCS #8.
@@ -91,6 +94,7 @@ impl Request {
             id: expected.clone(),
             chain: reply.chain.into_iter().map(CertificateDer::from).collect(),
             roots: reply.roots.into_iter().map(Arc::from).collect(),
+            issuer: reply.issuing_root.into(),
             validity: validity.into(),
             key: Zeroizing::new(self.key.serialize_der()),
         })
@@ -98,6 +102,16 @@ impl Request {
 }
 
 impl Credential {
+    /// Whether `trust` asks for another in its place: a new root signs, or it was revoked alone.
+    pub(crate) fn is_outdated(&self, trust: &Trust) -> bool {
+        let signs = &trust.issuing.root;
+        let is_revoked = || {
+            let serial = self.chain.first().and_then(|leaf| serial_of(leaf).ok());
+            serial.is_some_and(|serial| trust.revoked.is_certificate(serial.octets()))
+        };
+        (!signs.is_empty() && self.issuer != *signs) || is_revoked()
+    }
+
     /// It as TLS takes it.
     pub(crate) fn leaf(&self) -> Leaf {
         Leaf {
@@ -124,6 +138,7 @@ impl Credential {
             key: Zeroizing::new(STANDARD.encode(&*self.key)),
             chain: self.chain.iter().map(|certificate| STANDARD.encode(certificate)).collect(),
             roots: self.roots.iter().map(|root| STANDARD.encode(root)).collect(),
+            issuer: self.issuer.to_string(),
             not_before: self.validity.not_before,
             not_after: self.validity.not_after,
         }
@@ -150,6 +165,8 @@ struct Kept {
     key: Zeroizing<String>,
     chain: Vec<String>,
     roots: Vec<String>,
+    #[serde(default)]
+    issuer: String,
     not_before: UnixTime,
     not_after: UnixTime,
 }
@@ -197,6 +214,7 @@ impl TryFrom<Kept> for Credential {
             id,
             chain: chain.into_iter().map(CertificateDer::from).collect(),
             roots: decode_all(kept.roots)?.into_iter().map(Arc::from).collect(),
+            issuer: kept.issuer.into(),
             validity: Validity { not_before: kept.not_before, not_after: kept.not_after },
             key,
         })

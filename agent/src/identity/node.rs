@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hawser_core::view::View;
 use hawser_proto::v1;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -18,6 +19,7 @@ use crate::servers::Servers;
 pub(crate) async fn run(
     servers: Arc<Servers>,
     membership: watch::Sender<Option<Arc<Membership>>>,
+    mut views: watch::Receiver<Arc<View>>,
     folder: PathBuf,
     drain: CancellationToken,
 ) {
@@ -33,9 +35,18 @@ pub(crate) async fn run(
         // One that ran out is renewed by joining again; asking goes on, in case clocks were wrong.
         let now = clock::now();
         let due = held.credential.validity.renew_at(now, clock::permille()).unwrap_or(now);
+        let due = match views.borrow_and_update().trust.as_deref() {
+            Some(trust) if held.credential.is_outdated(trust) => {
+                due.min(now.plus(clock::up_to(trust.issuing.reissue_within).max(GAP_MIN)))
+            }
+            _ => due,
+        };
+        // What changes is looked at again, but not what is due already put off by it.
+        let waits = due.since(now) > VIEWS_WITHIN;
         tokio::select! {
             () = drain.cancelled() => return,
             () = sleep(due.since(now).min(LOOK_EVERY)) => {}
+            Ok(()) = views.changed(), if waits => continue,
             changed = changes.changed() => if changed.is_err() { return } else { continue },
         }
         if clock::now() < due {
@@ -95,6 +106,10 @@ pub(crate) enum RenewError {
 }
 
 const CALL: Duration = Duration::from_secs(10);
+/// Never in a tight loop, whatever a server signs.
+const GAP_MIN: Duration = Duration::from_secs(1);
+/// Longer than a fleet takes to ask for new certificates.
+const VIEWS_WITHIN: Duration = Duration::from_secs(90);
 const BACKOFF_BASE: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// Sleeps are cut short, so that a clock that jumps is noticed.

@@ -29,6 +29,14 @@ pub enum Change {
     PutRole(Role),
     /// Removes a role, by id.
     DropRole(Arc<str>),
+    /// Stores a token, policy or role in the place of the one that is there, while that is as of
+    /// `expected`: what was deleted meanwhile does not come back.
+    Replace {
+        /// The entry that last changed what is there.
+        expected: Index,
+        /// What stores it.
+        change: Box<Change>,
+    },
 }
 
 impl Tables {
@@ -44,6 +52,18 @@ impl Tables {
             Change::DropRole(id) => {
                 self.drop_role(&id, at);
                 Ok(())
+            }
+            Change::Replace { expected, change } => {
+                let modified = match &*change {
+                    Change::PutToken(token) => self.token(&token.accessor).map(|row| row.modified),
+                    Change::PutPolicy(policy) => self.policy(&policy.id).map(|row| row.modified),
+                    Change::PutRole(role) => self.role(&role.id).map(|row| row.modified),
+                    _ => None,
+                };
+                if modified != Some(expected) {
+                    return Err(Refusal::Changed);
+                }
+                self.apply(*change, at)
             }
         }
     }

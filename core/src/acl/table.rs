@@ -49,6 +49,9 @@ pub enum Refusal {
         /// Which.
         what: Arc<str>,
     },
+    /// Somebody else changed or deleted it first.
+    #[error("it was changed or deleted meanwhile: read it, and try again")]
+    Changed,
     /// There are too many.
     #[error("there are {max} {what} already, which is the most: remove some first")]
     Full {
@@ -324,7 +327,7 @@ impl Tables {
 }
 
 /// The tables taken apart: what a snapshot holds.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Dump {
     /// Tokens.
     pub tokens: Vec<Row<Token>>,
@@ -336,6 +339,17 @@ pub struct Dump {
     pub bootstrapped: Option<Index>,
     /// The last entry that changed them.
     pub index: Index,
+}
+
+impl Dump {
+    /// Adds the rows of `other`.
+    pub(crate) fn append(&mut self, other: Self) {
+        self.tokens.extend(other.tokens);
+        self.policies.extend(other.policies);
+        self.roles.extend(other.roles);
+        self.bootstrapped = self.bootstrapped.or(other.bootstrapped);
+        self.index = self.index.max(other.index);
+    }
 }
 
 const TOKENS_MAX: usize = 100_000;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use hawser_core::catalog::Row;
 use hawser_core::clock::{Index, UnixTime};
-use hawser_core::state::{Cluster, Dump};
+use hawser_core::state::{Cluster, Dump, RestorePart, Staged};
 use prost::Message;
 
 use crate::field::{Invalid, parsed, required};
@@ -123,12 +123,7 @@ pub fn write(dump: &Dump, out: &mut impl Write) -> io::Result<()> {
         records.put(Kind::DownSince(v1::DownSince { node, since_ms }))?;
     }
     rules(dump, &mut records)?;
-    if let Some(authority) = &dump.authority {
-        records.put(Kind::Authority(authority.into()))?;
-    }
-    for token in &dump.join_tokens {
-        records.put(Kind::JoinToken(token.into()))?;
-    }
+    trust(dump, &mut records)?;
     for row in &dump.peerings {
         records.put(Kind::Peering(row.into()))?;
     }
@@ -142,6 +137,23 @@ pub fn write(dump: &Dump, out: &mut impl Write) -> io::Result<()> {
         records.put(kind)?;
     }
     records.put(Kind::End(v1::SnapshotEnd { records: records.count }))
+}
+
+/// Writes who is believed, and the parts of a snapshot that is being restored.
+fn trust<W: Write>(dump: &Dump, records: &mut Writer<'_, W>) -> io::Result<()> {
+    if let Some(authority) = &dump.authority {
+        records.put(Kind::Authority(authority.into()))?;
+    }
+    for row in &dump.revocations {
+        records.put(Kind::Revocation(row.into()))?;
+    }
+    for part in staged(dump) {
+        records.put(Kind::Staged((&part).into()))?;
+    }
+    for token in &dump.join_tokens {
+        records.put(Kind::JoinToken(token.into()))?;
+    }
+    Ok(())
 }
 
 /// Writes what operators wrote: intentions and config entries.
@@ -207,6 +219,7 @@ fn header(dump: &Dump) -> v1::SnapshotHeader {
         entries_index: dump.entries_index.0,
         peerings_index: dump.peerings_index.0,
         imports_index: dump.imports_index.0,
+        revocations_index: dump.revocations_index.0,
     }
 }
 
@@ -218,6 +231,7 @@ fn from_header(header: v1::SnapshotHeader) -> Result<Dump, Invalid> {
         entries_index: Index(header.entries_index),
         peerings_index: Index(header.peerings_index),
         imports_index: Index(header.imports_index),
+        revocations_index: Index(header.revocations_index),
         ..Dump::default()
     };
     dump.indexes.nodes = Index(header.nodes_index);
@@ -256,6 +270,8 @@ fn add(dump: &mut Dump, kind: Kind) -> Result<bool, Invalid> {
         Kind::Authority(authority) => {
             return Ok(dump.authority.replace(authority.try_into()?).is_none());
         }
+        Kind::Staged(part) => return stage(dump, part.try_into()?),
+        Kind::Revocation(row) => dump.revocations.push(row.try_into()?),
         Kind::JoinToken(token) => dump.join_tokens.push(token.try_into()?),
         Kind::Acl(row) => crate::acl::add(&mut dump.acl, row)?,
         Kind::Peering(row) => dump.peerings.push(row.try_into()?),
@@ -280,6 +296,88 @@ fn add(dump: &mut Dump, kind: Kind) -> Result<bool, Invalid> {
         }
     }
     Ok(true)
+}
+
+/// The parts of a snapshot that is being restored.
+fn staged(dump: &Dump) -> impl Iterator<Item = RestorePart> {
+    dump.staged.iter().flat_map(|staged| {
+        let part = |(number, rows): (u32, &Arc<Dump>)| RestorePart {
+            id: staged.id.clone(),
+            number,
+            rows: Box::new(Dump::clone(rows)),
+        };
+        (0..).zip(&staged.parts).map(part)
+    })
+}
+
+fn stage(dump: &mut Dump, part: RestorePart) -> Result<bool, Invalid> {
+    let RestorePart { id, number, rows } = part;
+    let staged = dump.staged.get_or_insert_with(|| Staged { id, parts: Vec::new() });
+    let is_next = staged.parts.len() == number as usize;
+    staged.parts.push(Arc::new(*rows));
+    Ok(is_next)
+}
+
+impl From<&RestorePart> for v1::RestorePart {
+    fn from(part: &RestorePart) -> Self {
+        let mut rows = Vec::new();
+        let written = write(&part.rows, &mut rows);
+        debug_assert!(written.is_ok(), "memory takes all, and each row was in a snapshot before");
+        Self { id: part.id.to_string(), number: part.number, rows }
+    }
+}
+
+impl TryFrom<v1::RestorePart> for RestorePart {
+    type Error = Invalid;
+
+    fn try_from(part: v1::RestorePart) -> Result<Self, Invalid> {
+        let rows = read(&mut part.rows.as_slice())
+            .map_err(|why| Invalid::new("restore_part.rows", why))?;
+        // One within another would have no end.
+        if rows.staged.is_some() {
+            return Err(Invalid::new("restore_part.rows", "it holds parts itself"));
+        }
+        Ok(Self { id: part.id.into(), number: part.number, rows: Box::new(rows) })
+    }
+}
+
+/// The rows of a snapshot in pieces of about `octets` each, in its order; what is there only once
+/// is in the first. Reads to the very end, as [`read`] does.
+///
+/// # Errors
+/// [`ReadError`]. Parts of a restoration that was under way are left out.
+pub fn split(file: &[u8], octets: usize) -> Result<Vec<Dump>, ReadError> {
+    read(&mut &file[..])?;
+    let mut from = file;
+    let mut records = Reader {
+        from: &mut from,
+        sum: crc32fast::Hasher::new(),
+        record: Vec::new(),
+        offset: 0,
+        begin: 0,
+    };
+    let mut parts: Vec<Dump> = Vec::new();
+    let mut part = Dump::default();
+    let mut began = 0;
+    loop {
+        match records.next()? {
+            Kind::End(_) => {
+                parts.push(part);
+                return Ok(parts);
+            }
+            Kind::Header(header) => {
+                part = from_header(header).map_err(|source| records.refuse(source))?;
+            }
+            Kind::Staged(_) => {}
+            kind => {
+                add(&mut part, kind).map_err(|source| records.refuse(source))?;
+            }
+        }
+        if records.offset - began >= octets as u64 {
+            began = records.offset;
+            parts.push(std::mem::take(&mut part));
+        }
+    }
 }
 
 fn stored<T>(value: T, created: u64, modified: u64) -> Row<T> {

@@ -122,7 +122,7 @@ pub struct AclTokens {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AclChange {
-    #[prost(oneof = "acl_change::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "acl_change::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 50")]
     pub kind: ::core::option::Option<acl_change::Kind>,
 }
 /// Nested message and enum types in `AclChange`.
@@ -143,11 +143,20 @@ pub mod acl_change {
         PutRole(super::AclRole),
         #[prost(string, tag = "7")]
         DropRole(::prost::alloc::string::String),
+        #[prost(message, tag = "50")]
+        Replace(::prost::alloc::boxed::Box<super::AclReplace>),
     }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AclReplace {
+    #[prost(uint64, tag = "1")]
+    pub expected: u64,
+    #[prost(message, optional, boxed, tag = "2")]
+    pub change: ::core::option::Option<::prost::alloc::boxed::Box<AclChange>>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AclRefusal {
-    #[prost(oneof = "acl_refusal::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "acl_refusal::Kind", tags = "1, 2, 3, 4, 5, 50")]
     pub kind: ::core::option::Option<acl_refusal::Kind>,
 }
 /// Nested message and enum types in `AclRefusal`.
@@ -164,6 +173,8 @@ pub mod acl_refusal {
         Builtin(::prost::alloc::string::String),
         #[prost(message, tag = "5")]
         Full(super::AclFull),
+        #[prost(message, tag = "50")]
+        Changed(super::AclNothing),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -522,6 +533,12 @@ pub struct Root {
     pub created: u64,
     #[prost(uint64, tag = "9")]
     pub modified: u64,
+    /// The same key, certified by the root before it, DER; empty for a first root.
+    #[prost(bytes = "vec", tag = "100")]
+    pub cross: ::prost::alloc::vec::Vec<u8>,
+    /// Zero: it signs, or is yet to.
+    #[prost(uint64, tag = "101")]
+    pub rotated_out_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Intermediate {
@@ -542,6 +559,67 @@ pub struct Authority {
     pub leaf_lifetime_ms: u64,
     #[prost(uint64, tag = "4")]
     pub index: u64,
+    /// Zero: as it is by default.
+    #[prost(uint64, tag = "100")]
+    pub intermediate_lifetime_ms: u64,
+    #[prost(uint64, tag = "101")]
+    pub root_lifetime_ms: u64,
+    #[prost(uint64, tag = "102")]
+    pub overlap_ms: u64,
+    /// Set by the API: no server's configuration changes it.
+    #[prost(bool, tag = "103")]
+    pub is_set: bool,
+    #[prost(uint64, tag = "104")]
+    pub created: u64,
+}
+/// A part of a snapshot that is to be restored.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestorePart {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub number: u32,
+    /// Some rows, as a snapshot file of their own.
+    #[prost(bytes = "vec", tag = "3")]
+    pub rows: ::prost::alloc::vec::Vec<u8>,
+}
+/// What is revoked.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Subject {
+    #[prost(oneof = "subject::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<subject::Kind>,
+}
+/// Nested message and enum types in `Subject`.
+pub mod subject {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(string, tag = "1")]
+        Node(::prost::alloc::string::String),
+        #[prost(string, tag = "2")]
+        Service(::prost::alloc::string::String),
+        /// A serial number.
+        #[prost(bytes, tag = "3")]
+        Certificate(::prost::alloc::vec::Vec<u8>),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Revocation {
+    #[prost(message, optional, tag = "1")]
+    pub subject: ::core::option::Option<Subject>,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub at_ms: u64,
+}
+/// Whom nobody believes any more.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Revoked {
+    #[prost(string, repeated, tag = "1")]
+    pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "2")]
+    pub services: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub certificates: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Cluster {
@@ -710,6 +788,8 @@ pub struct Remote {
     /// As measured by the cluster that keeps it; zero when unknown. Not sent.
     #[prost(uint32, tag = "9")]
     pub rtt_ms: u32,
+    #[prost(message, optional, tag = "100")]
+    pub revoked: ::core::option::Option<Revoked>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PeerGateway {
@@ -1211,6 +1291,13 @@ pub struct Trust {
     pub roots: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(enumeration = "Action", tag = "4")]
     pub default_action: i32,
+    /// The id of the root that signs now.
+    #[prost(string, tag = "100")]
+    pub issuing_root: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "101")]
+    pub reissue_within_ms: u64,
+    #[prost(message, optional, tag = "102")]
+    pub revoked: ::core::option::Option<Revoked>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Chain {
@@ -1315,6 +1402,8 @@ pub struct PeerView {
     pub is_live: bool,
     #[prost(message, repeated, tag = "7")]
     pub gateways: ::prost::alloc::vec::Vec<PeerGateway>,
+    #[prost(message, optional, tag = "100")]
+    pub revoked: ::core::option::Option<Revoked>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PeerViews {
@@ -1692,7 +1781,7 @@ pub struct Command {
     pub time_ms: u64,
     #[prost(
         oneof = "command::Kind",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 50, 51, 52, 53"
     )]
     pub kind: ::core::option::Option<command::Kind>,
 }
@@ -1744,7 +1833,25 @@ pub mod command {
         Txn(super::Txn),
         #[prost(message, tag = "34")]
         FireEvent(super::Event),
+        #[prost(message, tag = "50")]
+        Revoke(super::Revocation),
+        #[prost(message, tag = "51")]
+        Reinstate(super::Subject),
+        #[prost(message, tag = "52")]
+        Stage(super::RestorePart),
+        #[prost(message, tag = "53")]
+        Restore(super::Restore),
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Restore {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub parts: u32,
+    /// The snapshot's authority signs again.
+    #[prost(bool, tag = "3")]
+    pub with_authority: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Liveness {
@@ -1810,7 +1917,7 @@ pub struct Outcome {
 pub struct Rejection {
     #[prost(
         oneof = "rejection::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11, 30, 31, 32, 33, 34, 35, 70"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11, 30, 31, 32, 33, 34, 35, 50, 51, 70"
     )]
     pub kind: ::core::option::Option<rejection::Kind>,
 }
@@ -1854,6 +1961,10 @@ pub mod rejection {
         CriticalCheck(::prost::alloc::string::String),
         #[prost(message, tag = "35")]
         Txn(super::TxnFailures),
+        #[prost(message, tag = "50")]
+        NotRevoked(super::Subject),
+        #[prost(message, tag = "51")]
+        NotStaged(super::Nothing),
         #[prost(message, tag = "70")]
         Misfit(super::Misfit),
     }
@@ -2117,13 +2228,30 @@ pub struct ReadIndexReply {
     #[prost(uint64, tag = "1")]
     pub index: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Leases {
     #[prost(string, repeated, tag = "1")]
     pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Sessions whose holders renewed them.
     #[prost(string, repeated, tag = "2")]
     pub sessions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// While roots are rotated: how far agents have come.
+    #[prost(message, repeated, tag = "100")]
+    pub standings: ::prost::alloc::vec::Vec<Standing>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Standing {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// The index of the authority that it is about.
+    #[prost(uint64, tag = "2")]
+    pub authority: u64,
+    /// Whether the agent trusts every root of it.
+    #[prost(bool, tag = "3")]
+    pub trusts: bool,
+    /// Whether all that it shows is of the active root.
+    #[prost(bool, tag = "4")]
+    pub reissued: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeasesReply {}
@@ -3166,6 +3294,9 @@ pub struct CertificateReply {
     pub roots: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(message, optional, tag = "3")]
     pub validity: ::core::option::Option<Validity>,
+    /// The id of the root that vouches for it.
+    #[prost(string, tag = "100")]
+    pub issuing_root: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeclaredRequest {}
@@ -3188,8 +3319,15 @@ pub struct SyncReply {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaveRequest {}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct HeartbeatRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeartbeatRequest {
+    /// The ids of the roots that the host's proxy trusts.
+    #[prost(string, repeated, tag = "100")]
+    pub trusts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The ids of the roots that vouch for what the host shows.
+    #[prost(string, repeated, tag = "101")]
+    pub shows: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatReply {
     /// Every server an agent may use, so that it learns of new ones.
@@ -3227,6 +3365,9 @@ pub struct ResolveReply {
     pub default_policy: i32,
     #[prost(message, repeated, tag = "4")]
     pub rules: ::prost::alloc::vec::Vec<AclRule>,
+    /// The moment from which it stands for nothing; zero for one without an end.
+    #[prost(uint64, tag = "100")]
+    pub expires_at_ms: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HttpRequest {
@@ -4372,7 +4513,7 @@ pub mod agent_server {
 pub struct SnapshotRecord {
     #[prost(
         oneof = "snapshot_record::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30, 12, 13, 20, 21, 22, 23, 24, 25"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30, 12, 13, 20, 21, 22, 23, 24, 25, 40, 41"
     )]
     pub kind: ::core::option::Option<snapshot_record::Kind>,
 }
@@ -4420,6 +4561,10 @@ pub mod snapshot_record {
         Session(super::SessionRow),
         #[prost(message, tag = "25")]
         Event(super::EventRow),
+        #[prost(message, tag = "40")]
+        Revocation(super::RevocationRow),
+        #[prost(message, tag = "41")]
+        Staged(super::RestorePart),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4444,6 +4589,8 @@ pub struct SnapshotHeader {
     pub peerings_index: u64,
     #[prost(uint64, tag = "10")]
     pub imports_index: u64,
+    #[prost(uint64, tag = "100")]
+    pub revocations_index: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeRow {
@@ -4503,6 +4650,15 @@ pub struct ImportRow {
     #[prost(uint64, tag = "3")]
     pub created: u64,
     #[prost(uint64, tag = "4")]
+    pub modified: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevocationRow {
+    #[prost(message, optional, tag = "1")]
+    pub revocation: ::core::option::Option<Revocation>,
+    #[prost(uint64, tag = "2")]
+    pub created: u64,
+    #[prost(uint64, tag = "3")]
     pub modified: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -90,6 +90,7 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
         Change::DropPolicy("dddddddd-0000-0000-0000-000000000004".into()),
         Change::PutRole(role()),
         Change::DropRole("cccccccc-0000-0000-0000-000000000003".into()),
+        Change::Replace { expected: Index(9), change: Box::new(Change::PutRole(role())) },
     ];
     let named = all.into_iter().map(|change| (name(&change), change));
     named.collect()
@@ -105,6 +106,7 @@ pub(crate) fn name(change: &Change) -> &'static str {
         Change::DropPolicy(_) => "acl-drop-policy",
         Change::PutRole(_) => "acl-put-role",
         Change::DropRole(_) => "acl-drop-role",
+        Change::Replace { .. } => "acl-replace",
     }
 }
 
@@ -115,6 +117,7 @@ pub(crate) fn refusals() -> Vec<Refusal> {
         Refusal::NameTaken { what: "policy", name: "p".into() },
         Refusal::NameTaken { what: "role", name: "r".into() },
         Refusal::Secret,
+        Refusal::Changed,
         Refusal::Builtin { what: "global-management".into() },
         Refusal::Full { what: "ACL tokens", max: 100_000 },
         Refusal::Full { what: "ACL policies", max: 10_000 },
@@ -128,6 +131,7 @@ pub(crate) fn refusal_name(refusal: &Refusal) -> &'static str {
         Refusal::Bootstrapped { .. } => "acl-bootstrapped",
         Refusal::NameTaken { .. } => "acl-name-taken",
         Refusal::Secret => "acl-secret",
+        Refusal::Changed => "acl-changed",
         Refusal::Builtin { .. } => "acl-builtin",
         Refusal::Full { .. } => "acl-full",
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hawser_core::ca::{Authority, Intermediate, Root, Validity};
+use hawser_core::ca::{Authority, Intermediate, Issuing, Policy, Root, Validity};
 use hawser_core::catalog::{Check, Instance, Locality, Meta, Node, Protocol, Row, Weights};
 use hawser_core::chain::Chain;
 use hawser_core::clock::{Index, UnixTime};
@@ -21,7 +21,11 @@ use hawser_core::intention::{Action, Intention, Pair};
 use hawser_core::normal::{EscapedSlashes, Forwarded, Rules, Underscores};
 use hawser_core::peering::{Import, PeerGateway, PeerState, PeerUpdate, Peering, Remote};
 use hawser_core::permission::Requests;
-use hawser_core::state::{Cluster, Command, Dump, JoinToken, NodeChanges, PeerConflict, Rejection};
+use hawser_core::revocation::{Revocation, Revoked, Subject, node_tag};
+use hawser_core::state::{
+    AuthorityChoice, Cluster, Command, Dump, JoinToken, NodeChanges, PeerConflict, Rejection,
+    RestorePart, Staged,
+};
 use hawser_core::view::{
     Change, Delta, Endpoint, NodeView, PeerView, RouteView, Routing, ServiceView, SplitView,
     TargetView, Trust, View,
@@ -276,6 +280,7 @@ fn remote() -> Remote {
         calls_us: parse("east"),
         server_roots: vec![[5, 5].into()],
         roots: vec![[6].into(), [7].into()],
+        revoked: revoked(),
         servers: vec!["192.0.2.1:8300".into()],
         gateways: vec![gateway()],
         rtt_ms: Some(64),
@@ -323,6 +328,8 @@ fn authority() -> Authority {
         validity: validity(1_790_000_000),
         active,
         sealed_key: [9, 9].into(),
+        cross: Some([0x30, 0x83].into()),
+        rotated_out: Some(UnixTime::from_secs(1_790_000_900)),
         created: Index(3),
         modified: Index(4),
     };
@@ -334,8 +341,28 @@ fn authority() -> Authority {
             sealed_key: [7].into(),
         },
         leaf_lifetime: Duration::from_secs(86_400),
+        policy: Policy {
+            intermediate_lifetime: Duration::from_secs(864_000),
+            root_lifetime: Duration::from_secs(8_640_000),
+            overlap: Duration::from_secs(60),
+            is_set: true,
+        },
+        created: Index(3),
         index: Index(4),
     }
+}
+
+fn revocation(subject: Subject) -> Revocation {
+    Revocation { subject, reason: "stolen".into(), at: UnixTime::from_millis(1_790_000_000_007) }
+}
+
+fn revoked() -> Arc<Revoked> {
+    let node = parse("vm-1");
+    Arc::new(Revoked {
+        nodes: [(node_tag(&node), node)].into(),
+        services: [parse("web")].into(),
+        certificates: [parse("5f:0a")].into(),
+    })
 }
 
 fn cluster() -> Cluster {
@@ -388,6 +415,14 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
             expected: Some(Index(7)),
         },
         Command::SetAuthority { authority: authority(), expected: Index(2) },
+        Command::Stage(RestorePart {
+            id: "r".into(),
+            number: 0,
+            rows: Box::new(Dump { applied: Index(3), ..Dump::default() }),
+        }),
+        Command::Restore { id: "r".into(), parts: 1, choice: AuthorityChoice::Restore },
+        Command::Revoke(revocation(Subject::Node(parse("vm-1")))),
+        Command::Reinstate(Subject::Certificate(parse("5f:0a"))),
         Command::PutJoinToken(join_token()),
         Command::UseJoinToken { hash: [0xcd; 32], node: parse("vm-3") },
         Command::PutPeering(peering()),
@@ -423,6 +458,10 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         },
         Command::DropEntry { .. } => "drop-entry",
         Command::SetAuthority { .. } => "set-authority",
+        Command::Stage(_) => "stage",
+        Command::Restore { .. } => "restore",
+        Command::Revoke(_) => "revoke",
+        Command::Reinstate(_) => "reinstate",
         Command::PutJoinToken(_) => "put-join-token",
         Command::UseJoinToken { .. } => "use-join-token",
         Command::Acl(change) => acl::name(change),
@@ -456,6 +495,8 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         Rejection::UnknownIntention { pair: pair("web", "*") },
         Rejection::IndexMismatch { expected: Index(0), actual: Index(12) },
         Rejection::JoinToken { node: parse("vm-1") },
+        Rejection::NotStaged,
+        Rejection::NotRevoked { subject: Subject::Service(parse("web")) },
         Rejection::Misfit(Misfit {
             key: EntryKey { kind: Kind::ServiceRouter, name: "web".into() },
             field: "Routes[0].Destination.Service".into(),
@@ -483,6 +524,8 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         "octets of keys and values",
         "sessions",
         "operations",
+        "revocations",
+        "parts of a snapshot",
     ];
     all.extend(tables.map(|what| Rejection::Full { what, max: 1024 }));
     all.extend(acl::refusals().into_iter().map(Rejection::Acl));
@@ -494,6 +537,8 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         Rejection::UnknownIntention { .. } => "unknown-intention",
         Rejection::IndexMismatch { .. } => "index-mismatch",
         Rejection::JoinToken { .. } => "join-token",
+        Rejection::NotStaged => "not-staged",
+        Rejection::NotRevoked { .. } => "not-revoked",
         Rejection::PeeringToken => "peering-token",
         Rejection::UnknownPeering { .. } => "unknown-peering",
         Rejection::PeerTaken { .. } => "peer-taken",
@@ -560,6 +605,7 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
         trust_domain: remote().trust_domain,
         datacenter: remote().datacenter,
         roots: remote().roots,
+        revoked: remote().revoked,
         calls_us: remote().calls_us,
         is_live: true,
         gateways: vec![gateway()],
@@ -570,6 +616,8 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
             datacenter: parse("dc1"),
             roots: vec![[1, 2, 3].into(), [4].into()],
             default_action: Action::Deny,
+            issuing: Issuing { root: "aa:02".into(), reissue_within: Duration::from_secs(2) },
+            revoked: revoked(),
         }),
         Change::Service(service),
         Change::Service(routed),
@@ -693,6 +741,18 @@ pub(crate) fn dump() -> Dump {
         entries: entries().into_iter().map(|entry| row(entry, 24)).collect(),
         entries_index: Index(25),
         authority: Some(authority()),
+        revocations: [
+            Subject::Node(parse("vm-1")),
+            Subject::Service(parse("web")),
+            Subject::Certificate(parse("5f:0a")),
+        ]
+        .map(|subject| row(revocation(subject), 34))
+        .into(),
+        revocations_index: Index(35),
+        staged: Some(Staged {
+            id: "r".into(),
+            parts: vec![Arc::new(Dump { applied: Index(3), ..Dump::default() })],
+        }),
         join_tokens: vec![join_token()],
         acl: acl::dump(),
         peerings: vec![row(bare_peering(), 28), row(peering(), 30)],

@@ -14,6 +14,8 @@ pub(crate) enum Access {
     Commands,
     /// By one permission.
     Needs(Resource, Level),
+    /// By all of these permissions.
+    NeedsAll(&'static [(Resource, Level)]),
 }
 
 /// What guards the route `method` and `pattern`; none for a route without a row, which then
@@ -23,7 +25,7 @@ pub(crate) fn of(method: &Method, pattern: &str) -> Option<Access> {
     row.map(|(_, _, access)| *access)
 }
 
-use Access::{Commands, Needs, Open, Sight};
+use Access::{Commands, Needs, NeedsAll, Open, Sight};
 use Level::{Read, Write};
 use Resource::{Acl, Operator, Peering};
 
@@ -45,6 +47,11 @@ pub(crate) const ACCESS: &[(&str, &str, Access)] = &[
     // Certificates without keys: every handshake shows them.
     ("GET", "connect/ca/roots", Open),
     ("GET", "connect/ca/configuration", Needs(Operator, Read)),
+    ("PUT", "connect/ca/configuration", Needs(Operator, Write)),
+    ("PUT", "hawser/connect/ca/rotate", Needs(Operator, Write)),
+    ("GET", "hawser/connect/revocations", Needs(Operator, Read)),
+    ("PUT", "hawser/connect/revocation", Needs(Operator, Write)),
+    ("DELETE", "hawser/connect/revocation/:/:", Needs(Operator, Write)),
     ("GET", "connect/intentions", Sight),
     ("POST", "connect/intentions", Commands),
     ("GET", "connect/intentions/match", Sight),
@@ -91,6 +98,10 @@ pub(crate) const ACCESS: &[(&str, &str, Access)] = &[
     ("GET", "status/peers", Open),
     ("GET", "operator/raft/configuration", Needs(Operator, Read)),
     ("GET", "operator/autopilot/health", Needs(Operator, Read)),
+    // It holds every token.
+    ("GET", "snapshot", Needs(Acl, Write)),
+    // It brings tokens, and all that operators decided.
+    ("PUT", "snapshot", NeedsAll(&[(Acl, Write), (Operator, Write)])),
     // A join token makes a node of its bearer.
     ("PUT", "hawser/join-token", Needs(Acl, Write)),
     // Who calls whom, of all services at once.

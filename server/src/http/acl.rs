@@ -184,7 +184,8 @@ pub(crate) fn create_token(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan
 }
 
 pub(crate) fn update_token(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiError> {
-    let held = &found(live(state, ask.name()))?.value;
+    let row = found(live(state, ask.name()))?;
+    let held = &row.value;
     let body = ask.json()?;
     let mut fields = Fields::open(&body, "")?;
     for (field, value) in [("AccessorID", &*held.accessor), ("SecretID", held.secret.reveal())] {
@@ -199,12 +200,13 @@ pub(crate) fn update_token(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan
     if written.expires_at.is_some() && written.expires_at != held.expires_at {
         return Err(InvalidField::new("ExpirationTime", "cannot be changed").into());
     }
-    put_token(Token {
+    let token = Token {
         description: written.description,
         grants: written.grants,
         roles: written.roles,
         ..(**held).clone()
-    })
+    };
+    Ok(replacing(row.modified, put_token(token)?))
 }
 
 pub(crate) fn clone_token(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiError> {
@@ -302,8 +304,9 @@ pub(crate) fn create_policy(ask: &Ask, state: &State, draw: &Draw) -> Result<Pla
 }
 
 pub(crate) fn update_policy(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, ApiError> {
-    let held = found(state.acl().policy(ask.name()))?.value;
-    put_policy(ask, state, held.id.clone(), Some(&held))
+    let row = found(state.acl().policy(ask.name()))?;
+    let held = row.value;
+    Ok(replacing(row.modified, put_policy(ask, state, held.id.clone(), Some(&held))?))
 }
 
 fn put_policy(
@@ -357,8 +360,9 @@ pub(crate) fn create_role(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan,
 }
 
 pub(crate) fn update_role(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, ApiError> {
-    let held = &found(state.acl().role(ask.name()))?.value;
-    put_role(ask, state, held.id.clone(), Some(held))
+    let row = found(state.acl().role(ask.name()))?;
+    let held = &row.value;
+    Ok(replacing(row.modified, put_role(ask, state, held.id.clone(), Some(held))?))
 }
 
 fn put_role(ask: &Ask, state: &State, id: Arc<str>, held: Option<&Role>) -> Result<Plan, ApiError> {
@@ -396,6 +400,17 @@ fn put_role(ask: &Ask, state: &State, id: Arc<str>, held: Option<&Role>) -> Resu
 pub(crate) fn delete_role(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, ApiError> {
     let held = &found(state.acl().role(ask.name()))?.value;
     Ok(Plan::new([Command::Acl(Change::DropRole(held.id.clone()))]))
+}
+
+/// The same, while what is replaced is as of `expected`: it may be deleted before this is applied.
+fn replacing(expected: Index, plan: Plan) -> Plan {
+    let commands = plan.commands.into_iter().map(|command| match command {
+        Command::Acl(change) => {
+            Command::Acl(Change::Replace { expected, change: Box::new(change) })
+        }
+        other => other,
+    });
+    Plan { commands: commands.collect(), ..plan }
 }
 
 fn found<T>(row: Option<T>) -> Result<T, ApiError> {

@@ -10,7 +10,6 @@ use hawser_api::json;
 use hawser_core::acl::{Access, Resource};
 use hawser_core::catalog::Row;
 use hawser_core::clock::Index;
-use hawser_core::duration;
 use hawser_core::intention::{Action, Intention, Pair, Side};
 use hawser_core::name::PeerName;
 use hawser_core::permission::{Guard, JwtRequirement, Permission, Requests};
@@ -19,7 +18,6 @@ use serde_json::json;
 
 use super::ask::{Ask, Draw, Found, Plan, Reply};
 use super::{catalog, encode};
-use crate::ca::{INTERMEDIATE_LIFETIME, ROOT_LIFETIME};
 
 pub(crate) fn roots<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
     let (Some(authority), Some(cluster)) = (state.authority(), state.cluster()) else {
@@ -42,32 +40,6 @@ pub(crate) fn roots<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
     let trust_domain = &cluster.trust_domain;
     Ok(Found::new(ask, authority.index, [Topic::Authority], move || {
         encode::roots(authority, trust_domain)
-    }))
-}
-
-/// How certificates are made, in the words of Consul's built-in provider.
-pub(crate) fn configuration<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
-    let authority = state.authority().ok_or_else(|| {
-        ApiError::Refused(
-            "the certificate authority is not there yet: a leader makes it at first start"
-                .to_owned(),
-        )
-    })?;
-    Ok(Found::new(ask, authority.index, [Topic::Authority], move || {
-        json!({
-            "Provider": "consul",
-            "Config": {
-                "LeafCertTTL": duration::format(authority.leaf_lifetime),
-                "IntermediateCertTTL": duration::format(INTERMEDIATE_LIFETIME),
-                "RootCertTTL": duration::format(ROOT_LIFETIME),
-                "PrivateKeyType": "ec",
-                "PrivateKeyBits": 256,
-            },
-            "State": null,
-            "ForceWithoutCrossSigning": false,
-            "CreateIndex": authority.index.0,
-            "ModifyIndex": authority.index.0,
-        })
     }))
 }
 

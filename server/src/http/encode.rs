@@ -226,7 +226,9 @@ pub(crate) fn roots(authority: &Authority, trust_domain: &TrustDomain) -> json::
 fn ca_root(root: &Root, authority: &Authority, cluster: &str) -> json::CaRoot {
     let signer: &[u8] =
         if root.active { &authority.intermediate.certificate } else { &root.certificate };
-    let intermediate = || pem(&authority.intermediate.certificate);
+    let cross = root.cross.as_deref().filter(|_| authority.roots.len() > 1);
+    let intermediates = [Some(&*authority.intermediate.certificate), cross];
+    let intermediates = || intermediates.into_iter().flatten().map(pem);
     json::CaRoot {
         id: root.id.to_string(),
         name: root.name.to_string(),
@@ -236,10 +238,11 @@ fn ca_root(root: &Root, authority: &Authority, cluster: &str) -> json::CaRoot {
         not_before: json::timestamp(root.validity.not_before),
         not_after: json::timestamp(root.validity.not_after),
         root_cert: pem(&root.certificate),
-        intermediate_certs: root.active.then(intermediate).into_iter().collect(),
+        intermediate_certs: root.active.then(intermediates).into_iter().flatten().collect(),
         active: root.active,
         private_key_type: "ec".to_owned(),
         private_key_bits: 256,
+        rotated_out_at: root.rotated_out.map(json::timestamp).unwrap_or_default(),
         create_index: root.created.0,
         modify_index: root.modified.0,
     }

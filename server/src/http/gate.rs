@@ -58,6 +58,9 @@ impl Gate {
         match self.access {
             Some(Access::Open | Access::Sight | Access::Commands) => {}
             Some(Access::Needs(resource, level)) => sight.demand(resource, level, "")?,
+            Some(Access::NeedsAll(all)) => {
+                all.iter().try_for_each(|(resource, level)| sight.demand(*resource, *level, ""))?;
+            }
             // A route that nobody thought about is for those who may do everything.
             None => sight.demand(Resource::Acl, Level::Write, "")?,
         }
@@ -107,7 +110,7 @@ fn secret(headers: &HeaderMap, query: &Query) -> Result<String, Unknown> {
 
 #[cfg(test)]
 mod tests {
-    use hawser_core::acl::{Authorizer, Rules};
+    use hawser_core::acl::{Authorizer, Change, Grants, Policy, Rules, Token};
     use hawser_core::authorize;
     use hawser_core::clock::UnixTime;
     use hawser_core::entry::{Body, Entry as ConfigEntry, ProxyDefaults, ServiceDefaults};
@@ -384,6 +387,70 @@ mod tests {
         }
         let writes = Command::SetLiveness { dead: vec![], alive: vec![] };
         assert!(authorize::command(&reader, &state, &writes).is_err());
+    }
+
+    /// What replaces the state, or says whom to believe, is for operators.
+    #[test]
+    fn who_restores_rotates_or_revokes_must_be_an_operator() {
+        let routes = [
+            (Method::PUT, "/v1/snapshot", true),
+            (Method::PUT, "/v1/connect/ca/configuration", false),
+            (Method::PUT, "/v1/hawser/connect/ca/rotate", false),
+            (Method::PUT, "/v1/hawser/connect/revocation", false),
+            (Method::DELETE, "/v1/hawser/connect/revocation/node/a", false),
+        ];
+        let rights = [
+            (None, None),
+            (None, Some(Level::Read)),
+            (None, Some(Level::Write)),
+            (Some(Level::Write), None),
+            (Some(Level::Write), Some(Level::Read)),
+            (Some(Level::Write), Some(Level::Write)),
+        ];
+        for (acl, operator) in rights {
+            let state = holder_of(acl, operator);
+            for (method, path, needs_acl) in &routes {
+                let Ok(super::super::routes::Matched::Route(route, _)) = find(method, path) else {
+                    panic!("{method} {path} is no route")
+                };
+                let may = operator == Some(Level::Write) && (acl.is_some() || !needs_acl);
+                let opened = gate(route, &[("x-consul-token", b"shown")], "").open(&state);
+                assert_eq!(opened.is_ok(), may, "{method} {path} with {acl:?}, {operator:?}");
+                assert!(gate(route, &[], "").open(&state).is_err(), "{method} {path} by anybody");
+            }
+        }
+    }
+
+    /// A state with one token, `shown`, that has these rights and no others.
+    fn holder_of(acl: Option<Level>, operator: Option<Level>) -> State {
+        let mut rules = Rules::default();
+        for (resource, level) in [(Resource::Acl, acl), (Resource::Operator, operator)] {
+            let Some(level) = level else { continue };
+            rules = rules.whole(resource, level);
+        }
+        let mut state = state();
+        let policy = Policy {
+            id: "33333333-aaaa-4aaa-8aaa-000000000003".into(),
+            name: "p".into(),
+            description: "".into(),
+            text: "".into(),
+            rules,
+            datacenters: Vec::new(),
+        };
+        let grants = Grants { policies: vec![policy.id.clone()], ..Grants::default() };
+        apply(&mut state, Command::Acl(Change::PutPolicy(policy))).expect("stored");
+        let token = Token {
+            accessor: "44444444-aaaa-4aaa-8aaa-000000000004".into(),
+            secret: crate::acl::secret("shown"),
+            description: "".into(),
+            grants,
+            roles: Vec::new(),
+            is_local: false,
+            created_at: UnixTime::from_secs(1),
+            expires_at: None,
+        };
+        apply(&mut state, Command::Acl(Change::PutToken(token))).expect("stored");
+        state
     }
 
     #[test]

@@ -12,6 +12,8 @@ mod imports;
 mod catalog;
 mod health;
 mod connect;
+mod ca;
+mod snapshot;
 mod entries;
 mod discovery;
 mod coordinate;
@@ -114,8 +116,12 @@ async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiE
     if let Handler::Refuse(refuse) = route.handler {
         return Err(refuse());
     }
-    if body.len() > BODY_OCTETS_MAX {
-        return Err(ApiError::TooLarge { max: BODY_OCTETS_MAX });
+    let max = match route.pattern {
+        "snapshot" => snapshot::ARCHIVE_OCTETS_MAX,
+        _ => BODY_OCTETS_MAX,
+    };
+    if body.len() > max {
+        return Err(ApiError::TooLarge { max });
     }
     let from = head.extensions.get().and_then(|peer: &Peer| match &peer.id.role {
         Role::Agent(node) | Role::Server(node) => Some(node.clone()),
@@ -176,6 +182,12 @@ async fn handled(
             ask.sight = gate.open(&state)?;
             let (status, body) = reply(handle.clone(), ask).await?;
             Ok(Answer::json(status, body))
+        }
+        Handler::Archive(save) => {
+            let reading = handle.reader.read(Consistency::Default).await.map_err(unread)?;
+            ask.sight = gate.open(&reading.state)?;
+            let body = save(handle.clone(), ask).await?;
+            Ok(Answer { content_type: GZIP, ..Answer::json(StatusCode::OK, body) })
         }
         Handler::Refuse(refuse) => Err(refuse()),
     }
@@ -377,6 +389,7 @@ fn unwritten(refused: ProposeError) -> ApiError {
 }
 
 const JSON: &str = "application/json";
+const GZIP: &str = "application/x-gzip";
 const TEXT: &str = "text/plain; charset=utf-8";
 const PEM: &str = "application/pem-certificate-chain";
 const PEM_START: &[u8] = b"-----BEGIN";
@@ -882,6 +895,7 @@ mod tests {
             calls_us: "east".parse().expect("a name"),
             server_roots: Vec::new(),
             roots: Vec::new(),
+            revoked: Default::default(),
             servers: Vec::new(),
             gateways: Vec::new(),
             rtt_ms: None,

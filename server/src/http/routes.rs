@@ -1,5 +1,6 @@
 //! Every endpoint of the servers, as data: method, path, and who answers.
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hawser_api::error::ApiError;
 use hawser_core::state::State;
@@ -9,8 +10,8 @@ use percent_encoding::percent_decode_str;
 use super::ask::{Ask, Draw, Found, Plan};
 use super::cluster::Said;
 use super::{
-    acl, catalog, cluster, connect, coordinate, discovery, entries, event, health, imports, kv,
-    peering, session, txn,
+    acl, ca, catalog, cluster, connect, coordinate, discovery, entries, event, health, imports, kv,
+    peering, session, snapshot, txn,
 };
 use crate::Handle;
 
@@ -25,6 +26,8 @@ pub(crate) enum Handler {
     Write(fn(&Ask, &State, &Draw) -> Result<Plan, ApiError>),
     /// Anything else.
     Other(fn(Handle, Ask) -> BoxFuture<'static, Said>),
+    /// A file.
+    Archive(fn(Handle, Ask) -> BoxFuture<'static, Result<Bytes, ApiError>>),
     /// Always this.
     Refuse(fn() -> ApiError),
 }
@@ -109,6 +112,9 @@ macro_rules! routes {
     (@ Other, $handler:expr) => {
         Handler::Other(|handle, ask| Box::pin($handler(handle, ask)))
     };
+    (@ Archive, $handler:expr) => {
+        Handler::Archive(|handle, ask| Box::pin($handler(handle, ask)))
+    };
     (@ $kind:ident, $handler:expr) => { Handler::$kind($handler) };
 }
 
@@ -129,7 +135,12 @@ pub(crate) const ROUTES: &[Route] = routes![
     GET "health/checks/:" ReadOrPeer(health::checks),
     GET "health/state/:" Read(health::state),
     GET "connect/ca/roots" Read(connect::roots),
-    GET "connect/ca/configuration" Read(connect::configuration),
+    GET "connect/ca/configuration" Read(ca::configuration),
+    PUT "connect/ca/configuration" Other(ca::configure),
+    PUT "hawser/connect/ca/rotate" Other(ca::rotate),
+    GET "hawser/connect/revocations" Read(ca::revocations),
+    PUT "hawser/connect/revocation" Write(ca::revoke),
+    DELETE "hawser/connect/revocation/:/:" Write(ca::reinstate),
     GET "connect/intentions" Read(connect::intentions),
     POST "connect/intentions" Write(connect::create),
     GET "connect/intentions/match" Read(connect::matching),
@@ -204,7 +215,8 @@ pub(crate) const ROUTES: &[Route] = routes![
     GET "coordinate/nodes" Read(coordinate::nodes),
     GET "coordinate/node/:" Read(coordinate::node),
     PUT "coordinate/update" Refuse(|| absent("network coordinates")),
-    GET "snapshot" Refuse(|| absent("snapshots by HTTP")),
+    GET "snapshot" Archive(snapshot::save),
+    PUT "snapshot" Other(snapshot::restore),
 ];
 
 fn absent(what: &str) -> ApiError {

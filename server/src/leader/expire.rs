@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use hawser_core::ca::Progress;
+use hawser_core::clock::Index;
 use hawser_core::name::{NodeName, SessionId};
+use hawser_core::peering::{PeerState, Peering};
 use hawser_core::state::{Command, State};
 use hawser_proto::{Member, v1};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +17,24 @@ use super::{Duties, every};
 use crate::dial::{Dialer, Lane};
 use crate::raft::Raft;
 
+/// How far one agent has come with a rotation of roots.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Standing {
+    /// Of which authority it is.
+    pub(crate) authority: Index,
+    /// It trusts every root of it.
+    pub(crate) trusts: bool,
+    /// All that it shows is of the active root.
+    pub(crate) reissued: bool,
+}
+
+/// Who was heard, with what they said of a rotation.
+type Heard = BTreeMap<NodeName, Option<Standing>>;
+
+fn standings(heard: &Heard) -> impl Iterator<Item = (NodeName, Standing)> {
+    heard.iter().filter_map(|(node, standing)| Some((node.clone(), (*standing)?)))
+}
+
 /// Where heartbeats of agents go. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Leases(Arc<Mutex<Table>>);
@@ -21,7 +42,9 @@ pub struct Leases(Arc<Mutex<Table>>);
 #[derive(Debug, Default)]
 struct Table {
     /// At a follower: who was heard since the last report to the leader.
-    heard: BTreeSet<NodeName>,
+    heard: BTreeMap<NodeName, Option<Standing>>,
+    /// At the leader: how far each node has come with a rotation of roots.
+    standings: BTreeMap<NodeName, Standing>,
     /// At the leader: when each node was heard last.
     renewed: BTreeMap<NodeName, Instant>,
     sessions: Renewals,
@@ -30,10 +53,52 @@ struct Table {
 impl Leases {
     /// Notes that `node`'s agent is alive: the leader knows within a second.
     pub fn renew(&self, node: NodeName) {
+        self.hear(node, None);
+    }
+
+    /// The same, while roots are rotated: with how far `node` has come.
+    pub(crate) fn renew_in_rotation(&self, node: NodeName, standing: Standing) {
+        self.hear(node, Some(standing));
+    }
+
+    fn hear(&self, node: NodeName, standing: Option<Standing>) {
         let mut table = self.table();
-        if table.heard.len() < HEARD_MAX || table.heard.contains(&node) {
-            table.heard.insert(node);
+        if table.heard.len() < HEARD_MAX || table.heard.contains_key(&node) {
+            let held = table.heard.entry(node).or_default();
+            // What was said in between without a word of it does not undo it.
+            *held = standing.or(*held);
         }
+    }
+
+    /// Notes, at the leader, how far agents have come with a rotation.
+    pub(crate) fn stand_all(&self, standings: impl IntoIterator<Item = (NodeName, Standing)>) {
+        self.table().standings.extend(standings.into_iter().take(HEARD_MAX));
+    }
+
+    /// How far the fleet has come with the rotation of `state`'s authority.
+    ///
+    /// What an agent that is dead shows may still be in use, so it counts for what is shown, and
+    /// not for what is trusted: that it catches up with when it is back.
+    pub(crate) fn progress(&self, state: &State) -> Progress {
+        let Some(authority) = state.authority() else { return Progress::default() };
+        let mut table = self.table();
+        if authority.roots.len() == 1 {
+            table.standings.clear();
+            return Progress::default();
+        }
+        let mut progress = Progress { trusted: true, reissued: true };
+        for row in state.catalog().nodes().filter(|row| !row.value.is_external()) {
+            let node = &row.value.name;
+            let standing = table.standings.get(node).copied().unwrap_or_default();
+            let is_current = standing.authority == authority.index;
+            let is_dead = state.catalog().is_down(node);
+            progress.trusted &= is_dead || (is_current && standing.trusts);
+            progress.reissued &= is_current && standing.reissued;
+        }
+        // A peer that is not heard of has not heard of the new root either.
+        let is_lost = |peering: &Peering| peering.state == PeerState::Failing;
+        progress.reissued &= !state.peerings().iter().any(|row| is_lost(&row.value));
+        progress
     }
 
     /// Notes that a session's holder is well: the leader knows within a second.
@@ -95,7 +160,7 @@ impl Leases {
         (dead, alive)
     }
 
-    fn take_heard(&self) -> (BTreeSet<NodeName>, BTreeSet<SessionId>) {
+    fn take_heard(&self) -> (Heard, BTreeSet<SessionId>) {
         let mut table = self.table();
         (std::mem::take(&mut table.heard), std::mem::take(&mut table.sessions.heard))
     }
@@ -121,7 +186,8 @@ pub(crate) async fn report(leases: Leases, raft: Raft, dialer: Dialer, drain: Ca
         };
         if is_leader {
             let (nodes, sessions) = leases.take_heard();
-            leases.renew_all(nodes);
+            leases.stand_all(standings(&nodes));
+            leases.renew_all(nodes.into_keys());
             leases.renew_sessions(sessions);
         } else if let Some(leader) = leader {
             let (nodes, sessions) = leases.take_heard();
@@ -130,7 +196,7 @@ pub(crate) async fn report(leases: Leases, raft: Raft, dialer: Dialer, drain: Ca
             }
             if !send(&dialer, &leader, &nodes, &sessions).await {
                 // The next leader hears of them; renewing twice does no harm.
-                nodes.into_iter().for_each(|node| leases.renew(node));
+                nodes.into_iter().for_each(|(node, standing)| leases.hear(node, standing));
                 sessions.into_iter().for_each(|session| leases.renew_session(session));
             }
         }
@@ -140,13 +206,20 @@ pub(crate) async fn report(leases: Leases, raft: Raft, dialer: Dialer, drain: Ca
 async fn send(
     dialer: &Dialer,
     leader: &Member,
-    nodes: &BTreeSet<NodeName>,
+    nodes: &Heard,
     sessions: &BTreeSet<SessionId>,
 ) -> bool {
     let Ok(mut client) = dialer.client_of(leader, Lane::Request) else { return false };
-    let nodes = nodes.iter().map(ToString::to_string).collect();
+    let standings = standings(nodes).map(|(node, standing)| v1::Standing {
+        node: node.to_string(),
+        authority: standing.authority.0,
+        trusts: standing.trusts,
+        reissued: standing.reissued,
+    });
+    let standings = standings.collect();
+    let nodes = nodes.keys().map(ToString::to_string).collect();
     let sessions = sessions.iter().map(ToString::to_string).collect();
-    let call = client.renew_leases(v1::Leases { nodes, sessions });
+    let call = client.renew_leases(v1::Leases { nodes, sessions, standings });
     matches!(tokio::time::timeout(REPORT_MAX, call).await, Ok(Ok(_)))
 }
 

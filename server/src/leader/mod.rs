@@ -9,13 +9,16 @@ mod members;
 mod reap;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use hawser_core::state::{Cluster, Command, Rejection};
+use hawser_core::ca::Progress;
+use hawser_core::clock::Index;
+use hawser_core::state::{Cluster, Command, Rejection, State};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 pub use self::expire::Leases;
+pub(crate) use self::expire::Standing;
 use crate::ca::Ca;
 use crate::identity::now;
 use crate::propose::{ProposeError, Proposer, RETRY_EVERY};
@@ -119,12 +122,16 @@ impl Duties {
         }
     }
 
-    /// Keeps the mesh's authority in order: makes it at first, renews it in time.
+    /// Keeps the mesh's authority in order: makes it at first, renews it in time, and leads it
+    /// through rotations.
     async fn keep_authority(&self) {
         let mut tick = every(AUTHORITY_EVERY);
+        let mut pace = Rotation::default();
         loop {
             tick.tick().await;
-            match self.ca.due(&self.reader.current(), now()) {
+            let state = self.reader.current();
+            let progress = pace.settled(&state, self.leases.progress(&state), Instant::now());
+            match self.ca.due(&state, now(), progress) {
                 Ok(None) => {}
                 Ok(Some(command)) => match self.proposer.propose(command).await {
                     Ok(_) => tracing::info!("the mesh's authority is renewed"),
@@ -140,6 +147,43 @@ impl Duties {
     }
 }
 
+/// How long the steps of a rotation take, as one leader sees it.
+#[derive(Debug, Default)]
+struct Rotation {
+    /// The authority that it is about, and since when it is so.
+    since: Option<(Index, Instant)>,
+    /// Since when nothing of an old root is shown.
+    reissued_since: Option<Instant>,
+}
+
+impl Rotation {
+    /// What `progress` amounts to by now.
+    fn settled(&mut self, state: &State, progress: Progress, now: Instant) -> Progress {
+        let rotating = state.authority().filter(|authority| authority.roots.len() > 1);
+        match rotating {
+            Some(authority) => self.step(authority.index, progress, now),
+            None => {
+                *self = Self::default();
+                Progress::default()
+            }
+        }
+    }
+
+    fn step(&mut self, index: Index, progress: Progress, now: Instant) -> Progress {
+        let since = match self.since {
+            Some((held, since)) if held == index => since,
+            _ => now,
+        };
+        self.since = Some((index, since));
+        self.reissued_since = progress.reissued.then(|| self.reissued_since.unwrap_or(now));
+        let lasts = |since: Instant, span| now.saturating_duration_since(since) >= span;
+        Progress {
+            trusted: progress.trusted || lasts(since, TRUST_PATIENCE),
+            reissued: self.reissued_since.is_some_and(|since| lasts(since, SETTLED_AFTER)),
+        }
+    }
+}
+
 /// A tick at once and then every `period`; ticks that were missed are not made up for.
 fn every(period: Duration) -> tokio::time::Interval {
     let mut tick = interval(period);
@@ -149,4 +193,36 @@ fn every(period: Duration) -> tokio::time::Interval {
 
 const DISK_GRACE: Duration = Duration::from_secs(3);
 const DISK_EVERY: Duration = Duration::from_millis(250);
-const AUTHORITY_EVERY: Duration = Duration::from_secs(10);
+const AUTHORITY_EVERY: Duration = Duration::from_secs(1);
+/// How long an agent may keep a rotation waiting: its successor's chain is believed by the old
+/// root too.
+const TRUST_PATIENCE: Duration = Duration::from_secs(60);
+/// How long what was opened under the old root has to end in peace, once nobody shows it.
+const SETTLED_AFTER: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rotation_waits_for_the_slow_but_not_for_ever() {
+        let start = Instant::now();
+        let at = |secs: u64| start + Duration::from_secs(secs);
+        let mut pace = Rotation::default();
+        let progress = |trusted, reissued| Progress { trusted, reissued };
+        let cases = [
+            (1, 0, progress(false, false), progress(false, false), "it has begun"),
+            (1, 59, progress(false, false), progress(false, false), "some are slow"),
+            (1, 60, progress(false, false), progress(true, false), "too slow"),
+            (2, 61, progress(true, false), progress(true, false), "the next step"),
+            (2, 70, progress(true, true), progress(true, false), "all is new, just now"),
+            (2, 79, progress(true, true), progress(true, false), "not yet settled"),
+            (2, 80, progress(true, true), progress(true, true), "settled"),
+            (2, 81, progress(true, false), progress(true, false), "one is back that is not"),
+            (2, 99, progress(true, true), progress(true, false), "it begins anew"),
+        ];
+        for (index, secs, said, expected, why) in cases {
+            assert_eq!(pace.step(Index(index), said, at(secs)), expected, "{why}");
+        }
+    }
+}

@@ -45,6 +45,7 @@ pub(crate) fn own(handle: &Handle, state: &State, peering: &Peering) -> v1::Remo
         servers: servers(handle),
         gateways: gateways(state),
         rtt_ms: 0,
+        revoked: Some((&state.revocations().revoked()).into()),
     }
 }
 
@@ -83,6 +84,7 @@ pub(crate) fn check(remote: &v1::Remote) -> Result<(), Refused> {
         ("roots", remote.roots.len(), ROOTS_MAX),
         ("servers", remote.servers.len(), ADDRESSES_MAX),
         ("gateways", remote.gateways.len(), GATEWAYS_MAX),
+        ("revoked", remote.revoked.as_ref().map_or(0, revoked_len), REVOKED_MAX),
     ];
     for (field, count, max) in counts {
         if count > max {
@@ -106,6 +108,10 @@ pub(crate) fn check(remote: &v1::Remote) -> Result<(), Refused> {
         return Err(Refused::Malformed("gateways"));
     }
     Ok(())
+}
+
+fn revoked_len(revoked: &v1::Revoked) -> usize {
+    revoked.nodes.len() + revoked.services.len() + revoked.certificates.len()
 }
 
 /// What the peer of `peering` says of itself, checked, with the names of its gateways resolved.
@@ -201,3 +207,5 @@ async fn resolved(said: Vec<v1::PeerGateway>) -> (Vec<hawser_core::peering::Peer
 const ROOTS_MAX: usize = 16;
 const ROOT_OCTETS_MAX: usize = 16 * 1024;
 const GATEWAYS_MAX: usize = 256;
+/// As many as a cluster may hold.
+const REVOKED_MAX: usize = 10_000;

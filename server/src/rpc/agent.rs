@@ -10,10 +10,12 @@ use bytes::Bytes;
 use hawser_aws::Proof;
 use hawser_core::acl::DefaultPolicy;
 use hawser_core::anti_entropy::Rows;
-use hawser_core::clock::Index;
+use hawser_core::ca::{Authority, Root};
+use hawser_core::clock::{Index, UnixTime};
 use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::health::{self, NODE_LIVENESS_CHECK};
 use hawser_core::name::{NodeName, ServiceName};
+use hawser_core::revocation::Subject;
 use hawser_core::spiffe::Role;
 use hawser_core::state::{Command, NodeChanges, Rejection, State, Topic};
 use hawser_core::view::{self, Delta, Interest};
@@ -27,9 +29,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
 use crate::aws_iam::{NoRandomness, Verifier};
-use crate::ca::{self, Buckets, Issued, Pace};
+use crate::ca::{self, Buckets, Issued, Pace, SignError};
 use crate::handle::Handle;
 use crate::identity::now;
+use crate::leader::Standing;
 use crate::propose::ProposeError;
 use crate::read::{Consistency, Reader};
 use crate::rpc::status;
@@ -73,6 +76,7 @@ impl AgentRpc {
                 format_args!("it has {} octets, not {SECRET_OCTETS}", request.secret.len()),
             )));
         }
+        refuse_revoked(&self.handle.reader.current(), &node, None)?;
         // A token is spent only on a request that can be signed.
         self.handle.ca.check(self.handle.reader.current().authority(), &request.csr)?;
         let hash = Sha256::digest(&request.secret).into();
@@ -165,6 +169,7 @@ impl AgentRpc {
         csr: Vec<u8>,
     ) -> Result<v1::CertificateReply, Status> {
         let (ca, state) = (self.handle.ca.clone(), self.handle.reader.current());
+        refuse_revoked(&state, &node, service.as_ref())?;
         let signed = tokio::task::spawn_blocking(move || match service {
             Some(service) => ca.sign_leaf(state.authority(), &csr, &node, &service, now()),
             None => ca.sign_node(state.authority(), &csr, &node, now()),
@@ -283,8 +288,13 @@ impl Agent for AgentRpc {
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatReply>, Status> {
         let node = caller(request.extensions())?;
-        let node_index = node_index(&self.handle.reader.current(), &node);
-        self.handle.leases.renew(node);
+        let state = self.handle.reader.current();
+        let node_index = node_index(&state, &node);
+        let standing = state.authority().and_then(|held| standing(held, request.get_ref()));
+        match standing {
+            Some(standing) => self.handle.leases.renew_in_rotation(node, standing),
+            None => self.handle.leases.renew(node),
+        }
         let interval = self.lease / HEARTBEATS_PER_LEASE;
         Ok(Response::new(v1::HeartbeatReply {
             servers: self.handle.roster.members().iter().map(Into::into).collect(),
@@ -358,6 +368,7 @@ impl Agent for AgentRpc {
         let Ok(may) = self.handle.acl.resolve(&state, &secret) else {
             return Ok(Response::new(v1::ResolveReply::default()));
         };
+        let expires_at = self.handle.acl.expiry(&state, &secret);
         let default = match may.default_policy() {
             DefaultPolicy::Allow => v1::AclDefault::Allow,
             DefaultPolicy::Deny => v1::AclDefault::Deny,
@@ -368,6 +379,7 @@ impl Agent for AgentRpc {
             accessor: may.accessor().to_string(),
             default_policy: default.into(),
             rules: hawser_proto::acl::rules_out(&may.rules()),
+            expires_at_ms: expires_at.map_or(0, UnixTime::as_millis),
         }))
     }
 
@@ -558,6 +570,31 @@ fn check_changes(changes: &NodeChanges, caller: &NodeName) -> Result<(), Status>
     Ok(())
 }
 
+/// Refuses to certify what is revoked.
+fn refuse_revoked(
+    state: &State,
+    node: &NodeName,
+    service: Option<&ServiceName>,
+) -> Result<(), Status> {
+    let subjects = [Some(Subject::Node(node.clone())), service.cloned().map(Subject::Service)];
+    match subjects.into_iter().flatten().find(|it| state.revocations().get(it).is_some()) {
+        Some(subject) => Err(SignError::Revoked(subject).into()),
+        None => Ok(()),
+    }
+}
+
+/// How far an agent has come with the rotation of `authority`; none while there is none.
+fn standing(authority: &Authority, beat: &v1::HeartbeatRequest) -> Option<Standing> {
+    let active = authority.active().filter(|_| authority.roots.len() > 1)?;
+    let is_trusted = |root: &Root| beat.trusts.iter().any(|id| **id == *root.id);
+    Some(Standing {
+        authority: authority.index,
+        trusts: authority.roots.iter().all(is_trusted),
+        // An agent that says nothing is of a release that cannot.
+        reissued: !beat.shows.is_empty() && beat.shows.iter().all(|id| **id == *active.id),
+    })
+}
+
 fn has_instance(state: &State, node: &NodeName, service: &ServiceName) -> bool {
     state.catalog().instances_on(node).any(|row| row.value.service == *service)
 }
@@ -607,6 +644,7 @@ fn reply(issued: &Issued) -> v1::CertificateReply {
         chain: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
         roots: issued.roots.iter().map(|root| root.to_vec()).collect(),
         validity: Some((&issued.validity).into()),
+        issuing_root: issued.root.to_string(),
     }
 }
 
@@ -871,7 +909,7 @@ mod tests {
                 client.declared(v1::DeclaredRequest {}).await.err(),
                 client.sync(sync).await.err(),
                 client.leave(v1::LeaveRequest {}).await.err(),
-                client.heartbeat(v1::HeartbeatRequest {}).await.err(),
+                client.heartbeat(v1::HeartbeatRequest::default()).await.err(),
                 client.subscribe(nothing).await.err(),
                 client.report(v1::ReportRequest { edges: Vec::new() }).await.err(),
             ];
@@ -913,13 +951,15 @@ mod tests {
             assert!(refused.message().contains(names), "{refused}");
         }
 
-        let before = client.heartbeat(v1::HeartbeatRequest {}).await.expect("alive").into_inner();
+        let before =
+            client.heartbeat(v1::HeartbeatRequest::default()).await.expect("alive").into_inner();
         assert_eq!((before.node_index, before.interval_ms), (0, 5000));
         assert_eq!(before.servers.len(), 1);
         assert_eq!(before.servers[0].address, fixture.address);
         let message: v1::NodeChanges = (&changes("n1", &["web"])).into();
         let index = client.sync(message).await.expect("synced").into_inner().index;
-        let after = client.heartbeat(v1::HeartbeatRequest {}).await.expect("alive").into_inner();
+        let after =
+            client.heartbeat(v1::HeartbeatRequest::default()).await.expect("alive").into_inner();
         assert_eq!(after.node_index, index);
         let declared = client.declared(v1::DeclaredRequest {}).await.expect("read").into_inner();
         assert_eq!(declared.node.expect("registered").name, "n1");

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hawser_core::clock::Index;
 use hawser_core::name::NodeName;
 use hawser_core::spiffe::Role;
 use hawser_proto::v1::raft_server::{Raft as Service, RaftServer};
@@ -14,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::dial::{Dialer, MESSAGE_BYTES_MAX};
 use crate::history::History;
 use crate::join::{Acquaintances, is_living};
-use crate::leader::Leases;
+use crate::leader::{Leases, Standing};
 use crate::propose::Proposer;
 use crate::raft::{Raft, SNAPSHOT_TRANSFER_MAX};
 use crate::read::Contact;
@@ -223,7 +224,12 @@ impl Service for Answers {
         if !self.raft.status().borrow().is_leader {
             return Err(Status::aborted("this server does not lead"));
         }
-        let v1::Leases { nodes, sessions } = request.into_inner();
+        let v1::Leases { nodes, sessions, standings } = request.into_inner();
+        self.leases.stand_all(standings.into_iter().filter_map(|said| {
+            let authority = Index(said.authority);
+            let standing = Standing { authority, trusts: said.trusts, reissued: said.reissued };
+            Some((said.node.parse().ok()?, standing))
+        }));
         self.leases.renew_all(nodes.iter().filter_map(|node| node.parse().ok()));
         self.leases.renew_sessions(sessions.iter().filter_map(|session| session.parse().ok()));
         Ok(Response::new(v1::LeasesReply {}))

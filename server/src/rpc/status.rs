@@ -83,6 +83,10 @@ impl From<SignError> for Status {
                 Self::invalid_argument(text)
             }
             SignError::TooMany { .. } => Self::resource_exhausted(text),
+            SignError::Revoked(_) => Self::permission_denied(text),
+            SignError::Rotating | SignError::Known | SignError::Subject => {
+                Self::failed_precondition(text)
+            }
             SignError::Sealed(_) | SignError::Make(_) => {
                 tracing::error!(%error, "cannot sign");
                 Self::internal(text)

@@ -203,6 +203,7 @@ mod tests {
             trust_domain: name(trust_domain),
             datacenter: name("dc2"),
             roots: vec![],
+            revoked: Default::default(),
             calls_us: name("us"),
             is_live: true,
             gateways,
@@ -239,6 +240,8 @@ mod tests {
                 datacenter: name("dc1"),
                 roots: vec![],
                 default_action: Action::Deny,
+                issuing: Default::default(),
+                revoked: Default::default(),
             })),
             services: BTreeMap::from([
                 service("web", web),

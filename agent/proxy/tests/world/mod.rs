@@ -198,6 +198,7 @@ impl World {
             trust_domain: DOMAIN.parse().expect("good"),
             datacenter: "dc1".parse().expect("a name"),
             roots: vec![self.root.as_slice().into()],
+            revoked: Default::default(),
             calls_us: "unused".parse().expect("a name"),
             is_live: true,
             gateways: Vec::new(),
@@ -420,6 +421,8 @@ impl World {
                 datacenter: "dc1".parse().expect("a name"),
                 roots,
                 default_action: Action::Deny,
+                issuing: Default::default(),
+                revoked: Default::default(),
             })),
             services: services
                 .into_iter()
