@@ -117,6 +117,7 @@ mod tests {
             request_timeout: std::time::Duration::from_secs(1),
             local_connect_timeout: std::time::Duration::from_secs(1),
             inbound_connections_max: None,
+            policies: Arc::default(),
         };
         let endpoints = [endpoint("n1"), endpoint("n2")].into();
         Change::Service(ServiceView::alone(chain, endpoints, Index(1)))

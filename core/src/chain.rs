@@ -1,10 +1,12 @@
 //! The discovery chain: what config entries make of a service's name.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::catalog::Protocol;
 use crate::entry::Entries;
 use crate::name::ServiceName;
+use crate::policy::Policies;
 
 /// How callers reach one service, compiled from the entries that concern it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -21,6 +23,8 @@ pub struct Chain {
     pub local_connect_timeout: Duration,
     /// Most connections that one instance's proxy accepts at once.
     pub inbound_connections_max: Option<u32>,
+    /// What else entries say of its traffic.
+    pub policies: Arc<Policies>,
 }
 
 /// Compiles the chain of `service`. Same entries, same chain, on every host.
@@ -45,6 +49,7 @@ pub fn compile(entries: &Entries, declared: Option<Protocol>, service: &ServiceN
         inbound_connections_max: defaults
             .and_then(|entry| entry.max_inbound_connections)
             .filter(|most| *most > 0),
+        policies: Arc::new(Policies::of(entries, service)),
     }
 }
 

@@ -120,6 +120,23 @@ reasons! {
     TokenKeysMissing = 63 "token_keys_missing",
     /// An intention decides about each request, but the service carries no requests: give it an HTTP protocol in service-defaults, or the intention an action.
     PermissionsNeedHttp = 64 "permissions_need_http",
+    /// As many connections to the service are open as `UpstreamConfig` allows its caller.
+    ConnectionLimit = 70 "connection_limit",
+    /// As many requests wait for a connection to the service as `UpstreamConfig` allows its caller.
+    PendingLimit = 71 "pending_limit",
+    /// As many requests to the service are under way as `UpstreamConfig` allows its caller.
+    RequestLimit = 72 "request_limit",
+    /// As many requests to the instance are under way as `InboundLimits` allow.
+    ConcurrencyLimit = 73 "concurrency_limit",
+    /// The instance takes so long to answer that it must be overloaded, and takes no more for a
+    /// moment.
+    LoadShed = 74 "load_shed",
+    /// More requests came to the instance, or to a route of it, than `RateLimits` allow.
+    RateLimited = 75 "rate_limited",
+    /// More requests came from this caller than `RateLimits` allow it.
+    CallerRateLimited = 76 "caller_rate_limited",
+    /// The time that the caller had was over before the application answered.
+    DeadlineExceeded = 77 "deadline_exceeded",
 }
 
 impl Reason {
@@ -139,7 +156,8 @@ impl Reason {
             | Self::NotExported
             | Self::PermissionDenied
             | Self::PermissionsNeedHttp => 403,
-            Self::RequestTimeout => 504,
+            Self::RateLimited | Self::CallerRateLimited => 429,
+            Self::RequestTimeout | Self::DeadlineExceeded => 504,
             Self::UpstreamReset | Self::UpstreamProtocol => 502,
             _ => 503,
         }
@@ -156,10 +174,22 @@ impl Reason {
             | Self::NotExported
             | Self::PermissionDenied
             | Self::PermissionsNeedHttp => 7,
-            Self::RequestTimeout => 4,
-            Self::Overloaded => 8,
+            Self::RequestTimeout | Self::DeadlineExceeded => 4,
+            Self::Overloaded
+            | Self::ConnectionLimit
+            | Self::PendingLimit
+            | Self::RequestLimit
+            | Self::ConcurrencyLimit
+            | Self::LoadShed
+            | Self::RateLimited
+            | Self::CallerRateLimited => 8,
             _ => 14,
         }
+    }
+
+    /// Whether it says that an instance takes no more for the moment, and nothing against it.
+    pub const fn is_busy(self) -> bool {
+        matches!(self, Self::Overloaded | Self::ConcurrencyLimit | Self::LoadShed)
     }
 
     /// Whether no byte of the request can have reached an application, so that any method may be
@@ -175,6 +205,8 @@ impl Reason {
                 | Self::NoIdentity
                 | Self::ViewMissing
                 | Self::Overloaded
+                | Self::ConcurrencyLimit
+                | Self::LoadShed
                 | Self::Draining
                 | Self::UntrustedCertificate
                 | Self::CertificateExpired

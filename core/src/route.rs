@@ -174,6 +174,7 @@ mod tests {
             request_timeout: Duration::from_secs(15),
             local_connect_timeout: Duration::from_secs(1),
             inbound_connections_max: None,
+            policies: Arc::default(),
         }
     }
 

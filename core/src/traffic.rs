@@ -11,6 +11,7 @@ use regex::Regex;
 use crate::entry::{
     HeaderMatch, HttpMatch, IdleTimeout, PSEUDO, QueryMatch, RouteDestination, Sticky, pattern,
 };
+use crate::retry::Conditions;
 use crate::view::{RouteView, Routing};
 
 /// What of a request decides where it goes.
@@ -53,7 +54,7 @@ pub struct Policy {
     pub idle_timeout: Option<Duration>,
     /// Longest wait for the beginning of an answer while there may be one more try.
     pub per_try_timeout: Option<Duration>,
-    /// Whether and when to try again; none leaves it to the proxy.
+    /// Whether and when to try again; none leaves it to the service.
     pub retries: Option<Retries>,
     /// What stands in place of the path, or of the beginning of it, that was matched.
     rewrite: Option<Rewrite>,
@@ -62,12 +63,10 @@ pub struct Policy {
 /// When to try again, beside what is always safe.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Retries {
-    /// Most tries beside the first; none leaves it to the proxy.
+    /// Most tries beside the first; none leaves it to the service.
     pub most: Option<u8>,
-    /// Whether also when there was no answer, whatever the method.
-    pub without_answer: bool,
-    statuses: Vec<(u16, u16)>,
-    grpc: Vec<u16>,
+    /// What is tried again, whatever the method; none leaves it to the service.
+    pub on: Option<Conditions>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -220,44 +219,12 @@ impl Policy {
 
 impl Retries {
     fn new(destination: &RouteDestination) -> Option<Self> {
-        let says_nothing = destination.num_retries == 0
-            && destination.retry_on.is_empty()
-            && destination.retry_on_status_codes.is_empty();
-        if says_nothing {
-            return None;
-        }
         let most = u8::try_from(destination.num_retries).unwrap_or(u8::MAX);
-        let mut retries = Self { most: Some(most).filter(|most| *most > 0), ..Self::default() };
-        retries
-            .statuses
-            .extend(destination.retry_on_status_codes.iter().map(|code| (*code, *code)));
-        for word in &destination.retry_on {
-            match word.as_str() {
-                "5xx" => {
-                    retries.statuses.push((500, 599));
-                    retries.without_answer = true;
-                }
-                "gateway-error" => retries.statuses.push((502, 504)),
-                "reset" => retries.without_answer = true,
-                "retriable-4xx" => retries.statuses.push((409, 409)),
-                "envoy-ratelimited" => retries.statuses.push((429, 429)),
-                "cancelled" => retries.grpc.push(1),
-                "deadline-exceeded" => retries.grpc.push(4),
-                "resource-exhausted" => retries.grpc.push(8),
-                "internal" => retries.grpc.push(13),
-                "unavailable" => retries.grpc.push(14),
-                // Connections that fail and streams that are refused are always tried again.
-                _ => {}
-            }
-        }
-        Some(retries)
-    }
-
-    /// Whether an answer with this status, and this gRPC status in its head, is worth a try more.
-    pub fn wants(&self, status: u16, grpc_status: Option<&str>) -> bool {
-        let by_status = self.statuses.iter().any(|(from, to)| (*from..=*to).contains(&status));
-        let grpc = || grpc_status.and_then(|status| status.parse().ok());
-        by_status || (!self.grpc.is_empty() && grpc().is_some_and(|it| self.grpc.contains(&it)))
+        let retries = Self {
+            most: Some(most).filter(|most| *most > 0),
+            on: Conditions::listed(&destination.retry_on, &destination.retry_on_status_codes),
+        };
+        Some(retries).filter(|retries| *retries != Self::default())
     }
 }
 
@@ -471,6 +438,7 @@ const STARTS: u64 = 100;
 mod tests {
     use super::*;
     use crate::entry::{ServiceRoute, Weight};
+    use crate::retry::End;
     use crate::view::SplitView;
 
     struct Request {
@@ -643,21 +611,24 @@ mod tests {
     #[test]
     fn what_is_tried_again_is_as_written() {
         let cases = [
-            (r#"{"RetryOn":["5xx"]}"#, 503, None, true),
-            (r#"{"RetryOn":["gateway-error"]}"#, 500, None, false),
-            (r#"{"RetryOn":["gateway-error"]}"#, 504, None, true),
-            (r#"{"RetryOn":["retriable-4xx"]}"#, 409, None, true),
-            (r#"{"RetryOn":["unavailable"]}"#, 200, Some("14"), true),
-            (r#"{"RetryOn":["unavailable"]}"#, 200, Some("13"), false),
-            (r#"{"RetryOnStatusCodes":[418]}"#, 418, None, true),
-            (r#"{"RetryOnStatusCodes":[418]}"#, 503, None, false),
-            (r#"{"NumRetries":3}"#, 503, None, false),
+            (r#"{"RetryOn":["5xx"]}"#, End::Status(503), true),
+            (r#"{"RetryOn":["gateway-error"]}"#, End::Status(500), false),
+            (r#"{"RetryOn":["gateway-error"]}"#, End::Status(504), true),
+            (r#"{"RetryOn":["retriable-4xx"]}"#, End::Status(409), true),
+            (r#"{"RetryOn":["unavailable"]}"#, End::Grpc(14), true),
+            (r#"{"RetryOn":["unavailable"]}"#, End::Grpc(13), false),
+            (r#"{"RetryOnStatusCodes":[418]}"#, End::Status(418), true),
+            (r#"{"RetryOnStatusCodes":[418]}"#, End::Status(503), false),
         ];
-        for (destination, status, grpc, expected) in cases {
+        let retries = |destination: &str| {
             let rule = rule(&format!(r#"{{"Destination":{destination}}}"#), &[]);
-            let retries = rule.policy.retries.expect(destination);
-            assert_eq!(retries.wants(status, grpc), expected, "{destination}: {status}");
+            rule.policy.retries.expect(destination)
+        };
+        for (destination, end, expected) in cases {
+            let on = retries(destination).on.expect(destination);
+            assert_eq!(on.cover(end, false, false), expected, "{destination}: {end:?}");
         }
+        assert_eq!(retries(r#"{"NumRetries":3}"#), Retries { most: Some(3), on: None });
         assert_eq!(rule(r#"{"Destination":{}}"#, &[]).policy.retries, None);
     }
 }

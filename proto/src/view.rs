@@ -15,6 +15,7 @@ use hawser_core::intention::Intention;
 use hawser_core::name::PeerName;
 use hawser_core::normal::Rules;
 use hawser_core::peering::{Exports, PeerGateway, PeerService};
+use hawser_core::policy::Policies;
 use hawser_core::view::{
     Change, Delta, Interest, NodeView, PeerView, ServiceView, TargetView, Trust,
 };
@@ -91,6 +92,7 @@ impl From<&Chain> for v1::Chain {
             request_timeout_ms: millis(chain.request_timeout),
             local_connect_timeout_ms: millis(chain.local_connect_timeout),
             inbound_connections_max: chain.inbound_connections_max.unwrap_or_default(),
+            policies_json: policies_out(&chain.policies),
         }
     }
 }
@@ -110,6 +112,7 @@ impl TryFrom<v1::Chain> for Chain {
                 chain.local_connect_timeout_ms,
             )?,
             inbound_connections_max: (most > 0).then_some(most),
+            policies: policies_in("chain.policies_json", &chain.policies_json)?,
         })
     }
 }
@@ -223,6 +226,20 @@ impl TryFrom<v1::Exports> for Exports {
         };
         exports.all.into_iter().map(one).collect()
     }
+}
+
+fn policies_out(policies: &Policies) -> String {
+    if *policies == Policies::default() {
+        return String::new();
+    }
+    serde_json::to_string(policies).expect("policies are structs of texts, numbers and lists")
+}
+
+fn policies_in(field: &'static str, json: &str) -> Result<Arc<Policies>, Invalid> {
+    if json.is_empty() {
+        return Ok(Arc::default());
+    }
+    serde_json::from_str(json).map(Arc::new).map_err(|why| Invalid::new(field, why))
 }
 
 fn peer_out(peer: Option<&PeerName>) -> String {

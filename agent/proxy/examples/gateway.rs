@@ -66,6 +66,7 @@ fn view(to: SocketAddr) -> Result<View, Box<dyn Error>> {
         request_timeout: Duration::from_secs(15),
         local_connect_timeout: Duration::from_secs(1),
         inbound_connections_max: None,
+        policies: Arc::default(),
     };
     let east = PeerView {
         trust_domain: "east.consul".parse()?,

@@ -130,6 +130,7 @@ fn view(arguments: &Arguments, db: &ServiceName) -> Result<View, Box<dyn Error>>
             request_timeout: Duration::from_secs(15),
             local_connect_timeout: Duration::from_secs(1),
             inbound_connections_max: None,
+            policies: Arc::default(),
         },
         [endpoint].into(),
         Index(1),

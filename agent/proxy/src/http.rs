@@ -24,6 +24,10 @@ use crate::report::{Trail, answered};
 pub(crate) const REASON_HEADER: HeaderName = HeaderName::from_static("x-hawser-reason");
 /// Which proxy gave the answer.
 pub(crate) const DECIDED_BY_HEADER: HeaderName = HeaderName::from_static("x-hawser-decided-by");
+/// How many milliseconds the caller still waits, from one proxy to the next.
+pub(crate) const DEADLINE_HEADER: HeaderName = HeaderName::from_static("x-hawser-deadline-ms");
+/// gRPC's own deadline.
+const GRPC_TIMEOUT_HEADER: HeaderName = HeaderName::from_static("grpc-timeout");
 /// Who calls, as its certificate proved.
 pub(crate) const CALLER_HEADER: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// Which host calls.
@@ -117,6 +121,11 @@ pub(crate) fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
 }
 
+/// Whether a request may be sent twice: by its method, or because its sender names it.
+pub(crate) fn is_repeatable(parts: &http::request::Parts) -> bool {
+    is_idempotent(&parts.method) || parts.headers.contains_key("idempotency-key")
+}
+
 /// Whether a message is gRPC.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers
@@ -166,6 +175,48 @@ pub(crate) fn refusal(
 pub(crate) fn named<B>(mut response: Response<B>, id: &HeaderValue) -> Response<B> {
     response.headers_mut().insert(REQUEST_ID_HEADER, id.clone());
     response
+}
+
+/// Says when to come again, in whole seconds.
+pub(crate) fn come_again(mut response: Response<Body>, after: Duration) -> Response<Body> {
+    let secs = after.as_millis().div_ceil(1_000).max(1);
+    let secs = HeaderValue::from(u64::try_from(secs).unwrap_or(u64::MAX));
+    response.headers_mut().insert(header::RETRY_AFTER, secs);
+    response
+}
+
+/// How long the caller still waits, as its proxy says.
+pub(crate) fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(DEADLINE_HEADER)?.to_str().ok()?.parse().ok().map(Duration::from_millis)
+}
+
+/// How long a gRPC caller waits, as it says itself.
+pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(GRPC_TIMEOUT_HEADER)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = match digits.len() {
+        1..=8 if digits.bytes().all(|octet| octet.is_ascii_digit()) => digits.parse().ok()?,
+        _ => return None,
+    };
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3_600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+/// Tells a gRPC application how long it still has, where its caller asked for a deadline.
+pub(crate) fn tell_grpc(headers: &mut HeaderMap, left: Duration) {
+    if grpc_timeout(headers).is_some_and(|asked| asked > left) {
+        let millis = left.as_millis().min(99_999_999);
+        if let Ok(value) = HeaderValue::try_from(format!("{millis}m")) {
+            headers.insert(GRPC_TIMEOUT_HEADER, value);
+        }
+    }
 }
 
 /// The status that goes with `reason`.
@@ -519,6 +570,27 @@ mod tests {
             let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
             assert_eq!(names, *left, "{why}");
             assert_eq!(found.as_ref().map(|to| to.to_str().expect("ASCII")), *upgrade, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_grpc_deadline_is_read_and_cut_short() {
+        for (text, expected) in [
+            ("2S", Some(Duration::from_secs(2))),
+            ("1500m", Some(Duration::from_millis(1_500))),
+            ("3M", Some(Duration::from_secs(180))),
+            ("", None),
+            ("5", None),
+            ("S", None),
+            ("+1S", None),
+            ("123456789m", None),
+            ("1s", None),
+        ] {
+            let mut headers = headers(&[("grpc-timeout", text)]);
+            assert_eq!(grpc_timeout(&headers), expected, "{text:?}");
+            tell_grpc(&mut headers, Duration::from_secs(1));
+            let told = if expected.is_some() { "1000m" } else { text };
+            assert_eq!(headers["grpc-timeout"], told, "{text:?}");
         }
     }
 

@@ -16,7 +16,9 @@ use hawser_core::chain::Chain;
 use hawser_core::clock::Index;
 use hawser_core::name::{InstanceId, ServiceName};
 use hawser_core::normal::Forwarded;
+use hawser_core::policy::Policies;
 use hawser_core::reason::{DecidedBy, Reason};
+use hawser_core::view::ServiceView;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::Authority;
 use http::{Request, Response, StatusCode, Uri, Version};
@@ -33,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admit::{admit, sound};
 use crate::context::Context;
+use crate::guard::{Admitted, Guard, Intake, Load, Refused};
 use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing};
 use crate::judge::{Upgraded, judge};
 use crate::pool::{Idle, Line, Lines};
@@ -57,6 +60,10 @@ pub(crate) struct Port {
     open: Arc<AtomicUsize>,
     idle: Idle,
     lines: Rc<Lines>,
+    intake: Arc<Intake>,
+    load: Rc<RefCell<Load>>,
+    /// What the view says of the service, and the guard that was made of it.
+    current: RefCell<(Option<Arc<ServiceView>>, Rc<Guard>)>,
 }
 
 impl Port {
@@ -66,8 +73,12 @@ impl Port {
         instance: InstanceId,
         application: SocketAddr,
         open: Arc<AtomicUsize>,
+        intake: Arc<Intake>,
     ) -> Self {
-        Self {
+        let load = Rc::<RefCell<Load>>::default();
+        let (nothing, clock) = (Policies::default(), context.clock);
+        let guard = Guard::new(&nothing, intake.clone(), load.clone(), clock);
+        let port = Self {
             context,
             service,
             instance,
@@ -77,7 +88,30 @@ impl Port {
             open,
             idle: Idle::default(),
             lines: Rc::default(),
+            intake,
+            load,
+            current: RefCell::new((None, Rc::new(guard))),
+        };
+        port.refresh();
+        port
+    }
+
+    /// Takes over what the view says now of the service.
+    pub(crate) fn refresh(&self) {
+        let service = self.context.view.borrow().services.get(&self.service).cloned();
+        let mut current = self.current.borrow_mut();
+        if current.0.as_ref().map(Arc::as_ptr) == service.as_ref().map(Arc::as_ptr) {
+            return;
         }
+        let policies = |service: &Arc<ServiceView>| service.chain.policies.clone();
+        let policies = service.as_ref().map(policies).unwrap_or_default();
+        let (intake, load) = (self.intake.clone(), self.load.clone());
+        let guard = Guard::new(&policies, intake, load, self.context.clock);
+        *current = (service, Rc::new(guard));
+    }
+
+    fn guard(&self) -> Rc<Guard> {
+        self.current.borrow().1.clone()
     }
 
     /// Closes connections to the application that nobody used for a while.
@@ -157,7 +191,7 @@ impl Port {
         let pair = context.report.pair(Reporter::Server, &source, &self.service);
         let (listed, protocol) = (Rc::new(listed), chain.protocol);
         let connection =
-            Connection { port: self.clone(), listed, pair, protocol, view_index, from };
+            Connection { port: self.clone(), listed, source, pair, protocol, view_index, from };
         if is_http {
             let superseded = identity.superseded.clone();
             Box::pin(connection.serve_http(stream, wire, superseded)).await;
@@ -182,6 +216,8 @@ impl Port {
 struct Connection {
     port: Rc<Port>,
     listed: Rc<OnList>,
+    /// The calling service.
+    source: ServiceName,
     pair: Rc<Pair>,
     protocol: Protocol,
     view_index: Index,
@@ -349,12 +385,20 @@ impl Connection {
         let Some(chain) = self.port.chain() else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::ViewMissing);
         };
+        let within = hygiene::deadline(request.headers());
         let upgrade =
-            self.cleanse(request.headers_mut(), rules.forwarded).filter(|_| is_upgradable);
+            self.cleanse(request.headers_mut(), rules.forwarded, within).filter(|_| is_upgradable);
         forward(trail.as_ref(), request.headers_mut());
         if let Err(reason) = self.judge(&mut request, &authority) {
             return refuse(hygiene::status(reason), reason);
         }
+        // Only what may be asked at all counts against rates and load.
+        let admitted = match self.admit(&request, started) {
+            Ok(admitted) => admitted,
+            Err(Refused { reason, after }) => {
+                return hygiene::come_again(refuse(hygiene::status(reason), reason), after);
+            }
+        };
         let became = upgrade.is_some().then(|| self.keep(&request, &authority));
         let is_http1 = chain.protocol == Protocol::Http;
         if address(&mut request, &authority, is_http1 || upgrade.is_some()).is_none() {
@@ -362,22 +406,13 @@ impl Connection {
         }
         let sent = Rc::new(Cell::new(0));
         let unanswered = Unanswered::then(|| self.abandoned(started, trail.as_ref()));
-        let sending = if let Some((to, became)) = upgrade.zip(became) {
-            Box::pin(self.upgrade(request, to, became, &chain, &sent)).await
-        } else if is_http1 {
-            Box::pin(self.send_http1(request, &chain, &sent)).await
-        } else {
-            Box::pin(self.send_http2(request, &chain, &sent)).await
-        };
+        let sending = self.send(request, upgrade.zip(became), &chain, within, &sent).await;
         unanswered.answered();
         let (mut response, on_end) = match sending {
             Ok(sent) => sent,
             Err(reason) => return refuse(hygiene::status(reason), reason),
         };
-        if let Err(reason) = sound(&response) {
-            on_end(End::Upstream);
-            return refuse(hygiene::status(reason), reason);
-        }
+        let held = admitted.answered(context.clock.now());
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             hygiene::pass_on(&mut response);
         }
@@ -386,7 +421,7 @@ impl Connection {
         let noted = trail.clone();
         answered(trail.as_ref(), response.headers());
         let record = move |end: End, bytes: u64| {
-            let _slot = slot;
+            let _held = (slot, held);
             let reason = match end {
                 End::Complete => Reason::Ok,
                 End::Upstream | End::Timeout => Reason::UpstreamReset,
@@ -405,6 +440,39 @@ impl Connection {
             });
         };
         response.map(|body| Body::arriving(body, None, Box::new(record)).noting(trail))
+    }
+
+    /// Sends to the application, in what it speaks, and waits for a sound answer no longer than
+    /// `within`.
+    async fn send(
+        &self,
+        request: Request<Incoming>,
+        upgrade: Option<(HeaderValue, Rc<Upgraded>)>,
+        chain: &Chain,
+        within: Option<Duration>,
+        sent: &Rc<Cell<u64>>,
+    ) -> Result<Sent, Reason> {
+        let is_http1 = chain.protocol == Protocol::Http;
+        let sending = async {
+            match upgrade {
+                Some((to, became)) => {
+                    Box::pin(self.upgrade(request, to, became, chain, sent)).await
+                }
+                None if is_http1 => Box::pin(self.send_http1(request, chain, sent)).await,
+                None => Box::pin(self.send_http2(request, chain, sent)).await,
+            }
+        };
+        let (response, on_end) = in_time(within, sending).await?;
+        if let Err(reason) = sound(&response) {
+            on_end(End::Upstream);
+            return Err(reason);
+        }
+        Ok((response, on_end))
+    }
+
+    /// What the instance's limits say of a request that may be asked at all.
+    fn admit(&self, request: &Request<Incoming>, now: Duration) -> Result<Admitted, Refused> {
+        self.port.guard().admit(request.uri().path(), &self.source, now)
     }
 
     /// Reports a request whose sender went away before there was an answer.
@@ -563,7 +631,14 @@ impl Connection {
     }
 
     /// Leaves of a caller's fields those that are its to say, and adds those that are this proxy's.
-    fn cleanse(&self, headers: &mut HeaderMap, forwarded: Forwarded) -> Option<HeaderValue> {
+    /// A gRPC application is told of the deadline that the caller has. Answers whether an upgrade
+    /// is asked for, and to what.
+    fn cleanse(
+        &self,
+        headers: &mut HeaderMap,
+        forwarded: Forwarded,
+        deadline: Option<Duration>,
+    ) -> Option<HeaderValue> {
         let attempt = headers.get(hygiene::ATTEMPT_HEADER).cloned();
         let upgrade = hygiene::strip(headers, forwarded);
         let added =
@@ -574,6 +649,9 @@ impl Connection {
             }
         }
         hygiene::attest_origin(headers, &self.from);
+        if let Some(left) = deadline {
+            hygiene::tell_grpc(headers, left);
+        }
         upgrade
     }
 
@@ -595,6 +673,15 @@ impl Connection {
         let by = self.port.identity.borrow().as_ref().map(|identity| identity.id.to_string())?;
         HeaderValue::try_from(format!("By={by};URI={}", self.watched().peer.id)).ok()
     }
+}
+
+/// Waits for an answer for as long as its caller does.
+async fn in_time(
+    deadline: Option<Duration>,
+    sending: impl Future<Output = Result<Sent, Reason>>,
+) -> Result<Sent, Reason> {
+    let Some(left) = deadline else { return sending.await };
+    tokio::time::timeout(left, sending).await.unwrap_or(Err(Reason::DeadlineExceeded))
 }
 
 /// An answer, and what to do when it has ended.

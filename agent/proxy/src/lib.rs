@@ -21,7 +21,6 @@ use hawser_identity::Leaf;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
-mod budget;
 mod clock;
 mod limits;
 mod inherit;
@@ -36,6 +35,8 @@ mod admit;
 mod relay;
 mod gateways;
 mod pool;
+mod usage;
+mod guard;
 mod context;
 mod inbound;
 mod outbound;

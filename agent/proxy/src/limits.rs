@@ -55,6 +55,15 @@ pub struct Limits {
     pub application_pool: usize,
 }
 
+impl Limits {
+    /// The share of one of `workers` where each counts by itself.
+    pub(crate) fn of_one(mut self, workers: usize) -> Self {
+        let workers = u32::try_from(workers).unwrap_or(u32::MAX).max(1);
+        self.retry_budget_floor = self.retry_budget_floor.div_ceil(workers);
+        self
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

@@ -130,7 +130,8 @@ impl Lines {
         self.lines.borrow_mut().clear();
     }
 
-    fn free(&self, streams: u32) -> Option<Place> {
+    /// A place in a connection that is there and has room.
+    pub(crate) fn free(&self, streams: u32) -> Option<Place> {
         let mut lines = self.lines.borrow_mut();
         lines.retain(|line| line.is_usable());
         let least = lines.iter().min_by_key(|line| line.in_flight.get())?;

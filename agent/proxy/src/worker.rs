@@ -29,11 +29,13 @@ use crate::clock::Monotonic;
 use crate::context::Context;
 use crate::gateway::{self, Gateway};
 use crate::gateways::Gateways;
+use crate::guard::Intake;
 use crate::inherit::{Inherited, Listening};
 use crate::limits::Limits;
 use crate::report::{Local, Reporter};
 use crate::socket;
 use crate::tls::{self, Identity};
+use crate::usage::Usage;
 use crate::{Kind, ListenerStatus, Plan, inbound, outbound};
 
 /// The workers that serve a listener, each with its sockets or why it could not bind.
@@ -46,6 +48,8 @@ pub(crate) struct Board {
     open: Mutex<BTreeMap<InstanceId, Arc<AtomicUsize>>>,
     /// Counts changes of the sockets.
     changed: watch::Sender<u64>,
+    usage: Mutex<BTreeMap<(InstanceId, Target), Arc<Usage>>>,
+    intakes: Mutex<BTreeMap<InstanceId, Arc<Intake>>>,
 }
 
 impl Board {
@@ -82,6 +86,20 @@ impl Board {
         // Counts of instances that are gone and have no connections are of no use.
         open.retain(|_, count| Arc::strong_count(count) > 1);
         open.entry(instance.clone()).or_default().clone()
+    }
+
+    /// What is under way from an instance to one upstream.
+    fn usage(&self, instance: &InstanceId, upstream: &Target) -> Arc<Usage> {
+        let mut all = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, usage| Arc::strong_count(usage) > 1);
+        all.entry((instance.clone(), upstream.clone())).or_default().clone()
+    }
+
+    /// What an instance takes in.
+    fn intake(&self, instance: &InstanceId) -> Arc<Intake> {
+        let mut all = self.intakes.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, intake| Arc::strong_count(intake) > 1);
+        all.entry(instance.clone()).or_default().clone()
     }
 
     /// All listeners, with the error of whichever worker could not bind.
@@ -208,7 +226,7 @@ pub(crate) async fn run(start: Start) {
         connections_max: share(limits.connections),
         requests: Rc::default(),
         requests_max: share(limits.requests),
-        limits,
+        limits: limits.of_one(start.workers),
     });
     let mut worker = Worker::new(
         context.clone(),
@@ -300,8 +318,10 @@ impl Worker {
             self.identify();
         }
         for listener in self.listeners.values() {
-            if let Port::Out(port) = &listener.port {
-                port.refresh();
+            match &listener.port {
+                Port::In(port) => port.refresh(),
+                Port::Out(port) => port.refresh(),
+                Port::Gateway(_) => {}
             }
         }
         self.context.gateways.sweep();
@@ -329,6 +349,7 @@ impl Worker {
                         local.instance.clone(),
                         inbound.application,
                         self.board.open(&local.instance),
+                        self.board.intake(&local.instance),
                     );
                     Listener::new(Port::In(Rc::new(port)))
                 });
@@ -345,14 +366,8 @@ impl Worker {
                 };
                 wanted.insert(key.clone());
                 self.listeners.entry(key).or_insert_with(|| {
-                    let port = Rc::new(outbound::Port::new(
-                        self.context.clone(),
-                        local.service.clone(),
-                        local.instance.clone(),
-                        outbound.destination.clone(),
-                    ));
-                    port.refresh();
-                    Listener::new(Port::Out(port))
+                    let usage = self.board.usage(&local.instance, &outbound.destination);
+                    Listener::new(Port::out(&self.context, local, &outbound.destination, usage))
                 });
             }
         }
@@ -459,8 +474,10 @@ impl Worker {
         self.bind();
         self.context.watched.expire(crate::clock::wall());
         for listener in self.listeners.values() {
-            if let Port::In(port) = &listener.port {
-                port.sweep();
+            match &listener.port {
+                Port::In(port) => port.sweep(),
+                Port::Out(port) => port.sweep(),
+                Port::Gateway(_) => {}
             }
         }
         self.gateway.tick();
@@ -495,6 +512,20 @@ impl Listener {
 }
 
 impl Port {
+    /// The port by which `local` calls `destination`.
+    fn out(
+        context: &Rc<Context>,
+        local: &crate::LocalService,
+        destination: &Target,
+        usage: Arc<Usage>,
+    ) -> Self {
+        let (service, instance) = (local.service.clone(), local.instance.clone());
+        let port =
+            outbound::Port::new(context.clone(), service, instance, destination.clone(), usage);
+        port.refresh();
+        Self::Out(Rc::new(port))
+    }
+
     /// Counts accepted connections up or down.
     fn connections(&self, context: &Context, change: i64) {
         match self {

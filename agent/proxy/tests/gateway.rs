@@ -138,6 +138,7 @@ impl World {
             request_timeout: Duration::from_secs(1),
             local_connect_timeout: Duration::from_secs(1),
             inbound_connections_max: None,
+            policies: Arc::default(),
         };
         let endpoints = self.instances.iter().enumerate().map(endpoint).collect();
         let gateway =

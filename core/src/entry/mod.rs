@@ -6,6 +6,11 @@
 mod fault;
 mod header_edits;
 mod mesh_gateway;
+mod inbound_limits;
+mod load_balancer;
+mod rate_limits;
+mod retries;
+mod upstream;
 mod proxy_defaults;
 mod service_defaults;
 mod service_resolver;
@@ -27,13 +32,25 @@ pub use self::entries::Entries;
 pub use self::exported_services::{Consumer, ExportedService, ExportedServices};
 pub(crate) use self::fault::pattern;
 pub use self::header_edits::HeaderEdits;
+pub use self::inbound_limits::{InboundLimits, Shedding};
 pub use self::jwt_provider::{
     CacheConfig, Forwarding, HeaderLocation, JsonWebKeySet, JwtProvider, LocalKeys, Location,
     NamedLocation, RemoteKeys,
 };
+pub(crate) use self::load_balancer::RING_SIZE_MAX;
+pub use self::load_balancer::{
+    CookieConfig, HashPolicy, LeastRequestConfig, LoadBalancer, PolicyName, RingHashConfig,
+    SlowStart,
+};
 pub use self::mesh::{Mesh, MeshHttp, MeshIncoming, RequestNormalization};
 pub use self::mesh_gateway::{GatewayMode, MeshGatewayConfig};
 pub use self::proxy_defaults::{ProxyDefaults, ProxyDefaultsConfig};
+pub use self::rate_limits::{
+    ANY_CALLER, CallerRateLimit, InstanceRateLimits, RateLimits, RouteRateLimit,
+};
+#[cfg(test)]
+pub(crate) use self::retries::RETRY_CONDITIONS;
+pub use self::retries::Retries;
 pub use self::service_defaults::ServiceDefaults;
 pub use self::service_resolver::{
     Failover, FailoverTarget, Redirect, ServiceResolver, Subset, Target,
@@ -45,6 +62,7 @@ pub use self::service_router::{
 };
 pub(crate) use self::service_splitter::WHOLE;
 pub use self::service_splitter::{ServiceSplit, ServiceSplitter, Sticky, Weight};
+pub use self::upstream::{PassiveHealthCheck, Upstream, UpstreamConfig, UpstreamLimits};
 use crate::name::ServiceName;
 
 /// Free pairs on an entry.

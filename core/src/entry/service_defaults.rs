@@ -6,7 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::EntryMeta;
 use super::fault::{Fault, check_protocol};
+use super::inbound_limits::InboundLimits;
 use super::mesh_gateway::MeshGatewayConfig;
+use super::rate_limits::RateLimits;
+use super::retries::Retries;
+use super::upstream::UpstreamConfig;
 
 /// `service-defaults/<service>`: what holds for one service.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
@@ -36,6 +40,38 @@ pub struct ServiceDefaults {
         skip_serializing_if = "Option::is_none"
     )]
     pub max_inbound_connections: Option<u32>,
+    /// How it calls others.
+    #[serde(
+        default,
+        rename = "UpstreamConfig",
+        alias = "upstream_config",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub upstream_config: Option<Box<UpstreamConfig>>,
+    /// How requests to it are tried again.
+    #[serde(
+        default,
+        rename = "Retries",
+        alias = "retries",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub retries: Option<Box<Retries>>,
+    /// How many requests a second its instances take.
+    #[serde(
+        default,
+        rename = "RateLimits",
+        alias = "rate_limits",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub rate_limits: Option<Box<RateLimits>>,
+    /// How much its instances have to do at once.
+    #[serde(
+        default,
+        rename = "InboundLimits",
+        alias = "inbound_limits",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub inbound_limits: Option<Box<InboundLimits>>,
     /// How the service is reached where it is a peer's.
     #[serde(
         default,
@@ -52,6 +88,10 @@ pub struct ServiceDefaults {
 impl ServiceDefaults {
     pub(super) fn check(&self) -> Result<(), Fault> {
         check_protocol("Protocol", self.protocol.as_deref())?;
+        self.upstream_config.as_deref().map_or(Ok(()), UpstreamConfig::check)?;
+        self.retries.as_deref().map_or(Ok(()), Retries::check)?;
+        self.rate_limits.as_deref().map_or(Ok(()), RateLimits::check)?;
+        self.inbound_limits.as_deref().map_or(Ok(()), InboundLimits::check)?;
         match self.local_connect_timeout_ms {
             Some(ms) if ms == 0 || ms > LOCAL_CONNECT_TIMEOUT_MS_MAX => Err(Fault::new(
                 "LocalConnectTimeoutMs",

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::EntryMeta;
 use super::fault::{Fault, SERVICE_RULE, check_label, check_service, check_span, check_tenancy};
+use super::load_balancer::LoadBalancer;
 use crate::duration;
 use crate::filter::Filter;
 use crate::name::{PeerName, ServiceName};
@@ -67,6 +68,14 @@ pub struct ServiceResolver {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub failover: BTreeMap<String, Failover>,
+    /// How callers choose among its instances.
+    #[serde(
+        default,
+        rename = "LoadBalancer",
+        alias = "load_balancer",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub load_balancer: Option<Box<LoadBalancer>>,
     /// Free pairs.
     #[serde(default, rename = "Meta", alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,
@@ -188,6 +197,7 @@ impl ServiceResolver {
         for (subset, rule) in &self.failover {
             self.check_failover(subset, rule)?;
         }
+        self.load_balancer.as_deref().map_or(Ok(()), LoadBalancer::check)?;
         check_span("ConnectTimeout", self.connect_timeout, CONNECT_TIMEOUT_MAX)?;
         check_span("RequestTimeout", self.request_timeout, REQUEST_TIMEOUT_MAX)
     }

@@ -1314,6 +1314,9 @@ pub struct Chain {
     /// Zero: no limit of its own.
     #[prost(uint32, tag = "6")]
     pub inbound_connections_max: u32,
+    /// What else entries say of the service's traffic, in their own shape; empty when nothing.
+    #[prost(string, tag = "70")]
+    pub policies_json: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServiceView {

@@ -21,6 +21,7 @@ use hawser_core::intention::{Action, Intention, Pair};
 use hawser_core::normal::{EscapedSlashes, Forwarded, Rules, Underscores};
 use hawser_core::peering::{Import, PeerGateway, PeerState, PeerUpdate, Peering, Remote};
 use hawser_core::permission::Requests;
+use hawser_core::policy::Policies;
 use hawser_core::revocation::{Revocation, Revoked, Subject, node_tag};
 use hawser_core::state::{
     AuthorityChoice, Cluster, Command, Dump, JoinToken, NodeChanges, PeerConflict, Rejection,
@@ -172,6 +173,10 @@ fn entries() -> [Entry; 8] {
                 protocol: Some("grpc".into()),
                 local_connect_timeout_ms: Some(250),
                 max_inbound_connections: Some(1000),
+                upstream_config: policies().upstreams.map(Box::new),
+                retries: policies().retries.map(Box::new),
+                rate_limits: policies().rates.map(Box::new),
+                inbound_limits: policies().inbound.map(Box::new),
                 mesh_gateway: MeshGatewayConfig { mode: GatewayMode::None },
                 meta: note(),
             }),
@@ -182,6 +187,7 @@ fn entries() -> [Entry; 8] {
                 connect_timeout: Some(Duration::from_micros(1500)),
                 request_timeout: Some(Duration::from_secs(90)),
                 failover: [("*".to_owned(), failover())].into(),
+                load_balancer: policies().load_balancer.map(Box::new),
                 default_subset: "v1".into(),
                 subsets: [("v1".to_owned(), subset())].into(),
                 meta: note(),
@@ -214,6 +220,37 @@ fn entries() -> [Entry; 8] {
         ("mesh", Body::Mesh(mesh())),
     ];
     bodies.map(|(name, body)| Entry::new(name, body).expect("a good entry"))
+}
+
+/// What entries say of traffic, in their own JSON: what travels is that.
+fn policies() -> Policies {
+    let json = r#"{
+        "load_balancer": {
+            "Policy": "ring_hash",
+            "RingHashConfig": {"MinimumRingSize": 64, "MaximumRingSize": 128},
+            "HashPolicies": [
+                {"Field": "cookie", "FieldValue": "sid", "CookieConfig": {"TTL": "1h", "Path": "/"}},
+                {"SourceIP": true, "Terminal": true}
+            ],
+            "BoundedLoadPercent": 125,
+            "SlowStart": {"Window": "30s", "MinimumPercent": 5}
+        },
+        "upstreams": {
+            "Defaults": {"ConnectTimeoutMs": 900, "Limits": {"MaxConnections": 5}},
+            "Overrides": [{"Name": "db", "Peer": "west", "PassiveHealthCheck": {"MaxFailures": 3}}]
+        },
+        "retries": {"NumRetries": 1, "RetryOn": ["5xx"], "PerTryTimeout": "1s"},
+        "rates": {
+            "InstanceLevel": {
+                "RequestsPerSecond": 100,
+                "RequestsMaxBurst": 200,
+                "Routes": [{"PathPrefix": "/slow", "RequestsPerSecond": 1, "RequestsMaxBurst": 2}]
+            },
+            "Callers": [{"Name": "*", "RequestsPerSecond": 10, "RequestsMaxBurst": 20}]
+        },
+        "inbound": {"MaxConcurrentRequests": 50, "Shedding": "adaptive", "NeverShed": ["/alive"]}
+    }"#;
+    serde_json::from_str(json).expect("good")
 }
 
 fn failover() -> Failover {
@@ -566,6 +603,7 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
             request_timeout: Duration::from_secs(15),
             local_connect_timeout: Duration::from_secs(1),
             inbound_connections_max: Some(100),
+            policies: Arc::new(policies()),
         },
         peer: None,
         gateway_mode: GatewayMode::Default,

@@ -193,6 +193,7 @@ mod tests {
             request_timeout: Duration::from_secs(1),
             local_connect_timeout: Duration::from_secs(1),
             inbound_connections_max: None,
+            policies: Arc::default(),
         };
         let view = ServiceView::alone(chain, endpoints.into(), Index(1));
         (name(service), Arc::new(view))

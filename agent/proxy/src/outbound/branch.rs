@@ -74,7 +74,10 @@ impl Branches {
         let ports = routing.ends.iter().map(|(end, service)| {
             let branch = known(end).unwrap_or_else(|| {
                 let (context, service) = (port.context.clone(), port.service.clone());
-                Rc::new(Port::new(context, service, port.instance.clone(), end.target()))
+                let (instance, usage) = (port.instance.clone(), port.usage.clone());
+                let branch = Port::new(context, service, instance, end.target(), usage);
+                // Limits are of all that goes to the upstream, wherever that leads.
+                Rc::new(Port { named: port.named.clone(), ..branch })
             });
             let identity = port.identity.borrow().clone();
             branch.adopt(identity, Current { service: Some(service.clone()), ..current.clone() });
@@ -90,6 +93,11 @@ impl Branches {
             }
         };
         Self { routing: routing.clone(), rules, ports }
+    }
+
+    /// The ends.
+    pub(super) fn ports(&self) -> &[Rc<Port>] {
+        &self.ports
     }
 
     /// The end of the next connection.

@@ -1,20 +1,23 @@
 //! Requests of HTTP services: each is sent to one instance after another until one answers.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use hawser_core::balance::{Outcome, PeerId};
+use hawser_core::balance::{Ask, Fault, Outcome, PeerId};
 use hawser_core::chain::Chain;
 use hawser_core::name::PeerName;
 use hawser_core::reason::{DecidedBy, Reason};
+use hawser_core::retry;
 use hawser_core::traffic::{Policy, Retries};
 use http::header::{self, HeaderValue};
-use http::{Request, Response, StatusCode, Version};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rand::RngCore as _;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -22,19 +25,22 @@ use tokio::time::Instant;
 use super::branch::Way;
 use super::dial::{Dialled, dial};
 use super::reach::Instance;
+use super::terms::{self, Affinity, Terms};
 use super::{Picked, Port};
 use crate::admit::{admit, sound};
-use crate::context::{Context, Slot};
+use crate::context::Slot;
 use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing, Sending};
 use crate::inbound::{address, is_unprocessed, relay_upgraded};
 use crate::pool::{Line, Place};
 use crate::report::{Owner, Record, Trail, Try, Unanswered, Upstream, answered, forward};
 use crate::tls::{self, ALPN_H2};
+use crate::usage::Held;
 
 impl Port {
     pub(super) async fn serve_http(self: Rc<Self>, socket: TcpStream) {
         let context = self.context.clone();
         let limits = &context.limits;
+        let source = if self.hashes_source() { socket.peer_addr().ok() } else { None };
         let port = self;
         let is_http2 = Rc::new(Notify::new());
         let seen = is_http2.clone();
@@ -42,7 +48,7 @@ impl Port {
             let (port, seen) = (port.clone(), seen.clone());
             async move {
                 let (context, version) = (port.context.clone(), request.version());
-                let mut response = port.answer(request).await;
+                let mut response = port.answer(request, source).await;
                 context.say_last(version, &mut response, &seen);
                 Ok::<_, std::convert::Infallible>(response)
             }
@@ -74,7 +80,11 @@ impl Port {
     }
 
     /// Answers one request of the application: checks it, tries instances, reports once.
-    async fn answer(self: Rc<Self>, mut request: Request<Incoming>) -> Response<Body> {
+    async fn answer(
+        self: Rc<Self>,
+        mut request: Request<Incoming>,
+        source: Option<SocketAddr>,
+    ) -> Response<Body> {
         let context = self.context.clone();
         let started = context.clock.now();
         let is_grpc = hygiene::is_grpc(request.headers());
@@ -108,13 +118,13 @@ impl Port {
         if upgrade.is_none() && address(&mut request, &authority, false).is_none() {
             return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, 0);
         }
-        let admitted = Admitted { request, upgrade, slot, was_retried, started, id, trail };
+        let admitted = Admitted { request, source, upgrade, slot, was_retried, started, id, trail };
         way.port.clone().carry(way, admitted).await
     }
 
     /// Carries a request that was checked on its way: tries instances, reports once.
     async fn carry(self: Rc<Self>, way: Way, admitted: Admitted) -> Response<Body> {
-        let Admitted { request, upgrade, slot, was_retried, started, id, trail } = admitted;
+        let Admitted { request, source, upgrade, slot, was_retried, started, id, trail } = admitted;
         let context = self.context.clone();
         let is_grpc = hygiene::is_grpc(request.headers());
         let refuse = |status: StatusCode, reason: Reason, attempts: u8| {
@@ -122,12 +132,17 @@ impl Port {
             self.pair.record(&Record { status: Some(status.as_u16()), attempts, trail, ..record });
             hygiene::named(hygiene::refusal(status, reason, DecidedBy::ClientProxy, is_grpc), &id)
         };
-        let Some(mut chain) = self.chain() else {
+        let terms = self.terms();
+        let Some(mut chain) = terms.chain.clone() else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::ViewMissing, 0);
+        };
+        let held = match self.enter(&terms) {
+            Ok(held) => held,
+            Err(reason) => return refuse(StatusCode::SERVICE_UNAVAILABLE, reason, 0),
         };
         let policy = way.policy();
         if let Some(span) = policy.and_then(|policy| policy.request_timeout) {
-            chain.request_timeout = span;
+            Rc::make_mut(&mut chain).request_timeout = span;
         }
         if let Some(to) = upgrade {
             let upgrading =
@@ -137,7 +152,7 @@ impl Port {
                 Err(reason) => refuse(hygiene::status(reason), reason, 1),
             };
         }
-        let deadline = Instant::now() + chain.request_timeout;
+        let deadline = Instant::now() + within(&chain, request.headers());
         let (parts, incoming) = request.into_parts();
         let body = Outgoing::prepare(incoming, context.limits.replay_bytes);
         let body = match tokio::time::timeout_at(deadline, body).await {
@@ -145,20 +160,14 @@ impl Port {
             Ok(Err(_)) => return refuse(StatusCode::BAD_REQUEST, Reason::DownstreamReset, 0),
             Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, Reason::RequestTimeout, 0),
         };
+        let draw = || context.random.borrow_mut().next_u64();
+        let affinity = Affinity::of(&terms, &parts, source, draw);
         let mut exchange = Exchange {
-            port: &self,
-            chain: &chain,
+            hash: affinity.hash,
             policy,
-            is_idempotent: hygiene::is_idempotent(&parts.method),
-            parts,
-            body,
             was_retried,
-            deadline,
-            attempts: 0,
-            free: 0,
-            tried: Vec::new(),
-            sent: Rc::new(Cell::new(0)),
             trail: trail.clone(),
+            ..Exchange::new(&self, &chain, &terms, parts, body, deadline)
         };
         let unanswered = Unanswered::then(|| self.abandoned(started, trail.as_ref()));
         let exchanged = Box::pin(exchange.run()).await;
@@ -166,7 +175,8 @@ impl Port {
         let (attempts, sent) = (exchange.attempts, exchange.sent.clone());
         match exchanged {
             Ok(answer) => {
-                let told = Told { attempts, sent, started, deadline, slot, trail: trail.clone() };
+                let (trail, cookie) = (trail.clone(), affinity.cookie);
+                let told = Told { attempts, sent, started, deadline, slot, held, cookie, trail };
                 hygiene::named(self.clone().deliver(answer, &way, told), &id)
             }
             Err(reason) => refuse(hygiene::status(reason), reason, attempts),
@@ -176,21 +186,14 @@ impl Port {
     /// Passes an answer on, and reports once when it has ended.
     fn deliver(self: Rc<Self>, answer: Answer, way: &Way, told: Told) -> Response<Body> {
         let Answer { mut response, decided, place, upstream, cluster, at } = answer;
-        let Told { attempts, sent, started, deadline, slot, trail } = told;
-        let said = response.headers().get(hygiene::REASON_HEADER).cloned();
-        hygiene::pass_on(&mut response);
-        way.change_answer(response.headers_mut());
-        if let Some(said) = said {
-            response.headers_mut().insert(hygiene::REASON_HEADER, said);
-            let by = HeaderValue::from_static(DecidedBy::ServerProxy.as_str());
-            response.headers_mut().insert(hygiene::DECIDED_BY_HEADER, by);
-        }
+        let Told { attempts, sent, started, deadline, slot, held, cookie, trail } = told;
+        hand_over(&mut response, way, cookie);
         let deadline = (!hygiene::is_stream(response.headers())).then_some(deadline);
         let status = response.status().as_u16();
         let noted = trail.clone();
         answered(trail.as_ref(), response.headers());
         let on_end = move |end: End, bytes: u64| {
-            let _held = (slot, place);
+            let _held = (slot, place, held);
             let (reason, decided_by) = match (end, decided) {
                 (End::Complete, Some(reason)) => (reason, DecidedBy::ServerProxy),
                 (End::Complete, None) => (Reason::Ok, DecidedBy::Application),
@@ -304,7 +307,7 @@ impl Port {
     ) -> Result<(Dialled, Rc<Upstream>, Option<PeerName>), Reason> {
         let mut tried = Vec::new();
         loop {
-            let picked = self.pick(&tried, true)?;
+            let picked = self.pick(Ask { tried: &tried, may_probe: true, hash: None })?;
             tried.push(picked.pick.peer);
             let (upstream, began) = (picked.instance.upstream.clone(), self.context.clock.now());
             let config = picked.instance.reach()?.http1.clone();
@@ -330,6 +333,8 @@ impl Port {
 /// A request that may go on, and what its end needs.
 struct Admitted {
     request: Request<Incoming>,
+    /// Where it comes from, if that has a say in where it goes.
+    source: Option<SocketAddr>,
     /// What it is to be upgraded to.
     upgrade: Option<HeaderValue>,
     slot: Slot,
@@ -347,8 +352,11 @@ struct Told {
     started: Duration,
     /// When the whole answer must have passed.
     deadline: Instant,
-    /// The request's place, held until then.
+    /// The request's places, held until then.
     slot: Slot,
+    held: [Held; 2],
+    /// What the answer should set.
+    cookie: Option<HeaderValue>,
     trail: Option<Rc<Trail>>,
 }
 
@@ -356,7 +364,11 @@ struct Told {
 struct Exchange<'a> {
     port: &'a Rc<Port>,
     chain: &'a Chain,
+    /// What its route says.
     policy: Option<&'a Policy>,
+    terms: &'a Terms,
+    /// What leads it to its instance.
+    hash: Option<u64>,
     parts: http::request::Parts,
     is_idempotent: bool,
     body: Outgoing,
@@ -386,26 +398,26 @@ struct Answer {
 
 /// Why a try did not give an answer to pass on.
 struct Failure {
+    /// Ok where the application answered, with an error.
     reason: Reason,
-    /// Whether no application can have seen the request.
-    is_unseen: bool,
+    end: retry::End,
     /// Whether the connection had died of silence: then another try goes elsewhere, once, and what
     /// is silent gets no load by it.
     was_silent: bool,
-    /// Whether the policy wants another try, whatever the method.
+    /// Whether somebody listed its status: then the same instance may be asked again.
     is_wanted: bool,
     /// An answer that may still be the best there is.
     answer: Option<Box<Answer>>,
 }
 
 impl Failure {
-    fn of(reason: Reason, is_unseen: bool) -> Self {
-        Self { reason, is_unseen, was_silent: false, is_wanted: false, answer: None }
+    fn of(reason: Reason, end: retry::End) -> Self {
+        Self { reason, end, was_silent: false, is_wanted: false, answer: None }
     }
 
     /// Whether no application was reached, so that another try costs none anything.
     fn was_free(&self) -> bool {
-        self.is_unseen
+        self.end == retry::End::Unseen
             && matches!(
                 self.reason,
                 Reason::ConnectFailed
@@ -418,44 +430,89 @@ impl Failure {
     }
 }
 
+/// How long all tries of a request together may take: as long as the chain says, or its own gRPC
+/// deadline where that is shorter.
+fn within(chain: &Chain, headers: &HeaderMap) -> Duration {
+    let asked = hygiene::grpc_timeout(headers);
+    asked.map_or(chain.request_timeout, |asked| asked.min(chain.request_timeout))
+}
+
+/// Makes an answer fit for the application: its way changes it, who decided it stays, and it may
+/// set a cookie.
+fn hand_over(response: &mut Response<Incoming>, way: &Way, cookie: Option<HeaderValue>) {
+    let said = response.headers().get(hygiene::REASON_HEADER).cloned();
+    hygiene::pass_on(response);
+    way.change_answer(response.headers_mut());
+    let headers = response.headers_mut();
+    if let Some(cookie) = cookie {
+        headers.append(header::SET_COOKIE, cookie);
+    }
+    if let Some(said) = said {
+        headers.insert(hygiene::REASON_HEADER, said);
+        let by = HeaderValue::from_static(DecidedBy::ServerProxy.as_str());
+        headers.insert(hygiene::DECIDED_BY_HEADER, by);
+    }
+}
+
+impl<'a> Exchange<'a> {
+    fn new(
+        port: &'a Rc<Port>,
+        chain: &'a Chain,
+        terms: &'a Terms,
+        parts: http::request::Parts,
+        body: Outgoing,
+        deadline: Instant,
+    ) -> Self {
+        Self {
+            port,
+            chain,
+            terms,
+            policy: None,
+            hash: None,
+            is_idempotent: hygiene::is_repeatable(&parts),
+            parts,
+            body,
+            was_retried: false,
+            deadline,
+            attempts: 0,
+            free: 0,
+            tried: Vec::new(),
+            sent: Rc::new(Cell::new(0)),
+            trail: None,
+        }
+    }
+}
+
 impl Exchange<'_> {
     /// Tries instances until one answers.
     ///
     /// # Errors
     /// The reason of the last try.
     async fn run(&mut self) -> Result<Answer, Reason> {
-        let (port, limits) = (self.port, &self.port.context.limits);
+        let port = self.port;
         port.budget.borrow_mut().request(port.context.clock.now());
-        let mut last = Failure::of(Reason::NoEndpoint, true);
+        let mut last = Failure::of(Reason::NoEndpoint, retry::End::Unseen);
         loop {
             let may_probe = self.body.is_repeatable() && self.is_idempotent;
-            let mut picked = port.pick(&self.tried, may_probe);
+            let mut picked = port.pick(self.ask(may_probe));
             let broke = last.reason == Reason::UpstreamReset && !last.was_silent;
             if picked.is_err() && (broke || last.is_wanted) {
                 // A connection that broke says little about the next one to the same instance.
                 self.tried.clear();
-                picked = port.pick(&self.tried, may_probe);
+                picked = port.pick(self.ask(may_probe));
             }
             let Ok(picked) = picked else { break };
-            if self.attempts > 0 {
-                let is_free = last.was_free() || last.was_silent;
-                let now = port.context.clock.now();
-                let (percent, floor) = (limits.retry_budget_percent, limits.retry_budget_floor);
-                let allowed = is_free || port.budget.borrow_mut().retry(now, percent, floor);
-                port.pair.retried(allowed);
-                if !allowed {
-                    break;
-                }
+            if self.attempts > 0 && !self.may_go_on(&last).await {
+                break;
             }
             self.attempts += 1;
             self.tried.push(picked.pick.peer);
             let may_retry = self.has_tries()
-                && self.may_repeat()
+                && self.covers(retry::End::TimedOut)
                 && self.body.is_repeatable()
-                && !self.was_retried
                 && port.balancer.borrow().has_other(&self.tried);
             let per_try = self.policy.and_then(|policy| policy.per_try_timeout);
-            let per_try = may_retry.then_some(per_try.unwrap_or(limits.per_try));
+            let per_try = may_retry.then_some(per_try.unwrap_or(self.terms.retry.per_try));
             let tried = self.begins(&picked);
             let attempted = self.attempt(picked, per_try).await;
             if let Some(tried) = tried {
@@ -470,14 +527,48 @@ impl Exchange<'_> {
                 Err(failure) => last = failure,
             }
             self.free += u8::from(last.was_free());
-            let is_safe =
-                last.is_unseen || ((self.may_repeat() || last.is_wanted) && !self.was_retried);
+            let is_covered = self.covers(last.end);
             let is_late = Instant::now() >= self.deadline;
-            if !self.has_tries() || !is_safe || is_late || !self.body.is_whole() {
+            if !self.has_tries() || !is_covered || is_late || !self.body.is_whole() {
                 break;
             }
         }
         last.answer.map(|answer| *answer).ok_or(last.reason)
+    }
+
+    fn ask(&self, may_probe: bool) -> Ask<'_> {
+        Ask { tried: &self.tried, may_probe, hash: self.hash }
+    }
+
+    /// Waits for as long as another try should, and says whether it may be made: there must be time
+    /// left, and room in the budget. A try that cost no application anything goes on at once.
+    async fn may_go_on(&self, last: &Failure) -> bool {
+        if last.was_free() || last.was_silent {
+            self.port.pair.retried(true);
+            return true;
+        }
+        let (port, retry, clock) = (self.port, &self.terms.retry, self.port.context.clock);
+        let (percent, floor) = (retry.budget_percent, retry.budget_floor);
+        let allowed = port.budget.borrow_mut().retry(clock.now(), percent, floor);
+        port.pair.retried(allowed);
+        if !allowed {
+            return false;
+        }
+        let after = match &last.answer {
+            // What a proxy sheds, another instance may take at once.
+            Some(answer) if answer.decided.is_none() => {
+                terms::retry_after(answer.response.headers())
+            }
+            _ => None,
+        };
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let draw = port.context.random.borrow_mut().next_u64();
+        let number = self.attempts - self.free;
+        let Some(pause) = retry.pause(number, after, left, draw) else { return false };
+        if !pause.is_zero() && last.end != retry::End::Unseen {
+            tokio::time::sleep(pause).await;
+        }
+        true
     }
 
     /// Begins the trace of a try, where there is one, in the headers that it is sent with.
@@ -489,25 +580,22 @@ impl Exchange<'_> {
     /// Whether there may be one try more. Those that reached no application have a bound of their
     /// own, so that a service whose instances here are all dead is still served elsewhere.
     fn has_tries(&self) -> bool {
-        let limits = &self.port.context.limits;
-        let most = self.retries().and_then(|retries| retries.most).unwrap_or(limits.retries);
-        self.attempts - self.free <= most && self.free < limits.connect_tries
+        let listed = self.listed().and_then(|retries| retries.most);
+        let most = listed.unwrap_or(self.terms.retry.retries);
+        self.attempts - self.free <= most && self.free < self.port.context.limits.connect_tries
     }
 
-    fn retries(&self) -> Option<&Retries> {
+    /// What its route says of retries, which outranks what its service says.
+    fn listed(&self) -> Option<&Retries> {
         self.policy.and_then(|policy| policy.retries.as_ref())
     }
 
-    /// Whether a request that an application may have seen may be sent again.
-    fn may_repeat(&self) -> bool {
-        self.is_idempotent || self.retries().is_some_and(|retries| retries.without_answer)
-    }
-
-    /// Whether the policy wants a try more in place of `response`.
-    fn wants_more(&self, response: &Response<Incoming>) -> bool {
-        let Some(retries) = self.retries() else { return false };
-        let grpc = response.headers().get("grpc-status").and_then(|status| status.to_str().ok());
-        !self.was_retried && self.has_tries() && retries.wants(response.status().as_u16(), grpc)
+    /// Whether a try that ended so may be followed by another.
+    fn covers(&self, end: retry::End) -> bool {
+        match self.listed().and_then(|retries| retries.on.as_ref()) {
+            Some(on) => on.cover(end, self.is_idempotent, self.was_retried),
+            None => self.terms.retry.covers(end, self.is_idempotent, self.was_retried),
+        }
     }
 
     /// A place in a connection to `instance`.
@@ -517,7 +605,26 @@ impl Exchange<'_> {
             let (port, instance) = (self.port.clone(), instance.clone());
             async move { port.line(&instance, within).await }
         };
-        instance.lines.place(limits.connections_per_endpoint, limits.streams, connect).await
+        let (most, streams) = (limits.connections_per_endpoint, limits.streams);
+        if let Some(place) = instance.lines.free(streams) {
+            return Ok(place);
+        }
+        let pending = self.port.usage.pending.take(self.terms.limits.max_pending_requests);
+        let _waiting = pending.ok_or(Reason::PendingLimit)?;
+        instance.lines.place(most, streams, connect).await
+    }
+
+    /// The request as one try sends it: with how long its caller still waits, and which try it is.
+    fn request(&mut self) -> Request<Sending> {
+        let mut request = Request::from_parts(self.parts.clone(), self.body.body(&self.sent));
+        let left = self.deadline.saturating_duration_since(Instant::now()).as_millis();
+        let left = HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX));
+        request.headers_mut().insert(hygiene::DEADLINE_HEADER, left);
+        if self.attempts > 1 {
+            let attempt = HeaderValue::from(u16::from(self.attempts));
+            request.headers_mut().insert(hygiene::ATTEMPT_HEADER, attempt);
+        }
+        request
     }
 
     /// Makes one try.
@@ -532,20 +639,15 @@ impl Exchange<'_> {
             Ok(place) => place,
             Err(reason) => {
                 picked.failed(reason, began);
-                return Err(Failure::of(reason, true));
+                return Err(Failure::of(reason, retry::End::Unseen));
             }
         };
-        let mut request = Request::from_parts(self.parts.clone(), self.body.body(&self.sent));
-        if self.attempts > 1 {
-            let attempt = HeaderValue::from(u16::from(self.attempts));
-            request.headers_mut().insert(hygiene::ATTEMPT_HEADER, attempt);
-        }
+        let request = self.request();
         let mut sender = place.sender();
         let sending = sender.try_send_request(request);
         let Some(sent) = self.awaited(sending, per_try).await else {
             picked.finish(Outcome::Failed);
-            let reason = Reason::RequestTimeout;
-            return Err(Failure::of(reason, false));
+            return Err(Failure::of(Reason::RequestTimeout, retry::End::TimedOut));
         };
         let response = match sent {
             Ok(response) => response,
@@ -565,33 +667,49 @@ impl Exchange<'_> {
         let decided = hygiene::verdict(response.headers());
         let cluster = picked.instance.peer().cloned();
         let answer = Answer { response, decided, place, upstream, cluster, at: now };
-        self.judged(picked, answer, now.saturating_sub(began), now)
+        let latency = now.saturating_sub(began);
+        match decided {
+            // It gave up for us, a moment before we did.
+            Some(Reason::DeadlineExceeded) => {
+                picked.finish(Outcome::Failed);
+                Err(Failure::of(Reason::RequestTimeout, retry::End::TimedOut))
+            }
+            Some(reason) if reason.http_status() >= 500 => {
+                match reason.is_busy() {
+                    true => picked.erred(latency, now, Fault::Busy),
+                    false => picked.finish(Outcome::Failed),
+                }
+                let failure = Failure::of(reason, end_of(reason));
+                Err(Failure { answer: Some(Box::new(answer)), ..failure })
+            }
+            _ => self.judge(picked, answer, latency, now),
+        }
     }
 
-    /// Whether an answer is one to pass on: neither the word of a proxy that could not serve, nor
-    /// one that the policy wants another try in place of.
-    fn judged(
+    /// Takes an answer of the application, or sees that another instance should be asked.
+    fn judge(
         &self,
         picked: Picked<'_>,
         answer: Answer,
         latency: Duration,
         now: Duration,
     ) -> Result<Answer, Failure> {
-        let is_wanted = match answer.decided {
-            Some(reason) if reason.http_status() >= 500 => {
-                picked.finish(Outcome::Failed);
-                let failure = Failure::of(reason, reason.is_before_request());
-                return Err(Failure { answer: Some(answer.into()), ..failure });
-            }
-            Some(_) => false,
-            None => self.wants_more(&answer.response),
-        };
-        picked.answered(latency, now);
-        if is_wanted {
-            let failure = Failure::of(Reason::Ok, false);
-            return Err(Failure { is_wanted, answer: Some(answer.into()), ..failure });
+        let (status, headers) = (answer.response.status(), answer.response.headers());
+        match terms::fault(status, headers) {
+            Some(fault) => picked.erred(latency, now, fault),
+            None => picked.answered(latency, now),
         }
-        Ok(answer)
+        let end = match terms::grpc_status(headers) {
+            Some(code) => retry::End::Grpc(code),
+            None => retry::End::Status(status.as_u16()),
+        };
+        if !self.covers(end) {
+            return Ok(answer);
+        }
+        let by_route = self.listed().is_some_and(|retries| retries.on.is_some());
+        let is_wanted = by_route || self.terms.retry.is_listed();
+        let answer = Some(Box::new(answer));
+        Err(Failure { is_wanted, answer, ..Failure::of(Reason::Ok, end) })
     }
 
     /// Waits for an answer, no longer than `per_try` where that leaves another try its turn: with the
@@ -607,14 +725,23 @@ impl Exchange<'_> {
             if let Ok(sent) = tokio::time::timeout_at(until, &mut sending).await {
                 return Some(sent);
             }
-            let Context { limits, clock, .. } = &*self.port.context;
-            let (percent, floor) = (limits.retry_budget_percent, limits.retry_budget_floor);
+            let (retry, clock) = (&self.terms.retry, self.port.context.clock);
+            let (percent, floor) = (retry.budget_percent, retry.budget_floor);
             if self.port.budget.borrow_mut().has_room(clock.now(), percent, floor) {
                 return None;
             }
             self.port.pair.retried(false);
         }
         tokio::time::timeout_at(self.deadline, sending).await.ok()
+    }
+}
+
+/// How a try ended that a peer's proxy answered for `reason`.
+fn end_of(reason: Reason) -> retry::End {
+    match reason {
+        Reason::RequestTimeout => retry::End::TimedOut,
+        reason if reason.is_before_request() => retry::End::Unseen,
+        _ => retry::End::Reset,
     }
 }
 
@@ -642,7 +769,8 @@ fn in_vain(
         _ => Outcome::Failed,
     };
     picked.finish(outcome);
-    Failure { reason, is_unseen, was_silent: error.is_timeout(), is_wanted: false, answer: None }
+    let end = if is_unseen { retry::End::Unseen } else { retry::End::Reset };
+    Failure { was_silent: error.is_timeout(), ..Failure::of(reason, end) }
 }
 
 impl Port {

@@ -8,6 +8,7 @@ mod dial;
 mod http;
 mod reach;
 mod tcp;
+mod terms;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,8 +16,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hawser_core::balance::{Balancer, Effect, Outcome, PeerId, Pick};
-use hawser_core::catalog::Endpoint;
+use hawser_core::balance::{Ask, Balancer, Effect, Fault, Outcome, PeerId, Pick};
+use hawser_core::budget::Budget;
+use hawser_core::catalog::{Endpoint, Protocol};
 use hawser_core::chain::Chain;
 use hawser_core::entry::{GatewayMode, Target};
 use hawser_core::name::{InstanceId, PeerName, ServiceName};
@@ -29,11 +31,12 @@ use tokio::net::TcpStream;
 
 use self::branch::Branches;
 use self::reach::{Instance, Reach};
-use crate::budget::Budget;
+use self::terms::Terms;
 use crate::context::Context;
 use crate::report::{Pair, Record, Reporter};
 use crate::socket;
 use crate::tls::Identity;
+use crate::usage::{Held, Usage};
 
 /// One upstream of one local service, in one worker.
 pub(crate) struct Port {
@@ -50,24 +53,29 @@ pub(crate) struct Port {
     budget: RefCell<Budget>,
     /// Where what is sent here goes, when that is not all to the destination's own instances.
     branches: RefCell<Option<Branches>>,
+    /// What the caller's entries call it by: the upstream that leads here.
+    named: Target,
+    terms: RefCell<Rc<Terms>>,
+    usage: Arc<Usage>,
 }
 
 /// What the route was made of.
 #[derive(Clone, Default)]
 struct Current {
     service: Option<Arc<ServiceView>>,
+    /// What entries say of the caller stands in its own service.
+    caller: Option<Arc<ServiceView>>,
     peers: Arc<BTreeMap<PeerName, PeerView>>,
     gateways: Arc<[PeerGateway]>,
 }
 
 impl Current {
     fn is_same(&self, other: &Self) -> bool {
-        let is_same_service = match (&self.service, &other.service) {
-            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
-            (None, None) => true,
-            _ => false,
+        let is_same = |old: &Option<Arc<ServiceView>>, new: &Option<Arc<ServiceView>>| {
+            old.as_ref().map(Arc::as_ptr) == new.as_ref().map(Arc::as_ptr)
         };
-        is_same_service
+        is_same(&self.service, &other.service)
+            && is_same(&self.caller, &other.caller)
             && Arc::ptr_eq(&self.peers, &other.peers)
             && Arc::ptr_eq(&self.gateways, &other.gateways)
     }
@@ -79,11 +87,14 @@ impl Port {
         service: ServiceName,
         instance: InstanceId,
         destination: Target,
+        usage: Arc<Usage>,
     ) -> Self {
+        let terms = Terms::compile(None, None, &destination, &context.limits);
         let pair = context.report.pair(Reporter::Client, &service, &destination.service);
         Self {
             context,
             service,
+            named: destination.clone(),
             destination,
             instance,
             pair,
@@ -94,6 +105,8 @@ impl Port {
             instances: RefCell::default(),
             budget: RefCell::default(),
             branches: RefCell::default(),
+            terms: RefCell::new(Rc::new(terms)),
+            usage,
         }
     }
 
@@ -138,6 +151,7 @@ impl Port {
         };
         Current {
             service: service.cloned(),
+            caller: view.services.get(&self.service).cloned(),
             peers: view.peers.clone(),
             gateways: view.gateways.clone(),
         }
@@ -157,7 +171,14 @@ impl Port {
         let own = service.as_deref().filter(|service| service.routing.is_none());
         let groups = own.map(|service| route(&view, service, &self.context.locality));
         let groups = groups.unwrap_or_default();
-        self.balancer.borrow_mut().update(&groups, self.context.clock.now());
+        let terms = Terms::compile(
+            service.as_deref(),
+            current.caller.as_deref(),
+            &self.named,
+            &self.context.limits,
+        );
+        self.balancer.borrow_mut().update(&groups, &terms.rules, self.context.clock.now());
+        *self.terms.borrow_mut() = Rc::new(terms);
         let mut reaches = BTreeMap::new();
         for group in &groups {
             if !reaches.contains_key(&group.target)
@@ -223,39 +244,77 @@ impl Port {
     /// Carries one connection of the application.
     pub(crate) async fn serve(self: Rc<Self>, socket: TcpStream) {
         socket::tune(&socket, &self.context.limits);
-        match self.chain() {
-            None => {
-                self.context.report.refuse(
-                    Reporter::Client,
-                    &self.destination.service,
-                    Reason::ViewMissing,
-                );
-            }
-            Some(chain) if chain.protocol.is_http() => Box::pin(self.serve_http(socket)).await,
-            Some(chain) => {
-                let end = match &*self.branches.borrow() {
-                    None => Some(self.clone()),
-                    Some(branches) => branches.next(),
-                };
-                // Without an end, the port itself finds no instance, and says so.
-                let port = end.unwrap_or(self);
-                let chain = port.chain().unwrap_or(chain);
-                Box::pin(port.serve_tcp(socket, &chain)).await;
-            }
+        let terms = self.terms();
+        let refuse = |reason| {
+            let callee = &self.destination.service;
+            self.context.report.refuse(Reporter::Client, callee, reason);
+        };
+        let Some(chain) = terms.chain.clone() else { return refuse(Reason::ViewMissing) };
+        if chain.protocol.is_http() {
+            return Box::pin(self.serve_http(socket)).await;
+        }
+        let Some(_held) = self.usage.connections.take(terms.limits.max_connections) else {
+            return refuse(Reason::ConnectionLimit);
+        };
+        let end = match &*self.branches.borrow() {
+            None => Some(self.clone()),
+            Some(branches) => branches.next(),
+        };
+        // Without an end, the port itself finds no instance, and says so.
+        let port = end.unwrap_or_else(|| self.clone());
+        let chain = port.terms().chain.clone().unwrap_or(chain);
+        Box::pin(port.serve_tcp(socket, &chain)).await;
+    }
+
+    /// What entries say of calling the upstream now.
+    fn terms(&self) -> Rc<Terms> {
+        self.terms.borrow().clone()
+    }
+
+    /// A request's place among those that `terms` allow; given back when it is dropped.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    fn enter(&self, terms: &Terms) -> Result<[Held; 2], Reason> {
+        let limits = &terms.limits;
+        let request = self.usage.requests.take(limits.max_concurrent_requests);
+        let request = request.ok_or(Reason::RequestLimit)?;
+        // In HTTP/1.1 each request has a connection for as long as it takes.
+        let is_http1 = |chain: &Rc<Chain>| chain.protocol == Protocol::Http;
+        let most = limits.max_connections.filter(|_| terms.chain.as_ref().is_some_and(is_http1));
+        let connection = self.usage.connections.take(most).ok_or(Reason::ConnectionLimit)?;
+        Ok([request, connection])
+    }
+
+    /// Whether where connections come from has a say in where what they carry goes.
+    fn hashes_source(&self) -> bool {
+        match &*self.branches.borrow() {
+            None => self.terms.borrow().hashes_source(),
+            Some(branches) => branches.ports().iter().any(|port| port.hashes_source()),
         }
     }
 
-    fn chain(&self) -> Option<Chain> {
-        self.current.borrow().service.as_ref().map(|service| service.chain.clone())
+    /// Compares the instances every now and then.
+    pub(crate) fn sweep(&self) {
+        for branch in self.branches.borrow().iter().flat_map(Branches::ports) {
+            branch.sweep();
+        }
+        let ejected = self.balancer.borrow_mut().sweep(self.context.clock.now());
+        for (peer, span) in ejected {
+            let Some(instance) = self.instances.borrow().get(&peer).cloned() else { continue };
+            self.pair.ejected();
+            let (destination, address) = (&self.destination.service, instance.address);
+            tracing::warn!(%destination, %address, ?span, "instance ejected for its success rate");
+        }
     }
 
-    fn pick(&self, tried: &[PeerId], may_probe: bool) -> Result<Picked<'_>, Reason> {
+    fn pick(&self, ask: Ask<'_>) -> Result<Picked<'_>, Reason> {
         let now = self.context.clock.now();
         let mut random = self.context.random.borrow_mut();
         let pick = self
             .balancer
             .borrow_mut()
-            .pick(now, tried, may_probe, || random.next_u64())
+            .pick(now, ask, || random.next_u64())
             .ok_or(Reason::NoEndpoint)?;
         let instance = self.instances.borrow().get(&pick.peer).cloned();
         let instance = instance.ok_or(Reason::NoEndpoint)?;
@@ -300,19 +359,29 @@ impl Picked<'_> {
         self.settle(outcome);
     }
 
-    /// It answered after `latency`: so did its target.
+    /// It answered well after `latency`: so did its target.
     fn answered(self, latency: Duration, now: Duration) {
+        self.heard(now);
+        self.finish(Outcome::Answered(latency));
+    }
+
+    /// It answered after `latency`, with an error.
+    fn erred(self, latency: Duration, now: Duration, fault: Fault) {
+        self.heard(now);
+        self.finish(Outcome::Erred(latency, fault));
+    }
+
+    fn heard(&self, now: Duration) {
         if let Some(reach) = &self.instance.reach {
             reach.heard(now);
         }
-        self.finish(Outcome::Answered(latency));
     }
 
     /// An attempt that began at `began` came to nothing for `reason`.
     fn failed(self, reason: Reason, began: Duration) {
         let outcome = match reason {
             // Our own lack is not the instance's fault.
-            Reason::NoIdentity | Reason::Overloaded => Outcome::Unknown,
+            Reason::NoIdentity | Reason::Overloaded | Reason::PendingLimit => Outcome::Unknown,
             Reason::GatewayUnavailable => Outcome::Unreachable,
             Reason::ConnectTimeout | Reason::HandshakeTimeout => self.silence_since(began),
             Reason::ConnectFailed if self.instance.reach.as_ref().is_some_and(|it| it.missed()) => {

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use hawser_core::balance::Pick;
+use hawser_core::balance::{Ask, Pick};
 use hawser_core::chain::Chain;
 use hawser_core::name::PeerName;
 use hawser_core::reason::{DecidedBy, Reason};
@@ -14,6 +14,7 @@ use tokio_rustls::client::TlsStream;
 use super::Port;
 use super::dial::dial;
 use super::reach::Instance;
+use super::terms::Affinity;
 use crate::relay::{Moved, relay};
 use crate::report::{Record, Upstream};
 use crate::socket::Wide;
@@ -34,7 +35,10 @@ impl Port {
         let context = &self.context;
         let started = context.clock.now();
         let mut attempts = 0;
-        let connected = self.connect_tcp(chain, &mut attempts).await;
+        let terms = self.terms();
+        let source = if terms.hashes_source() { downstream.peer_addr().ok() } else { None };
+        let hash = source.and_then(|source| Affinity::of_source(&terms, Some(source)));
+        let connected = self.connect_tcp(chain, hash, &mut attempts).await;
         let Connected { stream: mut peer, listed, pick, upstream, cluster } = match connected {
             Ok(connected) => connected,
             Err((reason, decided_by)) => {
@@ -80,13 +84,15 @@ impl Port {
     async fn connect_tcp(
         &self,
         chain: &Chain,
+        hash: Option<u64>,
         attempts: &mut u8,
     ) -> Result<Connected, (Reason, DecidedBy)> {
         let limits = &self.context.limits;
         let mut tried = Vec::new();
         let mut last = (Reason::NoEndpoint, DecidedBy::ClientProxy);
         while *attempts < limits.connect_tries {
-            let Ok(picked) = self.pick(&tried, true) else { break };
+            let ask = Ask { tried: &tried, may_probe: true, hash };
+            let Ok(picked) = self.pick(ask) else { break };
             *attempts += 1;
             let (pick, began) = (picked.pick, self.context.clock.now());
             tried.push(pick.peer);

@@ -261,6 +261,33 @@ async fn listed_statuses_are_tried_again_whatever_the_method() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_routes_retries_outrank_its_services() {
+    let defaults: &'static str =
+        r#"{"Protocol":"http","Retries":{"NumRetries":3,"RetryOnStatusCodes":[503]}}"#;
+    let routes: &'static str = r#"{"Routes":[
+        {"Match":{"HTTP":{"PathExact":"/fewer"}},"Destination":{"NumRetries":1}},
+        {"Match":{"HTTP":{"PathExact":"/other"}},
+         "Destination":{"RetryOnStatusCodes":[502]}}]}"#;
+    let cases = [
+        // path, asked, why
+        ("/plain", 4, "the route says nothing"),
+        ("/fewer", 2, "the route's number, the service's statuses"),
+        ("/other", 1, "the route's statuses"),
+    ];
+    for (path, expected, why) in cases {
+        let mut world = World::new(Protocol::Http);
+        let (address, asked) = failing(9).await;
+        world.instance(address);
+        world.entries = vec![("service-defaults/db", defaults), ("service-router/db", routes)];
+        world.start().await;
+        let request = Request::post(path).header("host", "db").body(Full::new("x".into()));
+        let answer = call(world.outbound, request.expect("good")).await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}: {why}");
+        assert_eq!(asked.load(Ordering::SeqCst), expected, "{path}: {why}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_try_that_takes_too_long_is_given_up_for_another() {
     let mut world = World::new(Protocol::Http);
     let stuck = serve(|_| async {

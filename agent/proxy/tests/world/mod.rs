@@ -19,6 +19,7 @@ use hawser_core::jwt::Providers;
 use hawser_core::name::ServiceName;
 use hawser_core::normal;
 use hawser_core::permission::Requests;
+use hawser_core::policy::Policies;
 use hawser_core::spiffe::{Role, SpiffeId};
 use hawser_core::state::{Command, NodeChanges, State};
 use hawser_core::view::{Endpoint, PeerView, ServiceView, Trust, View};
@@ -57,6 +58,10 @@ pub(crate) struct World {
     pub(crate) has_server_identity: bool,
     pub(crate) server_identity: &'static str,
     pub(crate) status: Status,
+    /// What entries say of `db`.
+    pub(crate) policies: Policies,
+    /// What they say of `web`, the caller.
+    pub(crate) caller_policies: Policies,
     /// Whom `web` calls.
     pub(crate) destination: Target,
     /// Config entries, `kind/name` and JSON: with any, the view is what servers would make of them
@@ -100,6 +105,8 @@ impl World {
             has_server_identity: true,
             server_identity: "db",
             status: Status::Passing,
+            policies: Policies::default(),
+            caller_policies: Policies::default(),
             destination: Target { service: name("db"), peer: None },
             entries: Vec::new(),
             others: Others::default(),
@@ -364,7 +371,8 @@ impl World {
         state
     }
 
-    fn publish(&mut self) {
+    /// Lets everyone see what was changed here.
+    pub(crate) fn publish(&mut self) {
         self.index += 1;
         let index = Index(self.index);
         let endpoint = |(n, (mesh, _)): (usize, &(SocketAddr, Option<SocketAddr>))| Endpoint {
@@ -387,17 +395,24 @@ impl World {
                 request_timeout: self.request_timeout,
                 local_connect_timeout: Duration::from_secs(5),
                 inbound_connections_max: None,
+                policies: Arc::new(self.policies.clone()),
             },
             self.instances.iter().enumerate().map(endpoint).collect(),
             index,
         );
-        let services = if self.entries.is_empty() {
+        let chain = Chain {
+            service: name("web"),
+            policies: Arc::new(self.caller_policies.clone()),
+            ..service.chain
+        };
+        let mut services = if self.entries.is_empty() {
             vec![service]
         } else {
             let state = self.state();
             let all = BTreeSet::from([name("db"), self.destination.service.clone()]);
             all.iter().map(|name| hawser_core::view::service(&state, name)).collect()
         };
+        services.push(ServiceView::alone(chain, Arc::new([]), index));
         let intention = Arc::new(Intention {
             id: "1".into(),
             pair: Pair {

@@ -238,6 +238,7 @@ impl Region {
             request_timeout: Duration::from_secs(30),
             local_connect_timeout: Duration::from_secs(5),
             inbound_connections_max: None,
+            policies: Arc::default(),
         };
         let home: PeerName = "home".parse().expect("a name");
         let pair = Pair {

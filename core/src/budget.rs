@@ -1,10 +1,10 @@
-//! The retry budget: how much of a caller's traffic may be second tries.
+//! The retry budget: how much of a caller's traffic to one target may be second tries.
 
 use std::time::Duration;
 
-/// Counts requests and retries of the last [`WINDOW_SECS`] seconds.
+/// Counts requests and retries of the last ten seconds.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Budget {
+pub struct Budget {
     buckets: [Bucket; WINDOW_SECS],
 }
 
@@ -17,7 +17,7 @@ struct Bucket {
 
 impl Budget {
     /// Counts a first try.
-    pub(crate) fn request(&mut self, now: Duration) {
+    pub fn request(&mut self, now: Duration) {
         let bucket = self.bucket(now);
         bucket.requests = bucket.requests.saturating_add(1);
     }
@@ -25,7 +25,7 @@ impl Budget {
     /// Whether another try may be made; counts it if so.
     ///
     /// `floor` a second are allowed whatever the share, so that a quiet caller can retry at all.
-    pub(crate) fn retry(&mut self, now: Duration, percent: u8, floor: u32) -> bool {
+    pub fn retry(&mut self, now: Duration, percent: u8, floor: u32) -> bool {
         let allowed = self.has_room(now, percent, floor);
         if allowed {
             let bucket = self.bucket(now);
@@ -35,7 +35,7 @@ impl Budget {
     }
 
     /// Whether another try might be made, as [`Budget::retry`] would say.
-    pub(crate) fn has_room(&mut self, now: Duration, percent: u8, floor: u32) -> bool {
+    pub fn has_room(&mut self, now: Duration, percent: u8, floor: u32) -> bool {
         let second = now.as_secs();
         let is_recent = |bucket: &&Bucket| bucket.second + WINDOW_SECS as u64 > second;
         let (requests, retries) =

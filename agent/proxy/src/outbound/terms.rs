@@ -1,0 +1,149 @@
+//! Terms: what entries say of calling one upstream, compiled when a view arrives.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use hawser_core::balance::{self, Fault, Rules, Subject};
+use hawser_core::chain::Chain;
+use hawser_core::entry::{Target, UpstreamLimits};
+use hawser_core::retry::Retry;
+use hawser_core::view::ServiceView;
+use http::StatusCode;
+use http::header::{self, HeaderMap, HeaderValue};
+
+use crate::limits::Limits;
+
+/// What entries say of calling one upstream.
+pub(super) struct Terms {
+    /// None while the upstream is not in the view.
+    pub(super) chain: Option<Rc<Chain>>,
+    pub(super) rules: Rules,
+    pub(super) limits: UpstreamLimits,
+    pub(super) retry: Retry,
+}
+
+impl Terms {
+    /// Compiles what the callee's and the caller's entries say.
+    pub(super) fn compile(
+        callee: Option<&ServiceView>,
+        caller: Option<&ServiceView>,
+        target: &Target,
+        limits: &Limits,
+    ) -> Self {
+        let own = caller.and_then(|caller| caller.chain.policies.upstreams.as_ref());
+        let own = own.map(|upstreams| upstreams.of(target)).unwrap_or_default();
+        let chain = callee.map(|callee| {
+            let mut chain = callee.chain.clone();
+            if let Some(ms) = own.connect_timeout_ms {
+                chain.connect_timeout = Duration::from_millis(ms.into());
+            }
+            Rc::new(chain)
+        });
+        let policies = chain.as_ref().map(|chain| chain.policies.clone()).unwrap_or_default();
+        let check = own.passive_health_check.as_ref();
+        let usual = Retry::new(
+            limits.retries,
+            limits.per_try,
+            limits.retry_budget_percent,
+            limits.retry_budget_floor,
+        );
+        let retry = match &policies.retries {
+            Some(entry) => usual.with(entry),
+            None => usual,
+        };
+        Self {
+            rules: Rules::compile(policies.load_balancer.as_ref(), check),
+            limits: own.limits.unwrap_or_default(),
+            retry,
+            chain,
+        }
+    }
+
+    /// Whether the address that a request comes from is hashed.
+    pub(super) fn hashes_source(&self) -> bool {
+        self.rules.hash.iter().any(|policy| policy.source_ip)
+    }
+}
+
+/// Where a request belongs.
+#[derive(Default)]
+pub(super) struct Affinity {
+    pub(super) hash: Option<u64>,
+    /// A cookie that its answer should set.
+    pub(super) cookie: Option<HeaderValue>,
+}
+
+impl Affinity {
+    /// Where a request belongs by `terms`.
+    pub(super) fn of(
+        terms: &Terms,
+        parts: &http::request::Parts,
+        source: Option<SocketAddr>,
+        draw: impl FnOnce() -> u64,
+    ) -> Self {
+        if terms.rules.hash.is_empty() {
+            return Self::default();
+        }
+        let draw = draw();
+        let seen = Seen { headers: &parts.headers, query: parts.uri.query(), source };
+        let hashed = balance::hash(&terms.rules.hash, &seen, draw);
+        let text = hashed.cookie.map(|policy| balance::set_cookie(policy, draw));
+        Self { hash: hashed.hash, cookie: text.and_then(|text| text.try_into().ok()) }
+    }
+
+    /// Where a connection from `source` belongs by `terms`.
+    pub(super) fn of_source(terms: &Terms, source: Option<SocketAddr>) -> Option<u64> {
+        let seen = Seen { headers: &HeaderMap::new(), query: None, source };
+        balance::hash(&terms.rules.hash, &seen, 0).hash
+    }
+}
+
+struct Seen<'a> {
+    headers: &'a HeaderMap,
+    query: Option<&'a str>,
+    source: Option<SocketAddr>,
+}
+
+impl Subject for Seen<'_> {
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.get(name).map(HeaderValue::as_bytes)
+    }
+
+    fn query(&self) -> Option<&str> {
+        self.query
+    }
+
+    fn source(&self) -> Option<IpAddr> {
+        self.source.map(|source| source.ip())
+    }
+}
+
+/// What an answer of the application says of its instance; none when it is good.
+pub(super) fn fault(status: StatusCode, headers: &HeaderMap) -> Option<Fault> {
+    match status.as_u16() {
+        429 => Some(Fault::Busy),
+        502..=504 => Some(Fault::Gateway),
+        500.. => Some(Fault::Application),
+        200 => match grpc_status(headers)? {
+            8 => Some(Fault::Busy),
+            14 => Some(Fault::Gateway),
+            2 | 13 | 15 => Some(Fault::Application),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The gRPC status of an answer that has no message.
+pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// How long an answer asks its caller to wait.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    if let Some(pushback) = headers.get("grpc-retry-pushback-ms") {
+        return pushback.to_str().ok()?.parse().ok().map(Duration::from_millis);
+    }
+    hawser_core::retry::retry_after(headers.get(header::RETRY_AFTER)?.as_bytes())
+}

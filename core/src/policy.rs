@@ -1,0 +1,43 @@
+//! Policies: what config entries say of the traffic of one service, as a view carries it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::entry::{Entries, InboundLimits, LoadBalancer, RateLimits, Retries, UpstreamConfig};
+use crate::name::ServiceName;
+
+/// What config entries say of the traffic of one service, in their own shape. Each proxy compiles
+/// what it needs when a view arrives.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Policies {
+    /// How its callers choose among its instances.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_balancer: Option<LoadBalancer>,
+    /// How it calls others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstreams: Option<UpstreamConfig>,
+    /// How requests to it are tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<Retries>,
+    /// How many requests a second its instances take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rates: Option<RateLimits>,
+    /// How much its instances have to do at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inbound: Option<InboundLimits>,
+}
+
+impl Policies {
+    /// What `entries` say of `service`.
+    pub fn of(entries: &Entries, service: &ServiceName) -> Self {
+        let resolver = entries.service_resolver(service);
+        let defaults = entries.service_defaults(service);
+        Self {
+            load_balancer: resolver.and_then(|entry| entry.load_balancer.as_deref().cloned()),
+            upstreams: defaults.and_then(|entry| entry.upstream_config.as_deref().cloned()),
+            retries: defaults.and_then(|entry| entry.retries.as_deref().cloned()),
+            rates: defaults.and_then(|entry| entry.rate_limits.as_deref().cloned()),
+            inbound: defaults.and_then(|entry| entry.inbound_limits.as_deref().cloned()),
+        }
+    }
+}
