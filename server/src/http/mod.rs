@@ -1169,9 +1169,16 @@ mod tests {
             (
                 &put,
                 "/v1/config",
-                json!({"Kind": "service-splitter", "Name": "web"}),
+                json!({"Kind": "ingress-gateway", "Name": "web"}),
                 400,
                 "not supported",
+            ),
+            (
+                &put,
+                "/v1/config",
+                json!({"Kind": "service-splitter", "Name": "web"}),
+                400,
+                "Splits: there is none",
             ),
             (
                 &put,
