@@ -11,10 +11,10 @@ use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
-/// The sockets that systemd kept for this process since the one before.
+/// The sockets that systemd kept for this process since the one before, and their names.
 ///
 /// Changes the environment: call it before there is a second thread.
-pub(crate) fn kept() -> Sockets {
+pub(crate) fn kept() -> (Sockets, BTreeSet<String>) {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut passed = ListenFd::from_env();
     let mut sockets = Sockets::default();
@@ -26,19 +26,21 @@ pub(crate) fn kept() -> Sockets {
             None => tracing::warn!(name, "systemd passed something that is no socket"),
         }
     }
-    sockets
+    let names = names.split(':').filter(|name| !name.is_empty()).map(str::to_owned);
+    (sockets, names.collect())
 }
 
 /// Lets systemd keep what `agent` listens on, so that a crash or a restart refuses nobody.
 /// Ends with `stopping`, and takes back then what other hosts call: they must find it closed.
-pub(crate) async fn keep(agent: Handle, stopping: CancellationToken) {
+/// `stored` is what it keeps already: of that, too, it must forget what is not listened on any more,
+/// or connections would wait where nobody accepts them.
+pub(crate) async fn keep(agent: Handle, stopping: CancellationToken, mut stored: BTreeSet<String>) {
     // Set by systemd 254 and later; before, the store may be there unsaid.
     let is_off = std::env::var("FDSTORE").is_ok_and(|most| most == "0");
     if is_off || std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
     let Some(mut changes) = agent.socket_changes() else { return };
-    let mut stored: BTreeSet<String> = BTreeSet::new();
     loop {
         changes.borrow_and_update();
         match agent.sockets() {

@@ -56,6 +56,8 @@ pub(crate) async fn run(
     loop {
         let view = views.borrow_and_update().clone();
         adopt(&mut sources, &view);
+        // Keys that an entry names no more count no more, however slow the others are.
+        publish(&sources, &ring);
         refresh(&mut sources).await;
         publish(&sources, &ring);
         let due = sources.values().map(|source| source.due).min();

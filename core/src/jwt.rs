@@ -94,14 +94,22 @@ impl<'a> Bearer<'a> {
         edits
     }
 
+    /// The claims that were proved, by provider.
+    pub fn proved(&self) -> Proved {
+        let claims = self.proven.iter().filter_map(|(name, proof)| {
+            proof.as_ref().ok().map(|proof| (name.clone(), proof.claims.clone()))
+        });
+        Proved(claims.collect())
+    }
+
     fn prove(&self, name: &str) -> Result<Proof, Unproven> {
         // A provider that nobody declares proves nothing, for ever.
         let provider = self.providers.get(name).ok_or(Unproven::NoKeys)?;
         let token = self.token(provider)?.ok_or(Unproven::Missing)?;
+        let token = Token::parse(&token).ok_or(Unproven::Invalid)?;
         let inline = provider.inline_keys();
         let keys = inline.as_ref().or_else(|| self.keys.get(name).map(|keys| &**keys));
         let keys = keys.ok_or(Unproven::NoKeys)?;
-        let token = Token::parse(&token).ok_or(Unproven::Invalid)?;
         let is_signed = token.is_signed(keys, self.verifier);
         if !is_signed || !token.holds(provider, self.now) {
             return Err(Unproven::Invalid);
@@ -173,6 +181,16 @@ impl Tokens for Bearer<'_> {
     }
 }
 
+/// What one request's tokens proved when it came: claims by provider.
+#[derive(Clone, Debug, Default)]
+pub struct Proved(BTreeMap<String, Arc<Value>>);
+
+impl Tokens for Proved {
+    fn claims(&mut self, name: &str) -> Result<Arc<Value>, Unproven> {
+        self.0.get(name).cloned().ok_or(Unproven::Missing)
+    }
+}
+
 /// A token in its parts, of which nothing is believed yet.
 struct Token<'a> {
     algorithm: Algorithm,
@@ -216,8 +234,8 @@ impl<'a> Token<'a> {
     fn is_signed(&self, keys: &KeySet, verifier: &dyn Verifier) -> bool {
         let is_named = |key: &&Key| match (&self.key, &key.id) {
             (Some(named), Some(id)) => named == id,
-            (Some(_), None) => false,
-            (None, _) => true,
+            // Either side may leave it out: the signature decides.
+            _ => true,
         };
         let mut fit = keys.keys.iter().filter(is_named).filter(|key| key.is_for(self.algorithm));
         let signed = self.signed.as_bytes();

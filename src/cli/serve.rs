@@ -52,7 +52,7 @@ impl Arguments {
 /// A configuration that cannot be, a listener that cannot be bound, or a part that failed.
 pub(crate) fn run(arguments: Arguments, part: Part, take_over: bool) -> Result<()> {
     // Before there is a second thread: it changes the environment.
-    let sockets = succession::kept();
+    let (sockets, stored) = succession::kept();
     let successor = succession::Command::of_this();
     seed_randomness();
     let mut raw = arguments.read()?;
@@ -84,7 +84,7 @@ pub(crate) fn run(arguments: Arguments, part: Part, take_over: bool) -> Result<(
             Part::Agent => successor.start(),
             Part::Server => tracing::error!("a server cannot be replaced in place: restart it"),
         };
-        tokio::spawn(succession::keep(mesh.agent().handle(), drain.clone()));
+        tokio::spawn(succession::keep(mesh.agent().handle(), drain.clone(), stored));
         tokio::spawn(signals.obey(drain, reload, replace));
         mesh.run().await
     })

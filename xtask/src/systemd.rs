@@ -446,12 +446,17 @@ impl Walk<'_> {
                 vm.run("echo HAWSER_LOG=info >> /etc/default/hawser")?;
                 let unit = if vm.name == "s1" { "hawser-server" } else { "hawser-agent" };
                 let pid = format!("systemctl show {unit} --property=MainPID --value");
-                let old = vm.ask(&pid)?;
+                let restarts = format!("systemctl show {unit} --property=NRestarts --value");
+                let (old, restarted) = (vm.ask(&pid)?, vm.ask(&restarts)?);
                 vm.run("dpkg -i newer.deb && dpkg-query --show hawser | grep -q '+newer$'")?;
                 // An agent hands over to the new binary by itself; a server is restarted.
                 vm.until(&pid, |told| told != old && told != "0")?;
-                let restarts = vm.ask(&format!("systemctl show {unit} --property=NRestarts --value"))?;
-                ensure!(restarts == "0", "{}: {unit} ended, and was started anew", vm.name);
+                let again = vm.ask(&restarts)?;
+                ensure!(
+                    again == restarted || again == "0",
+                    "{}: {unit} ended, and was started anew",
+                    vm.name
+                );
                 vm.run(&format!(
                     "systemctl is-active {unit} && systemctl is-enabled {unit} && hawser health"))?;
                 vm.run("tail -1 /etc/default/hawser | grep -qx HAWSER_LOG=info")?;

@@ -96,8 +96,14 @@ pub(crate) fn strip(headers: &mut HeaderMap, forwarded: Forwarded) -> Option<Hea
     if keeps_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    // HTTP/2 without TLS is spoken from the first byte or not at all.
-    upgrade.filter(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c"))
+    upgrade.filter(is_bytes)
+}
+
+/// Whether an upgrade is to one protocol, and to none that carries further requests: those would
+/// pass unseen by everything that judges requests.
+fn is_bytes(to: &HeaderValue) -> bool {
+    let to = to.as_bytes().to_ascii_lowercase();
+    !to.contains(&b',') && ![&b"h2"[..], b"http", b"tls"].iter().any(|it| to.starts_with(it))
 }
 
 /// Whether a field says where a request came from: the sender's word only.

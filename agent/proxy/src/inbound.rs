@@ -14,6 +14,7 @@ use std::time::Duration;
 use hawser_core::catalog::Protocol;
 use hawser_core::chain::Chain;
 use hawser_core::clock::Index;
+use hawser_core::jwt::Proved;
 use hawser_core::name::{InstanceId, ServiceName};
 use hawser_core::normal::Forwarded;
 use hawser_core::policy::Policies;
@@ -389,9 +390,11 @@ impl Connection {
         let upgrade =
             self.cleanse(request.headers_mut(), rules.forwarded, within).filter(|_| is_upgradable);
         forward(trail.as_ref(), request.headers_mut());
-        if let Err(reason) = self.judge(&mut request, &authority) {
-            return refuse(hygiene::status(reason), reason);
-        }
+        let came = upgrade.is_some().then(|| request.headers().clone());
+        let proved = match self.judge(&mut request, &authority) {
+            Ok(proved) => proved,
+            Err(reason) => return refuse(hygiene::status(reason), reason),
+        };
         // Only what may be asked at all counts against rates and load.
         let admitted = match self.admit(&request, started) {
             Ok(admitted) => admitted,
@@ -399,7 +402,7 @@ impl Connection {
                 return hygiene::come_again(refuse(hygiene::status(reason), reason), after);
             }
         };
-        let became = upgrade.is_some().then(|| self.keep(&request, &authority));
+        let became = came.map(|came| self.keep(&request, &authority, (came, proved)));
         let is_http1 = chain.protocol == Protocol::Http;
         if address(&mut request, &authority, is_http1 || upgrade.is_some()).is_none() {
             return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
@@ -656,15 +659,20 @@ impl Connection {
     }
 
     /// What the guard says of a request, where there is one.
-    fn judge(&self, request: &mut Request<Incoming>, to: &Authority) -> Result<(), Reason> {
+    fn judge(&self, request: &mut Request<Incoming>, to: &Authority) -> Result<Proved, Reason> {
         let context = &self.port.context;
         let (view, keys) = (context.view.borrow(), context.keys.borrow());
         judge(self.watched().guard().as_deref(), &view, &keys, request, to)
     }
 
     /// Keeps a request that is to become a connection, to be judged again.
-    fn keep(&self, request: &Request<Incoming>, to: &Authority) -> Rc<Upgraded> {
-        let upgraded = Upgraded::new(request, to, &self.watched().cut);
+    fn keep(
+        &self,
+        request: &Request<Incoming>,
+        to: &Authority,
+        judged: (HeaderMap, Proved),
+    ) -> Rc<Upgraded> {
+        let upgraded = Upgraded::new(request, to, judged, &self.watched().cut);
         self.watched().upgraded.keep(&upgraded);
         upgraded
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use aws_lc_rs::signature::{self, RsaPublicKeyComponents, UnparsedPublicKey};
 use hawser_core::jwks::{Algorithm, Key, Material};
-use hawser_core::jwt::{Bearer, Edit, KeyRing, Verifier};
-use hawser_core::permission::{Asked, Fields, Guard, Unproven, Verdict};
+use hawser_core::jwt::{Bearer, Edit, KeyRing, Proved, Verifier};
+use hawser_core::permission::{Asked, Fields, Guard, Tokens, Unproven, Verdict};
 use hawser_core::reason::Reason;
 use hawser_core::view::View;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -65,36 +65,30 @@ struct Head<'a> {
     headers: &'a HeaderMap,
 }
 
-/// What the guard says of a request: what is to be changed in it before it passes.
-///
-/// # Errors
-/// The reason for which it does not.
-fn judged(
-    guard: &Guard,
-    view: &View,
-    keys: &KeyRing,
-    head: &Head<'_>,
-) -> Result<Vec<Edit>, Reason> {
-    let trust = view.trust.as_ref().ok_or(Reason::ViewMissing)?;
-    let fields = Names(head.headers);
-    let asked = Asked {
-        method: head.method.as_str(),
-        path: head.uri.path(),
-        authority: head.authority.as_str(),
-        fields: &fields,
-    };
-    let brought = (head.uri.query().unwrap_or_default(), &fields as &dyn Fields);
-    let mut bearer = Bearer::new(&view.providers, keys, &Signatures, brought, crate::clock::wall());
-    match guard.decide(&asked, trust.default_action, &mut bearer) {
-        Verdict::Allowed(_) => Ok(bearer.edits()),
-        Verdict::Denied(_) => Err(Reason::PermissionDenied),
-        Verdict::Unproven(Unproven::Missing) => Err(Reason::TokenMissing),
-        Verdict::Unproven(Unproven::Invalid) => Err(Reason::TokenInvalid),
-        Verdict::Unproven(Unproven::NoKeys) => Err(Reason::TokenKeysMissing),
+impl Head<'_> {
+    /// What the guard says of it, by `tokens`.
+    ///
+    /// # Errors
+    /// The reason for which it does not pass.
+    fn judged(&self, guard: &Guard, view: &View, tokens: &mut dyn Tokens) -> Result<(), Reason> {
+        let trust = view.trust.as_ref().ok_or(Reason::ViewMissing)?;
+        let asked = Asked {
+            method: self.method.as_str(),
+            path: self.uri.path(),
+            authority: self.authority.as_str(),
+            fields: &Names(self.headers),
+        };
+        match guard.decide(&asked, trust.default_action, tokens) {
+            Verdict::Allowed(_) => Ok(()),
+            Verdict::Denied(_) => Err(Reason::PermissionDenied),
+            Verdict::Unproven(Unproven::Missing) => Err(Reason::TokenMissing),
+            Verdict::Unproven(Unproven::Invalid) => Err(Reason::TokenInvalid),
+            Verdict::Unproven(Unproven::NoKeys) => Err(Reason::TokenKeysMissing),
+        }
     }
 }
 
-/// Judges a request, and changes in it what its tokens' providers say.
+/// Judges a request, and changes in it what its tokens' providers say. Answers what they proved.
 ///
 /// # Errors
 /// The reason for which it does not pass.
@@ -104,21 +98,26 @@ pub(crate) fn judge<B>(
     keys: &KeyRing,
     request: &mut Request<B>,
     authority: &Authority,
-) -> Result<(), Reason> {
+) -> Result<Proved, Reason> {
     // Claims are the proxy's word: a caller has no say in them, with or without a token.
     for provider in view.providers.values() {
         if let Some(forwarding) = &provider.forwarding {
             request.headers_mut().remove(forwarding.header_name.as_str());
         }
     }
-    let Some(guard) = guard else { return Ok(()) };
+    let Some(guard) = guard else { return Ok(Proved::default()) };
     let head = Head {
         method: request.method(),
         uri: request.uri(),
         authority,
         headers: request.headers(),
     };
-    for edit in judged(guard, view, keys, &head)? {
+    let fields = Names(head.headers);
+    let brought = (head.uri.query().unwrap_or_default(), &fields as &dyn Fields);
+    let mut bearer = Bearer::new(&view.providers, keys, &Signatures, brought, crate::clock::wall());
+    head.judged(guard, view, &mut bearer)?;
+    let (edits, proved) = (bearer.edits(), bearer.proved());
+    for edit in edits {
         match edit {
             Edit::Drop(name) => {
                 request.headers_mut().remove(name.as_str());
@@ -130,7 +129,7 @@ pub(crate) fn judge<B>(
             }
         }
     }
-    Ok(())
+    Ok(proved)
 }
 
 /// The head of a request that became a connection: judged again with every view.
@@ -138,23 +137,29 @@ pub(crate) struct Upgraded {
     method: Method,
     uri: Uri,
     authority: Authority,
+    /// As they came, tokens and all.
     headers: HeaderMap,
+    /// What its tokens proved then. That they run out meanwhile, or that keys change, cuts nothing.
+    proved: Proved,
     /// Cancelled when it is no longer allowed.
     pub(crate) cut: CancellationToken,
 }
 
 impl Upgraded {
-    /// Keeps what of `request` is judged; it is cut with `parent` at the latest.
+    /// Keeps what of `request` is judged, with the header fields that it came with and what its
+    /// tokens proved; it is cut with `parent` at the latest.
     pub(crate) fn new<B>(
         request: &Request<B>,
         authority: &Authority,
+        (headers, proved): (HeaderMap, Proved),
         parent: &CancellationToken,
     ) -> Rc<Self> {
         Rc::new(Self {
             method: request.method().clone(),
             uri: request.uri().clone(),
             authority: authority.clone(),
-            headers: request.headers().clone(),
+            headers,
+            proved,
             cut: parent.child_token(),
         })
     }
@@ -170,14 +175,12 @@ impl Kept {
         *self.0.borrow_mut() = Rc::downgrade(upgraded);
     }
 
-    /// Judges it again, and cuts it if it is no longer allowed.
-    ///
-    /// A token that ran out meanwhile cuts nothing: it was asked for when the request came.
-    pub(crate) fn judge(&self, guard: Option<&Arc<Guard>>, view: &View, keys: &KeyRing) {
+    /// Judges it again by what its tokens proved, and cuts it if it is no longer allowed.
+    pub(crate) fn judge(&self, guard: Option<&Arc<Guard>>, view: &View) {
         let (Some(upgraded), Some(guard)) = (self.0.borrow().upgrade(), guard) else { return };
-        let Upgraded { method, uri, authority, headers, .. } = &*upgraded;
-        let verdict = judged(guard, view, keys, &Head { method, uri, authority, headers });
-        if matches!(verdict, Err(Reason::PermissionDenied)) {
+        let Upgraded { method, uri, authority, headers, proved, .. } = &*upgraded;
+        let head = Head { method, uri, authority, headers };
+        if head.judged(guard, view, &mut proved.clone()).is_err() {
             upgraded.cut.cancel();
         }
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 /// Bounds and timeouts. What a service's chain says about timeouts outranks these.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Limits {
+    /// How many workers share what counts for the host.
+    pub workers: u32,
     /// Most connections accepted at once, over all listeners and workers.
     pub connections: usize,
     /// Most HTTP requests under way at once, over all listeners and workers.
@@ -60,6 +62,7 @@ impl Limits {
     pub(crate) fn of_one(mut self, workers: usize) -> Self {
         let workers = u32::try_from(workers).unwrap_or(u32::MAX).max(1);
         self.retry_budget_floor = self.retry_budget_floor.div_ceil(workers);
+        self.workers = workers;
         self
     }
 }
@@ -67,6 +70,7 @@ impl Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            workers: 1,
             connections: 65_536,
             requests: 65_536,
             handshake: Duration::from_secs(5),

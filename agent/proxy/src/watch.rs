@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use hawser_core::clock::UnixTime;
 use hawser_core::intention::{self, Decision};
-use hawser_core::jwt::KeyRing;
 use hawser_core::name::ServiceName;
 use hawser_core::permission::Guard;
 use hawser_core::reason::Reason;
@@ -140,7 +139,7 @@ impl Watchlist {
     }
 
     /// Decides anew for every connection, and cuts those that were allowed and no longer are.
-    pub(crate) fn decide(&self, view: &View, keys: &KeyRing) {
+    pub(crate) fn decide(&self, view: &View) {
         for watched in self.open.borrow().values() {
             let Some(destination) = &watched.destination else { continue };
             let ruled = Ruled::new(view, &watched.peer.id, destination, watched.is_http);
@@ -149,7 +148,7 @@ impl Watchlist {
             if watched.refusal.replace(refusal).is_none() && refusal.is_some() {
                 watched.cut();
             }
-            watched.upgraded.judge(ruled.guard.as_ref(), view, keys);
+            watched.upgraded.judge(ruled.guard.as_ref(), view);
             watched.guard.replace(ruled.guard);
         }
     }

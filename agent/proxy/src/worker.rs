@@ -325,7 +325,7 @@ impl Worker {
             }
         }
         self.context.gateways.sweep();
-        self.context.watched.decide(view, &self.plan.keys);
+        self.context.watched.decide(view);
         self.gateway.decide(view);
     }
 

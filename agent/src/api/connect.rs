@@ -8,6 +8,7 @@ use hawser_api::json::{Authorization, CaRoot, CaRoots, timestamp};
 use hawser_api::query::QueryOptions;
 use hawser_core::name::ServiceName;
 use hawser_core::spiffe::SpiffeId;
+use hawser_core::view::View;
 use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
@@ -42,6 +43,23 @@ pub(super) async fn answer(
     }
 }
 
+/// Whether the cluster that `caller` is of has revoked it, or its certificate of this number.
+fn is_revoked(view: &View, caller: &SpiffeId, serial: &[u8]) -> bool {
+    let own = view.trust.as_ref().filter(|trust| trust.trust_domain == caller.trust_domain);
+    let revoked = match own {
+        Some(trust) => Some(&trust.revoked),
+        None => view.peer_of(caller).and_then(|peer| view.peers.get(peer)).map(|it| &it.revoked),
+    };
+    revoked.is_some_and(|revoked| revoked.covers(caller, serial))
+}
+
+/// The octets of a serial number as `openssl` and Go print it: `04:0a:…` or `040a…`.
+fn octets(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> =
+        text.chars().filter_map(|it| it.to_digit(16)).map(|it| it as u8).collect();
+    digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+}
+
 /// May the owner of this certificate call this service?
 async fn authorize(api: &Api, ask: &Ask, asks: &Caller) -> Result<Reply, ApiError> {
     let body = fields::parse(&ask.body)?;
@@ -52,11 +70,14 @@ async fn authorize(api: &Api, ask: &Ask, asks: &Caller) -> Result<Reply, ApiErro
     let caller: SpiffeId = uri
         .parse()
         .map_err(|why| ApiError::bad_request(format_args!("ClientCertURI {uri:?}: {why}")))?;
-    fields.ignore(&["ClientCertSerial"]);
+    let serial = fields.text(&["ClientCertSerial"])?.map(|(_, text)| octets(text));
     fields.finish()?;
     let Some(source) = caller.service() else {
         return Ok(verdict(ask, false, "the caller is no service".to_owned()));
     };
+    if is_revoked(&api.host.views.borrow(), &caller, &serial.unwrap_or_default()) {
+        return Ok(verdict(ask, false, "the caller's identity is revoked".to_owned()));
+    }
     if api.host.local.names().contains(&target) {
         let decision = api.host.views.borrow().decide(&caller, &target);
         return Ok(verdict(ask, decision.is_allowed(), format!("Matched {}", decision.reason)));

@@ -119,14 +119,22 @@ impl Balancer {
                 due.extend(self.below(range, f64::from(permille) / 1_000.0));
             }
         }
-        for peer in self.peers.iter_mut().filter(|peer| peer.answers > 0) {
-            if peer.is_in() {
+        for (at, peer) in self.peers.iter_mut().enumerate() {
+            if peer.answers == 0 && peer.is_in() {
+                // Nobody asked it, for it erred: forget by halves, or nobody ever will.
+                peer.errors /= 2;
+                peer.gateway_errors /= 2;
+                peer.failures /= 2;
+            } else if peer.is_in() && !due.contains(&at) {
                 peer.ejections = peer.ejections.saturating_sub(1);
             }
             (peer.answers, peer.good) = (0, 0);
         }
-        let eject = |at| match self.eject(at, now) {
-            Effect::Ejected(span) => Some((self.peers[at].id, span)),
+        let eject = |at: usize| match self.eject(at, now) {
+            Effect::Ejected(span) => {
+                self.peers[at].is_out_for_errors = true;
+                Some((self.peers[at].id, span))
+            }
             Effect::None | Effect::Returned => None,
         };
         due.into_iter().filter_map(eject).collect()

@@ -73,6 +73,8 @@ impl State {
         }
         whole.rebase(stamp.index);
         whole.cluster.clone_from(&self.cluster);
+        // An archive of before the first token must not open the door to whoever comes first.
+        whole.acl.bootstrapped = whole.acl.bootstrapped.or(self.acl.bootstrapped());
         whole.authority = chosen(self.authority.take(), whole.authority, choice, stamp);
         for row in self.revocations.iter() {
             let is_it = |held: &&Row<_>| held.value == row.value;

@@ -24,6 +24,8 @@ pub(crate) async fn save(handle: Handle, ask: Ask) -> Result<Bytes, ApiError> {
     };
     let reading = handle.reader.read(Consistency::Default).await.map_err(super::unread)?;
     let mut dump = reading.state.dump();
+    // What somebody began to restore is no part of the state, and may hold keys.
+    dump.staged = None;
     if omits {
         dump.authority = None;
     }

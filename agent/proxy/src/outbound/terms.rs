@@ -49,7 +49,14 @@ impl Terms {
             limits.retry_budget_floor,
         );
         let retry = match &policies.retries {
-            Some(entry) => usual.with(entry),
+            Some(entry) => {
+                let mut retry = usual.with(entry);
+                // What the entry says is for the host, and each worker counts by itself.
+                if entry.budget_min_per_second.is_some() {
+                    retry.budget_floor = retry.budget_floor.div_ceil(limits.workers.max(1));
+                }
+                retry
+            }
             None => usual,
         };
         Self {

@@ -545,7 +545,14 @@ impl Pair {
             source: Some(source.as_str()),
             cluster: record.cluster.as_ref().map(PeerName::as_str),
             verdict: match record.reason {
-                Reason::IntentionDenied | Reason::PolicyCut | Reason::NotExported => "deny",
+                Reason::IntentionDenied
+                | Reason::PolicyCut
+                | Reason::NotExported
+                | Reason::PermissionDenied
+                | Reason::PermissionsNeedHttp
+                | Reason::TokenMissing
+                | Reason::TokenInvalid
+                | Reason::TokenKeysMissing => "deny",
                 _ => "allow",
             },
             decided_by: record.decided_by.as_str(),

@@ -141,8 +141,10 @@ impl Trail {
     fn answered(&self, headers: &HeaderMap) {
         if self.is_grpc
             && let Some(status) = headers.get("grpc-status")
-            && let Some(status) = status.to_str().ok().and_then(|text| text.parse().ok())
+            && let Some(status) = status.to_str().ok().and_then(|text| text.parse::<u8>().ok())
         {
+            // It becomes a label: what gRPC does not know is UNKNOWN.
+            let status = if status <= GRPC_STATUS_MAX { status } else { GRPC_UNKNOWN };
             self.grpc_status.set(Some(status));
         }
     }
@@ -338,6 +340,9 @@ const SPANS_GATHERED_MAX: usize = 1_024;
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const PATH_BYTES_MAX: usize = 512;
 const METHOD_BYTES_MAX: usize = 32;
+
+const GRPC_STATUS_MAX: u8 = 16;
+const GRPC_UNKNOWN: u8 = 2;
 
 #[cfg(test)]
 mod tests {
