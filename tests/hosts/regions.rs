@@ -232,7 +232,7 @@ fn passed(load: &Load, until: Duration) -> Result<()> {
 
 /// Waits until ten answers in a row come from instances whose names begin with `prefix`.
 fn settled(regions: &Regions, prefix: &str) -> Result<()> {
-    wait_for(format_args!("{prefix} to answer"), Duration::from_secs(60), || {
+    wait_for(format_args!("{prefix} to answer"), SETTLED, || {
         for _ in 0..10 {
             let body = regions.through("/")?;
             ensure!(body.starts_with(prefix), "answered by {body:?}");
@@ -354,3 +354,5 @@ const DEAD_PEER: Duration = Duration::from_secs(5);
 /// So many answers together say where traffic goes.
 const WINDOW: usize = 50;
 const SOON: Duration = Duration::from_secs(5);
+/// A region that was lost several times in a row is held back for up to a minute.
+const SETTLED: Duration = Duration::from_secs(90);
