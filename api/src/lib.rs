@@ -5,7 +5,6 @@ pub mod fields;
 pub mod definition;
 pub mod json;
 pub mod error;
-pub mod filter;
 pub mod rules;
 pub mod query;
 pub mod client;

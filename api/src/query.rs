@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use hawser_core::clock::Index;
 use hawser_core::duration;
+use hawser_core::filter::Filter;
 use percent_encoding::percent_decode_str;
 
 use crate::error::ApiError;
-use crate::filter::Filter;
 
 /// The decoded pairs of a query string, in order.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

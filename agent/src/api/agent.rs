@@ -6,13 +6,13 @@ use std::sync::Arc;
 use hawser_api::definition::{CheckDefinition, CheckKind, ServiceDefinition};
 use hawser_api::error::ApiError;
 use hawser_api::fields::{self, Fields};
-use hawser_api::filter::Filter;
 use hawser_api::json::{
     AgentService, HealthCheck, MESH_GATEWAY, Member, Pairs, ServiceProxy, Weights, wan,
 };
 use hawser_api::query::QueryOptions;
 use hawser_core::catalog::{Check, Meta};
 use hawser_core::duration;
+use hawser_core::filter::Filter;
 use hawser_core::health::Status;
 use hawser_core::name::{CheckId, InstanceId};
 use http::{HeaderValue, Method, StatusCode};
@@ -200,7 +200,7 @@ fn filtered<T: Serialize>(
         // A selector that no element has is an error, so all are looked at together first.
         let mut wanted: Vec<Value> = shown.values().cloned().collect();
         filter.retain(&mut wanted).map_err(ApiError::bad_request)?;
-        shown.retain(|_, item| filter.matches(item));
+        shown.retain(|_, item| filter.matches(item) == Ok(true));
     }
     Ok(shown)
 }

@@ -94,6 +94,13 @@ impl Ask {
         self.options.tags.iter().all(|tag| tags.contains(tag.as_str()))
     }
 
+    /// Whether the filter wants `item`.
+    pub(crate) fn wants(&self, item: &impl Serialize) -> Result<bool, ApiError> {
+        let Some(filter) = &self.options.filter else { return Ok(true) };
+        let item = serde_json::to_value(item).map_err(unwritable)?;
+        filter.matches(&item).map_err(ApiError::bad_request)
+    }
+
     /// Those elements of `list` that the filter wants.
     pub(crate) fn filtered<T: Serialize>(&self, list: &[T]) -> Result<Vec<Value>, ApiError> {
         let values: Result<Vec<Value>, _> = list.iter().map(serde_json::to_value).collect();

@@ -63,7 +63,7 @@ pub(crate) fn services<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, 
         for (node, row) in catalog.instances().filter(|(node, _)| is_of_wanted_node(node)) {
             let is_seen = ask.sight.service(row.value.service.as_str())
                 && (!asks_of_nodes || ask.sight.node(node.as_str()));
-            if is_seen && is_wanted_instance(ask, catalog, node, row) {
+            if is_seen && is_wanted_instance(ask, catalog, node, row)? {
                 let tags = tags_by_name.entry(row.value.service.as_str()).or_default();
                 tags.extend(row.value.tags.iter().cloned());
             }
@@ -73,11 +73,17 @@ pub(crate) fn services<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, 
 }
 
 /// Whether the filter, which speaks of an instance flat with its node, wants this one.
-fn is_wanted_instance(ask: &Ask, catalog: &Catalog, node: &NodeName, row: &Row<Instance>) -> bool {
-    let Some(filter) = &ask.options.filter else { return true };
-    let Some(host) = catalog.node(node) else { return false };
-    let flat = encode::service_node(host, encode::node_service(row), &ask.datacenter);
-    serde_json::to_value(flat).is_ok_and(|flat| filter.matches(&flat))
+fn is_wanted_instance(
+    ask: &Ask,
+    catalog: &Catalog,
+    node: &NodeName,
+    row: &Row<Instance>,
+) -> Result<bool, ApiError> {
+    if ask.options.filter.is_none() {
+        return Ok(true);
+    }
+    let Some(host) = catalog.node(node) else { return Ok(false) };
+    ask.wants(&encode::service_node(host, encode::node_service(row), &ask.datacenter))
 }
 
 pub(crate) fn service<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {

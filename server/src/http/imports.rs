@@ -63,7 +63,10 @@ pub(crate) fn services<'a>(ask: &'a Ask, state: &'a State) -> Found<'a> {
         let mut tags_by_name: BTreeMap<&str, BTreeSet<Arc<str>>> = BTreeMap::new();
         for (peer, row) in exported(ask, state) {
             let instances = Instance::all(state, peer, row);
-            for instance in instances.filter(|instance| instance.is_wanted(ask)) {
+            for instance in instances {
+                if !instance.is_wanted(ask)? {
+                    continue;
+                }
                 let tags = tags_by_name.entry(row.value.service.as_str()).or_default();
                 tags.extend(instance.endpoint.tags.iter().cloned());
             }
@@ -176,15 +179,18 @@ impl<'s> Instance<'s> {
 
     /// Whether the options about nodes and the filter, which speaks of an instance flat with its
     /// node, want it.
-    fn is_wanted(&self, ask: &Ask) -> bool {
-        let matches = |filter: &hawser_api::filter::Filter| {
-            let flat = self.flat(Socket::Application).map(serde_json::to_value);
-            flat.is_some_and(|flat| flat.is_ok_and(|flat| filter.matches(&flat)))
-        };
-        let filter = ask.options.filter.as_ref();
+    fn is_wanted(&self, ask: &Ask) -> Result<bool, ApiError> {
+        if !ask.wants_node(&Meta::new()) {
+            return Ok(false);
+        }
+        if ask.options.filter.is_none() {
+            return Ok(true);
+        }
         // Who filters is told of nodes, so it must see them.
-        ask.wants_node(&Meta::new())
-            && filter.is_none_or(|filter| self.is_seen(ask) && matches(filter))
+        match self.flat(Socket::Application).filter(|_| self.is_seen(ask)) {
+            Some(flat) => ask.wants(&flat),
+            None => Ok(false),
+        }
     }
 
     /// Where its host is, as far as that is known: an own address is not its node's.

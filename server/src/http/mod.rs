@@ -633,7 +633,7 @@ mod tests {
         let ids: Vec<_> =
             node["Services"].as_object().expect("by id").keys().map(String::as_str).collect();
         assert_eq!((ids, &node["Node"]["Node"]), (vec!["web-2"], &json!("a")), "the node is kept");
-        for wrong in ["Nod+==+x", "Node+matches+x", "Node+=="] {
+        for wrong in ["Nod+==+x", "Node+matches+%22(%22", "Node+=="] {
             let path = format!("/v1/catalog/nodes?filter={wrong}");
             assert_eq!(get(&state, &path).expect_err(wrong).status(), 400, "{wrong}");
         }

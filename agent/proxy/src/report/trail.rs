@@ -22,7 +22,7 @@ pub(crate) const ATTEMPT_HEADER: HeaderName = HeaderName::from_static("x-hawser-
 /// Ties what is logged about one request together.
 pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What a worker reports by for now, and the spans that it has gathered.
+/// What a worker reports by until its settings change, and the spans that it has gathered.
 pub(crate) struct Live {
     pub(super) log: RefCell<Option<Queue>>,
     pub(super) log_ppm: Cell<u32>,
