@@ -10,13 +10,13 @@ use crate::name::{PeerName, ServiceName};
 
 /// `exported-services/default`: which services peers may use.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct ExportedServices {
     /// Each service, or `*` for all, with its peers.
-    #[serde(default, rename = "Services", alias = "services")]
+    #[serde(alias = "services")]
     pub services: Vec<ExportedService>,
     /// Free pairs.
-    #[serde(default, rename = "Meta", alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,
 }
 

@@ -50,13 +50,13 @@ pub struct JwtProvider {
 
 /// Where a provider's keys are: exactly one of the two.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct JsonWebKeySet {
     /// Here, or on each callee's host.
-    #[serde(rename = "Local", alias = "local", default, skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "local", skip_serializing_if = "Option::is_none")]
     pub local: Option<LocalKeys>,
     /// At the provider.
-    #[serde(rename = "Remote", alias = "remote", default, skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "remote", skip_serializing_if = "Option::is_none")]
     pub remote: Option<RemoteKeys>,
 }
 
@@ -151,10 +151,10 @@ pub struct Forwarding {
 
 /// Consul's cache of checked tokens.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct CacheConfig {
     /// How many.
-    #[serde(rename = "Size", alias = "size", default)]
+    #[serde(alias = "size")]
     pub size: u32,
 }
 

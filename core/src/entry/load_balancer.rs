@@ -9,51 +9,26 @@ use crate::duration;
 
 /// How callers choose among a service's instances.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct LoadBalancer {
     /// The policy. Left out: two candidates, and the one with the lower peak-EWMA latency.
-    #[serde(default, rename = "Policy", alias = "policy")]
+    #[serde(alias = "policy")]
     pub policy: PolicyName,
     /// For `ring_hash`.
-    #[serde(
-        default,
-        rename = "RingHashConfig",
-        alias = "ring_hash_config",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "ring_hash_config", skip_serializing_if = "Option::is_none")]
     pub ring_hash_config: Option<RingHashConfig>,
     /// For `least_request`.
-    #[serde(
-        default,
-        rename = "LeastRequestConfig",
-        alias = "least_request_config",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "least_request_config", skip_serializing_if = "Option::is_none")]
     pub least_request_config: Option<LeastRequestConfig>,
     /// What of a request `ring_hash` and `maglev` go by, in this order.
-    #[serde(
-        default,
-        rename = "HashPolicies",
-        alias = "hash_policies",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(alias = "hash_policies", skip_serializing_if = "Vec::is_empty")]
     pub hash_policies: Vec<HashPolicy>,
     /// Ours: with a hash, no instance takes more than this share of the mean load, in percent; what
     /// is above goes to the next. Zero is no bound; left out it is 150.
-    #[serde(
-        default,
-        rename = "BoundedLoadPercent",
-        alias = "bounded_load_percent",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "bounded_load_percent", skip_serializing_if = "Option::is_none")]
     pub bounded_load_percent: Option<u32>,
     /// Ours: how an instance that is new, or back, comes to its full share.
-    #[serde(
-        default,
-        rename = "SlowStart",
-        alias = "slow_start",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "slow_start", skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
 }
 
@@ -83,81 +58,55 @@ pub enum PolicyName {
 
 /// The settings of `ring_hash`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct RingHashConfig {
     /// Fewest places on the ring; zero is 1024.
-    #[serde(default, rename = "MinimumRingSize", alias = "minimum_ring_size")]
+    #[serde(alias = "minimum_ring_size")]
     pub minimum_ring_size: u64,
     /// Most places on the ring; zero is 8388608.
-    #[serde(default, rename = "MaximumRingSize", alias = "maximum_ring_size")]
+    #[serde(alias = "maximum_ring_size")]
     pub maximum_ring_size: u64,
 }
 
 /// The settings of `least_request`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct LeastRequestConfig {
     /// How many are drawn and compared; zero is 2.
-    #[serde(default, rename = "ChoiceCount", alias = "choice_count")]
+    #[serde(alias = "choice_count")]
     pub choice_count: u32,
 }
 
 /// One part of a request that is hashed.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct HashPolicy {
     /// `header`, `cookie` or `query_parameter`; empty with `SourceIP`.
-    #[serde(default, rename = "Field", alias = "field", skip_serializing_if = "String::is_empty")]
+    #[serde(alias = "field", skip_serializing_if = "String::is_empty")]
     pub field: String,
     /// The name of the header, cookie or parameter.
-    #[serde(
-        default,
-        rename = "FieldValue",
-        alias = "field_value",
-        skip_serializing_if = "String::is_empty"
-    )]
+    #[serde(alias = "field_value", skip_serializing_if = "String::is_empty")]
     pub field_value: String,
     /// How a cookie is made for a request that lacks it.
-    #[serde(
-        default,
-        rename = "CookieConfig",
-        alias = "cookie_config",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "cookie_config", skip_serializing_if = "Option::is_none")]
     pub cookie_config: Option<CookieConfig>,
     /// Hash the address that the request comes from.
-    #[serde(
-        default,
-        rename = "SourceIP",
-        alias = "source_ip",
-        skip_serializing_if = "std::ops::Not::not"
-    )]
+    #[serde(rename = "SourceIP", alias = "source_ip", skip_serializing_if = "std::ops::Not::not")]
     pub source_ip: bool,
     /// Where this part is there, the following ones do not count.
-    #[serde(
-        default,
-        rename = "Terminal",
-        alias = "terminal",
-        skip_serializing_if = "std::ops::Not::not"
-    )]
+    #[serde(alias = "terminal", skip_serializing_if = "std::ops::Not::not")]
     pub terminal: bool,
 }
 
 /// How a cookie is made for a request that lacks it.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct CookieConfig {
     /// Whether it lasts for as long as the client's session.
-    #[serde(
-        default,
-        rename = "Session",
-        alias = "session",
-        skip_serializing_if = "std::ops::Not::not"
-    )]
+    #[serde(alias = "session", skip_serializing_if = "std::ops::Not::not")]
     pub session: bool,
     /// How long it lasts otherwise.
     #[serde(
-        default,
         rename = "TTL",
         alias = "ttl",
         with = "duration::serde_option",
@@ -165,25 +114,23 @@ pub struct CookieConfig {
     )]
     pub ttl: Option<Duration>,
     /// Its path.
-    #[serde(default, rename = "Path", alias = "path", skip_serializing_if = "String::is_empty")]
+    #[serde(alias = "path", skip_serializing_if = "String::is_empty")]
     pub path: String,
 }
 
 /// How an instance that is new, or back, comes to its full share.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct SlowStart {
     /// How long it takes; `0s` switches it off. Left out: 10 s.
     #[serde(
-        default,
-        rename = "Window",
         alias = "window",
         with = "duration::serde_option",
         skip_serializing_if = "Option::is_none"
     )]
     pub window: Option<Duration>,
     /// What it begins with, in percent; zero is 10.
-    #[serde(default, rename = "MinimumPercent", alias = "minimum_percent")]
+    #[serde(alias = "minimum_percent")]
     pub minimum_percent: u8,
 }
 

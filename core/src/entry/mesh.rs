@@ -9,26 +9,26 @@ use crate::normal::{EscapedSlashes, Forwarded, Rules, Underscores};
 
 /// `mesh/mesh`: what holds for the whole mesh.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Mesh {
     /// What holds for HTTP.
-    #[serde(rename = "HTTP", alias = "http", default, skip_serializing_if = "is_default")]
+    #[serde(rename = "HTTP", alias = "http", skip_serializing_if = "is_default")]
     pub http: MeshHttp,
     /// Free pairs.
-    #[serde(rename = "Meta", alias = "meta", default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,
 }
 
 /// What holds for HTTP.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct MeshHttp {
     /// Taken, and of no effect: a caller's `x-forwarded-client-cert` never passes.
     #[serde(rename = "SanitizeXForwardedClientCert", alias = "sanitize_x_forwarded_client_cert")]
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub sanitize_x_forwarded_client_cert: bool,
     /// What holds for requests as they come in.
-    #[serde(rename = "Incoming", alias = "incoming", default, skip_serializing_if = "is_default")]
+    #[serde(alias = "incoming", skip_serializing_if = "is_default")]
     pub incoming: MeshIncoming,
 }
 

@@ -37,10 +37,10 @@ impl GatewayMode {
 
 /// The settings inside `MeshGateway`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct MeshGatewayConfig {
     /// Which way to take.
-    #[serde(default, rename = "Mode", alias = "mode")]
+    #[serde(alias = "mode")]
     pub mode: GatewayMode,
 }
 

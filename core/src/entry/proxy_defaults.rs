@@ -10,30 +10,25 @@ use super::mesh_gateway::MeshGatewayConfig;
 
 /// `proxy-defaults/global`: what holds for every service.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct ProxyDefaults {
     /// The only key read today is `protocol`.
-    #[serde(default, rename = "Config", alias = "config")]
+    #[serde(alias = "config")]
     pub config: ProxyDefaultsConfig,
     /// How services of peers are reached, where `service-defaults` do not say.
-    #[serde(
-        default,
-        rename = "MeshGateway",
-        alias = "mesh_gateway",
-        skip_serializing_if = "MeshGatewayConfig::is_default"
-    )]
+    #[serde(alias = "mesh_gateway", skip_serializing_if = "MeshGatewayConfig::is_default")]
     pub mesh_gateway: MeshGatewayConfig,
     /// Free pairs.
-    #[serde(default, rename = "Meta", alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,
 }
 
 /// The settings inside `proxy-defaults`.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct ProxyDefaultsConfig {
     /// The protocol of services that name none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
 }
 

@@ -9,38 +9,21 @@ use crate::duration;
 
 /// How requests to a service are tried again. What is left out is as without it.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Retries {
     /// Most tries after the first that an application may see; zero is none.
-    #[serde(
-        default,
-        rename = "NumRetries",
-        alias = "num_retries",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "num_retries", skip_serializing_if = "Option::is_none")]
     pub num_retries: Option<u32>,
     /// What is tried again, for every method, in Consul's words. Left out: resets, timeouts and
     /// 500, 502, 503 and 504, for methods that may be repeated. What reached no application is
     /// tried again in any case.
-    #[serde(
-        default,
-        rename = "RetryOn",
-        alias = "retry_on",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(alias = "retry_on", skip_serializing_if = "Vec::is_empty")]
     pub retry_on: Vec<String>,
     /// Statuses that are tried again, for every method.
-    #[serde(
-        default,
-        rename = "RetryOnStatusCodes",
-        alias = "retry_on_status_codes",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(alias = "retry_on_status_codes", skip_serializing_if = "Vec::is_empty")]
     pub retry_on_status_codes: Vec<u16>,
     /// Longest try while another is possible.
     #[serde(
-        default,
-        rename = "PerTryTimeout",
         alias = "per_try_timeout",
         with = "duration::serde_option",
         skip_serializing_if = "Option::is_none"
@@ -48,8 +31,6 @@ pub struct Retries {
     pub per_try_timeout: Option<Duration>,
     /// The pause before the first retry is drawn from zero to this; it doubles with each.
     #[serde(
-        default,
-        rename = "BackoffBase",
         alias = "backoff_base",
         with = "duration::serde_option",
         skip_serializing_if = "Option::is_none"
@@ -57,28 +38,16 @@ pub struct Retries {
     pub backoff_base: Option<Duration>,
     /// Longest such pause.
     #[serde(
-        default,
-        rename = "BackoffMax",
         alias = "backoff_max",
         with = "duration::serde_option",
         skip_serializing_if = "Option::is_none"
     )]
     pub backoff_max: Option<Duration>,
     /// Which share of the requests of the last ten seconds may be retries, in percent.
-    #[serde(
-        default,
-        rename = "BudgetPercent",
-        alias = "budget_percent",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "budget_percent", skip_serializing_if = "Option::is_none")]
     pub budget_percent: Option<u8>,
     /// Retries a second that are allowed whatever the share.
-    #[serde(
-        default,
-        rename = "BudgetMinPerSecond",
-        alias = "budget_min_per_second",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "budget_min_per_second", skip_serializing_if = "Option::is_none")]
     pub budget_min_per_second: Option<u32>,
 }
 

@@ -14,74 +14,34 @@ use super::upstream::UpstreamConfig;
 
 /// `service-defaults/<service>`: what holds for one service.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct ServiceDefaults {
     /// `tcp`, `http`, `http2` or `grpc`.
-    #[serde(
-        default,
-        rename = "Protocol",
-        alias = "protocol",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "protocol", skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
     /// Longest wait for the application to accept a connection, in milliseconds.
-    #[serde(
-        default,
-        rename = "LocalConnectTimeoutMs",
-        alias = "local_connect_timeout_ms",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "local_connect_timeout_ms", skip_serializing_if = "Option::is_none")]
     pub local_connect_timeout_ms: Option<u32>,
     /// Most connections that one instance's proxy accepts at once; zero is no limit of its own.
-    #[serde(
-        default,
-        rename = "MaxInboundConnections",
-        alias = "max_inbound_connections",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "max_inbound_connections", skip_serializing_if = "Option::is_none")]
     pub max_inbound_connections: Option<u32>,
     /// How it calls others.
-    #[serde(
-        default,
-        rename = "UpstreamConfig",
-        alias = "upstream_config",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "upstream_config", skip_serializing_if = "Option::is_none")]
     pub upstream_config: Option<Box<UpstreamConfig>>,
     /// How requests to it are tried again.
-    #[serde(
-        default,
-        rename = "Retries",
-        alias = "retries",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "retries", skip_serializing_if = "Option::is_none")]
     pub retries: Option<Box<Retries>>,
     /// How many requests a second its instances take.
-    #[serde(
-        default,
-        rename = "RateLimits",
-        alias = "rate_limits",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "rate_limits", skip_serializing_if = "Option::is_none")]
     pub rate_limits: Option<Box<RateLimits>>,
     /// How much its instances have to do at once.
-    #[serde(
-        default,
-        rename = "InboundLimits",
-        alias = "inbound_limits",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "inbound_limits", skip_serializing_if = "Option::is_none")]
     pub inbound_limits: Option<Box<InboundLimits>>,
     /// How the service is reached where it is a peer's.
-    #[serde(
-        default,
-        rename = "MeshGateway",
-        alias = "mesh_gateway",
-        skip_serializing_if = "MeshGatewayConfig::is_default"
-    )]
+    #[serde(alias = "mesh_gateway", skip_serializing_if = "MeshGatewayConfig::is_default")]
     pub mesh_gateway: MeshGatewayConfig,
     /// Free pairs.
-    #[serde(default, rename = "Meta", alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,
 }
 

@@ -14,12 +14,10 @@ use crate::name::{PeerName, ServiceName};
 
 /// `service-resolver/<service>`: how its callers reach it.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct ServiceResolver {
     /// Longest wait for a connection to an instance.
     #[serde(
-        default,
-        rename = "ConnectTimeout",
         alias = "connect_timeout",
         with = "duration::serde_option",
         skip_serializing_if = "Option::is_none"
@@ -27,57 +25,31 @@ pub struct ServiceResolver {
     pub connect_timeout: Option<Duration>,
     /// Longest wait for a whole HTTP response, all tries together.
     #[serde(
-        default,
-        rename = "RequestTimeout",
         alias = "request_timeout",
         with = "duration::serde_option",
         skip_serializing_if = "Option::is_none"
     )]
     pub request_timeout: Option<Duration>,
     /// The subset that is meant where none is named; without it, all instances.
-    #[serde(
-        default,
-        rename = "DefaultSubset",
-        alias = "default_subset",
-        skip_serializing_if = "String::is_empty"
-    )]
+    #[serde(alias = "default_subset", skip_serializing_if = "String::is_empty")]
     pub default_subset: String,
     /// Parts of the instances, by name.
-    #[serde(
-        default,
-        rename = "Subsets",
-        alias = "subsets",
-        skip_serializing_if = "BTreeMap::is_empty"
-    )]
+    #[serde(alias = "subsets", skip_serializing_if = "BTreeMap::is_empty")]
     pub subsets: BTreeMap<String, Subset>,
     /// What is called in its place.
-    #[serde(
-        default,
-        rename = "Redirect",
-        alias = "redirect",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "redirect", skip_serializing_if = "Option::is_none")]
     pub redirect: Option<Redirect>,
     /// Where traffic goes while no instance of the service can take it, by subset; `*` is for
-    /// those that have no key of their own. Without one, peers that export a service of the same name stand in. An empty
+    /// those that have no key of their own. Without one, peers that export a service of the same
+    /// name stand in. An empty
     /// list of targets switches that off.
-    #[serde(
-        default,
-        rename = "Failover",
-        alias = "failover",
-        skip_serializing_if = "BTreeMap::is_empty"
-    )]
+    #[serde(alias = "failover", skip_serializing_if = "BTreeMap::is_empty")]
     pub failover: BTreeMap<String, Failover>,
     /// How callers choose among its instances.
-    #[serde(
-        default,
-        rename = "LoadBalancer",
-        alias = "load_balancer",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "load_balancer", skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<Box<LoadBalancer>>,
     /// Free pairs.
-    #[serde(default, rename = "Meta", alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,
 }
 
@@ -119,57 +91,31 @@ pub struct Redirect {
 
 /// Where traffic goes while no instance can take it: in this order.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Failover {
     /// Another service of the same cluster; not together with `targets`.
-    #[serde(
-        default,
-        rename = "Service",
-        alias = "service",
-        skip_serializing_if = "String::is_empty"
-    )]
+    #[serde(alias = "service", skip_serializing_if = "String::is_empty")]
     pub service: String,
     /// Its subset.
-    #[serde(
-        default,
-        rename = "ServiceSubset",
-        alias = "service_subset",
-        skip_serializing_if = "String::is_empty"
-    )]
+    #[serde(alias = "service_subset", skip_serializing_if = "String::is_empty")]
     pub service_subset: String,
     /// Services here or in peers.
-    #[serde(default, rename = "Targets", alias = "targets", skip_serializing_if = "Vec::is_empty")]
+    #[serde(alias = "targets", skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<FailoverTarget>,
 }
 
 /// One place where a service may be served instead.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct FailoverTarget {
     /// The service; empty for the resolver's own.
-    #[serde(
-        default,
-        rename = "Service",
-        alias = "service",
-        skip_serializing_if = "String::is_empty"
-    )]
+    #[serde(alias = "service", skip_serializing_if = "String::is_empty")]
     pub service: String,
     /// Its subset.
-    #[serde(
-        default,
-        rename = "ServiceSubset",
-        alias = "service_subset",
-        skip_serializing_if = "String::is_empty"
-    )]
+    #[serde(alias = "service_subset", skip_serializing_if = "String::is_empty")]
     pub service_subset: String,
     /// The peer; empty for one's own cluster.
-    #[serde(
-        default,
-        rename = "Peer",
-        alias = "peer",
-        alias = "peer_name",
-        skip_serializing_if = "String::is_empty"
-    )]
+    #[serde(alias = "peer", alias = "peer_name", skip_serializing_if = "String::is_empty")]
     pub peer: String,
 }
 

@@ -11,153 +11,89 @@ use crate::name::{PeerName, ServiceName};
 
 /// How one service calls others: it stands in the caller's entry.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct UpstreamConfig {
     /// For every upstream.
-    #[serde(
-        default,
-        rename = "Defaults",
-        alias = "defaults",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "defaults", skip_serializing_if = "Option::is_none")]
     pub defaults: Option<Upstream>,
     /// For single ones, over the defaults.
-    #[serde(
-        default,
-        rename = "Overrides",
-        alias = "overrides",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(alias = "overrides", skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Upstream>,
 }
 
 /// How one upstream is called.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Upstream {
     /// The service; empty in the defaults.
-    #[serde(default, rename = "Name", alias = "name", skip_serializing_if = "String::is_empty")]
+    #[serde(alias = "name", skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// The peer that it is of; empty for one's own cluster.
-    #[serde(default, rename = "Peer", alias = "peer", skip_serializing_if = "String::is_empty")]
+    #[serde(alias = "peer", skip_serializing_if = "String::is_empty")]
     pub peer: String,
     /// Longest wait for a connection to an instance, in milliseconds; outranks the resolver's.
-    #[serde(
-        default,
-        rename = "ConnectTimeoutMs",
-        alias = "connect_timeout_ms",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "connect_timeout_ms", skip_serializing_if = "Option::is_none")]
     pub connect_timeout_ms: Option<u32>,
     /// How much may be under way at once.
-    #[serde(default, rename = "Limits", alias = "limits", skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "limits", skip_serializing_if = "Option::is_none")]
     pub limits: Option<UpstreamLimits>,
     /// When an instance is left alone for a while.
-    #[serde(
-        default,
-        rename = "PassiveHealthCheck",
-        alias = "passive_health_check",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "passive_health_check", skip_serializing_if = "Option::is_none")]
     pub passive_health_check: Option<PassiveHealthCheck>,
 }
 
 /// How much may be under way at once from one caller's proxy to one upstream.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct UpstreamLimits {
     /// Most connections of the application, TCP services included.
-    #[serde(
-        default,
-        rename = "MaxConnections",
-        alias = "max_connections",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "max_connections", skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
     /// Most requests that wait for a connection to an instance.
-    #[serde(
-        default,
-        rename = "MaxPendingRequests",
-        alias = "max_pending_requests",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "max_pending_requests", skip_serializing_if = "Option::is_none")]
     pub max_pending_requests: Option<u32>,
     /// Most requests under way.
-    #[serde(
-        default,
-        rename = "MaxConcurrentRequests",
-        alias = "max_concurrent_requests",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "max_concurrent_requests", skip_serializing_if = "Option::is_none")]
     pub max_concurrent_requests: Option<u32>,
 }
 
 /// When an instance is left alone for a while.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct PassiveHealthCheck {
     /// How long success rates are counted before instances are compared.
     #[serde(
-        default,
-        rename = "Interval",
         alias = "interval",
         with = "duration::serde_option",
         skip_serializing_if = "Option::is_none"
     )]
     pub interval: Option<Duration>,
     /// How many failures in a row eject an instance; zero is the default.
-    #[serde(default, rename = "MaxFailures", alias = "max_failures")]
+    #[serde(alias = "max_failures")]
     pub max_failures: u32,
     /// Which share of the ejections for answers of 500 and above happens, in percent.
-    #[serde(
-        default,
-        rename = "EnforcingConsecutive5xx",
-        alias = "enforcing_consecutive_5xx",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "enforcing_consecutive_5xx", skip_serializing_if = "Option::is_none")]
     pub enforcing_consecutive_5xx: Option<u32>,
     /// Most instances of a group that are out at once, in percent; at least one may be.
-    #[serde(
-        default,
-        rename = "MaxEjectionPercent",
-        alias = "max_ejection_percent",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "max_ejection_percent", skip_serializing_if = "Option::is_none")]
     pub max_ejection_percent: Option<u32>,
     /// How long the first ejection lasts; each in a row lasts twice as long.
     #[serde(
-        default,
-        rename = "BaseEjectionTime",
         alias = "base_ejection_time",
         with = "duration::serde_option",
         skip_serializing_if = "Option::is_none"
     )]
     pub base_ejection_time: Option<Duration>,
     /// Ours: how many answers of 502, 503 or 504 in a row eject an instance; zero is no such rule.
-    #[serde(
-        default,
-        rename = "MaxGatewayFailures",
-        alias = "max_gateway_failures",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "max_gateway_failures", skip_serializing_if = "Option::is_none")]
     pub max_gateway_failures: Option<u32>,
     /// Ours: how many standard deviations below the mean a success rate ejects, times 1000; zero is
     /// no such rule.
-    #[serde(
-        default,
-        rename = "SuccessRateStdevFactor",
-        alias = "success_rate_stdev_factor",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "success_rate_stdev_factor", skip_serializing_if = "Option::is_none")]
     pub success_rate_stdev_factor: Option<u32>,
     /// Ours: where fewer than this share of a group is in, in percent, ejections in it do not
     /// count. Zero, the default, never.
-    #[serde(
-        default,
-        rename = "PanicPercent",
-        alias = "panic_percent",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(alias = "panic_percent", skip_serializing_if = "Option::is_none")]
     pub panic_percent: Option<u32>,
 }
 
