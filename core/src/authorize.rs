@@ -235,7 +235,7 @@ mod tests {
         };
         let pair = |to: &str| Pair { source: name("a"), destination: name(to), peer: None };
         let entry = |name: &str, body| Entry::new(name, body).expect("a good entry");
-        let put = |entry| Command::PutEntry { entry, expected: None };
+        let put = |entry| Command::PutEntry { entry, expected: None, fits: None };
         let web = || entry("web", Body::ServiceDefaults(ServiceDefaults::default()));
         let global = || entry("global", Body::ProxyDefaults(ProxyDefaults::default()));
         type Needs<'a> = Vec<(Resource, &'a str)>;

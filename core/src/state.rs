@@ -96,6 +96,8 @@ pub enum Command {
         entry: Entry,
         /// The index it must have.
         expected: Option<Index>,
+        /// The index of all entries that it was found to fit to: see [`State::fit`].
+        fits: Option<Index>,
     },
     /// Removes a config entry; with `expected`, only while that is its `ModifyIndex`.
     DropEntry {
@@ -103,6 +105,8 @@ pub enum Command {
         key: EntryKey,
         /// The index it must have.
         expected: Option<Index>,
+        /// The index of all entries that its absence was found to fit to: see [`State::fit`].
+        fits: Option<Index>,
     },
     /// Stores the authority, while `expected` is the index of the one it replaces (0: none).
     SetAuthority {
@@ -349,6 +353,14 @@ pub enum Rejection {
     /// The config entries would not fit together any more.
     #[error(transparent)]
     Misfit(#[from] Misfit),
+    /// Another config entry was written after this one was found to fit: it is to be checked anew.
+    #[error("config entries were changed meanwhile: their index is {actual}, not {checked}")]
+    EntriesChanged {
+        /// The index that the entry was checked at.
+        checked: Index,
+        /// What it is.
+        actual: Index,
+    },
     /// Access control refuses a change of itself.
     #[error(transparent)]
     Acl(#[from] acl::Refusal),
@@ -366,6 +378,16 @@ pub enum PeerConflict {
     /// The name is another cluster's.
     #[error("the name is another cluster's: delete that peering first, or choose another name")]
     OtherCluster,
+}
+
+impl Command {
+    /// The same, to count only while `fits` is the index of all config entries.
+    pub fn fitting(mut self, at: Index) -> Self {
+        if let Self::PutEntry { fits, .. } | Self::DropEntry { fits, .. } = &mut self {
+            *fits = Some(at);
+        }
+        self
+    }
 }
 
 /// All that the servers agree on, as of one entry of the log.
@@ -483,26 +505,20 @@ impl State {
             Command::DropNode(node) => self.drop_node(&node, at),
             Command::SetLiveness { dead, alive } => Ok(self.set_liveness(&dead, &alive, stamp)),
             Command::PutIntention(intention) => self.put_intention(intention, at),
-            Command::DropIntention(pair) => {
-                if self.intentions.remove(&pair, at) {
-                    Ok(vec![Topic::Intentions])
-                } else {
-                    Err(Rejection::UnknownIntention { pair })
-                }
+            Command::DropIntention(pair) => self.drop_intention(pair, at),
+            Command::PutEntry { entry, expected, fits } => {
+                self.expect_entries(fits)?;
+                self.put_entry(entry, expected, at)
             }
-            Command::PutEntry { entry, expected } => self.put_entry(entry, expected, at),
-            Command::DropEntry { key, expected } => self.drop_entry(&key, expected, at),
+            Command::DropEntry { key, expected, fits } => {
+                self.expect_entries(fits)?;
+                self.drop_entry(&key, expected, at)
+            }
             Command::SetAuthority { authority, expected } => {
                 self.set_authority(authority, expected, at)
             }
             Command::Revoke(revocation) => self.revoke(revocation, stamp),
-            Command::Reinstate(subject) => {
-                if self.revocations.remove(&subject, at) {
-                    Ok(vec![Topic::Authority])
-                } else {
-                    Err(Rejection::NotRevoked { subject })
-                }
-            }
+            Command::Reinstate(subject) => self.reinstate(subject, at),
             Command::PutJoinToken(token) => self.put_join_token(token, stamp.time),
             Command::UseJoinToken { hash, node } => self.use_join_token(&hash, node, stamp.time),
             Command::Acl(change) => {
@@ -667,6 +683,13 @@ impl State {
         Ok(vec![Topic::Intentions])
     }
 
+    fn drop_intention(&mut self, pair: Pair, at: Index) -> Result<Vec<Topic>, Rejection> {
+        match self.intentions.remove(&pair, at) {
+            true => Ok(vec![Topic::Intentions]),
+            false => Err(Rejection::UnknownIntention { pair }),
+        }
+    }
+
     fn put_entry(
         &mut self,
         entry: Entry,
@@ -678,12 +701,9 @@ impl State {
         if self.entries.get(&key).is_none() && self.entries.iter().count() >= ENTRIES_MAX {
             return Err(Rejection::Full { what: "config entries", max: ENTRIES_MAX });
         }
-        let mut entries = self.entries.clone();
-        if !entries.put(entry, at) {
+        if !self.entries.put(entry, at) {
             return Ok(Vec::new());
         }
-        discovery::check(&self.entries, &entries, &key)?;
-        self.entries = entries;
         Ok(entry_topics(&key))
     }
 
@@ -694,13 +714,49 @@ impl State {
         at: Index,
     ) -> Result<Vec<Topic>, Rejection> {
         self.expect_entry(key, expected)?;
-        let mut entries = self.entries.clone();
-        if !entries.remove(key, at) {
+        if !self.entries.remove(key, at) {
             return Ok(Vec::new());
         }
-        discovery::check(&self.entries, &entries, key)?;
-        self.entries = entries;
         Ok(entry_topics(key))
+    }
+
+    /// Whether config entries still fit together once `command` is applied, and the index of all of
+    /// them that this holds for; none where the command cannot change that.
+    ///
+    /// Not asked by [`Self::apply`]: what fits is for one release to say, and the state is a
+    /// function of the log. Who proposes asks, and lets the command count as long as no other
+    /// entry was written since.
+    ///
+    /// # Errors
+    /// [`Rejection::Misfit`], or [`Rejection::IndexMismatch`] where the command would be refused
+    /// anyway.
+    pub fn fit(&self, command: &Command) -> Result<Option<Index>, Rejection> {
+        let mut entries = self.entries.clone();
+        let key = match command {
+            Command::PutEntry { entry, expected, .. } => {
+                self.expect_entry(entry.key(), *expected)?;
+                entries.put(entry.clone(), self.applied);
+                entry.key()
+            }
+            Command::DropEntry { key, expected, .. } => {
+                self.expect_entry(key, *expected)?;
+                entries.remove(key, self.applied);
+                key
+            }
+            _ => return Ok(None),
+        };
+        discovery::check(&self.entries, &entries, key)?;
+        Ok(Some(self.entries.index()))
+    }
+
+    fn expect_entries(&self, fits: Option<Index>) -> Result<(), Rejection> {
+        let actual = self.entries.index();
+        match fits {
+            Some(checked) if checked != actual => {
+                Err(Rejection::EntriesChanged { checked, actual })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn expect_entry(&self, key: &EntryKey, expected: Option<Index>) -> Result<(), Rejection> {
@@ -743,6 +799,13 @@ impl State {
         let full = |_| Rejection::Full { what: "revocations", max: REVOCATIONS_MAX };
         self.revocations.put(revocation, stamp).map_err(full)?;
         Ok(vec![Topic::Authority])
+    }
+
+    fn reinstate(&mut self, subject: Subject, at: Index) -> Result<Vec<Topic>, Rejection> {
+        match self.revocations.remove(&subject, at) {
+            true => Ok(vec![Topic::Authority]),
+            false => Err(Rejection::NotRevoked { subject }),
+        }
     }
 
     fn put_join_token(&mut self, token: JoinToken, now: UnixTime) -> Result<Vec<Topic>, Rejection> {
@@ -1317,11 +1380,11 @@ mod tests {
             (Command::DropNode(name("n9")), Rejection::UnknownNode { node: name("n9") }),
             (Command::DropIntention(pair.clone()), Rejection::UnknownIntention { pair }),
             (
-                Command::PutEntry { entry, expected: Some(Index(4)) },
+                Command::PutEntry { entry, expected: Some(Index(4)), fits: None },
                 Rejection::IndexMismatch { expected: Index(4), actual: Index(0) },
             ),
             (
-                Command::DropEntry { key, expected: Some(Index(4)) },
+                Command::DropEntry { key, expected: Some(Index(4)), fits: None },
                 Rejection::IndexMismatch { expected: Index(4), actual: Index(0) },
             ),
             (token, Rejection::JoinToken { node: name("n1") }),
@@ -1333,6 +1396,45 @@ mod tests {
         assert_eq!(after.instances.len(), before.instances.len());
         assert_eq!(after.indexes, before.indexes);
         assert_eq!(after.applied, Index(8), "a refused entry still counts");
+    }
+
+    /// A command about a config entry given as JSON.
+    fn put_entry(kind: Kind, name: &str, json: &str) -> Command {
+        let body = Body::read(kind, &mut serde_json::Deserializer::from_str(json)).expect(json);
+        let entry = Entry::new(name, body).expect("a good entry");
+        Command::PutEntry { entry, expected: None, fits: None }
+    }
+
+    #[test]
+    fn entries_are_checked_before_they_are_proposed_and_only_then() {
+        let mut state = State::default();
+        let subset = put_entry(
+            Kind::ServiceResolver,
+            "web",
+            r#"{"DefaultSubset": "v1", "Subsets": {"v1": {}}}"#,
+        );
+        let redirect = put_entry(
+            Kind::ServiceResolver,
+            "api",
+            r#"{"Redirect": {"Service": "web", "ServiceSubset": "v1"}}"#,
+        );
+        assert!(matches!(state.fit(&redirect), Err(Rejection::Misfit(_))), "there is no subset");
+        assert_eq!(state.fit(&Command::DropNode(name("n"))), Ok(None));
+        let at = state.fit(&subset).expect("it fits").expect("an index");
+        run(&mut state, vec![subset.fitting(at)]).expect("stored");
+        let at = state.fit(&redirect).expect("it fits now").expect("an index");
+        let key = EntryKey { kind: Kind::ServiceResolver, name: "web".into() };
+        let drop = Command::DropEntry { key, expected: None, fits: None };
+        let dropped_at = state.fit(&drop).expect("nothing needs it").expect("an index");
+        assert_eq!(at, dropped_at);
+        run(&mut state, vec![redirect.fitting(at)]).expect("stored");
+        let refused = run(&mut state, vec![drop.clone().fitting(dropped_at)]);
+        let actual = state.entries().index();
+        assert_eq!(refused, Err(Rejection::EntriesChanged { checked: at, actual }));
+        assert!(matches!(state.fit(&drop), Err(Rejection::Misfit(_))), "it is needed by now");
+        let before = state.applied();
+        run(&mut state, vec![drop]).expect("what the log says is done, whatever it leads to");
+        assert!(state.applied() > before && state.entries().iter().count() == 1);
     }
 
     #[test]

@@ -73,13 +73,15 @@ impl From<&Command> for Kind {
             }
             Command::PutIntention(intention) => Self::PutIntention(intention.into()),
             Command::DropIntention(pair) => Self::DropIntention(pair.into()),
-            Command::PutEntry { entry, expected } => Self::PutEntry(v1::PutEntry {
+            Command::PutEntry { entry, expected, fits } => Self::PutEntry(v1::PutEntry {
                 entry: Some(entry.into()),
                 expected: expected.map(|index| index.0),
+                fits: fits.map(|index| index.0),
             }),
-            Command::DropEntry { key, expected } => Self::DropEntry(v1::DropEntry {
+            Command::DropEntry { key, expected, fits } => Self::DropEntry(v1::DropEntry {
                 key: Some(key.into()),
                 expected: expected.map(|index| index.0),
+                fits: fits.map(|index| index.0),
             }),
             Command::SetAuthority { authority, expected } => Self::SetAuthority(v1::SetAuthority {
                 authority: Some(authority.into()),
@@ -140,6 +142,24 @@ impl TryFrom<v1::Command> for (UnixTime, Command) {
     }
 }
 
+impl TryFrom<v1::PutEntry> for Command {
+    type Error = Invalid;
+
+    fn try_from(put: v1::PutEntry) -> Result<Self, Invalid> {
+        let entry = required("put_entry.entry", put.entry)?;
+        Ok(Self::PutEntry { entry, expected: put.expected.map(Index), fits: put.fits.map(Index) })
+    }
+}
+
+impl TryFrom<v1::DropEntry> for Command {
+    type Error = Invalid;
+
+    fn try_from(drop: v1::DropEntry) -> Result<Self, Invalid> {
+        let key = required("drop_entry.key", drop.key)?;
+        Ok(Self::DropEntry { key, expected: drop.expected.map(Index), fits: drop.fits.map(Index) })
+    }
+}
+
 impl TryFrom<Kind> for Command {
     type Error = Invalid;
 
@@ -154,14 +174,8 @@ impl TryFrom<Kind> for Command {
             },
             Kind::PutIntention(intention) => Self::PutIntention(intention.try_into()?),
             Kind::DropIntention(pair) => Self::DropIntention(pair.try_into()?),
-            Kind::PutEntry(put) => Self::PutEntry {
-                entry: required("put_entry.entry", put.entry)?,
-                expected: put.expected.map(Index),
-            },
-            Kind::DropEntry(drop) => Self::DropEntry {
-                key: required("drop_entry.key", drop.key)?,
-                expected: drop.expected.map(Index),
-            },
+            Kind::PutEntry(put) => put.try_into()?,
+            Kind::DropEntry(drop) => drop.try_into()?,
             Kind::SetAuthority(set) => Self::SetAuthority {
                 authority: present("set_authority.authority", set.authority)?.try_into()?,
                 expected: Index(set.expected),

@@ -42,6 +42,9 @@ impl From<&Rejection> for v1::Rejection {
                 Kind::Full(v1::Full { what: (*what).to_owned(), max })
             }
             Rejection::Misfit(misfit) => Kind::Misfit(misfit.into()),
+            Rejection::EntriesChanged { checked, actual } => {
+                Kind::EntriesChanged(v1::IndexMismatch { expected: checked.0, actual: actual.0 })
+            }
             Rejection::Acl(refusal) => Kind::Acl(refusal.into()),
             Rejection::PeeringToken => Kind::PeeringToken(v1::Nothing {}),
             Rejection::UnknownPeering { name } => Kind::UnknownPeering(name.to_string()),
@@ -70,11 +73,7 @@ impl TryFrom<v1::Rejection> for Rejection {
             Kind::NodeNameTaken(node) => {
                 Self::NodeNameTaken { node: parsed("rejection.node_name_taken", &node)? }
             }
-            Kind::UnknownInstance(unknown) => Self::UnknownInstance {
-                node: parsed("unknown_instance.node", &unknown.node)?,
-                check: parsed("unknown_instance.check", &unknown.check)?,
-                instance: parsed("unknown_instance.instance", &unknown.instance)?,
-            },
+            Kind::UnknownInstance(unknown) => unknown.try_into()?,
             Kind::UnknownIntention(pair) => Self::UnknownIntention { pair: pair.try_into()? },
             Kind::IndexMismatch(mismatch) => Self::IndexMismatch {
                 expected: Index(mismatch.expected),
@@ -100,12 +99,14 @@ impl TryFrom<v1::Rejection> for Rejection {
                 Self::Txn { failures: failed.failures.into_iter().map(Into::into).collect() }
             }
             Kind::Full(full) => Self::Full {
-                what: TABLES.into_iter().find(|table| *table == full.what).ok_or_else(|| {
-                    Invalid::new("full.what", "it is no table that this release knows")
-                })?,
+                what: table(&full.what)?,
                 max: usize::try_from(full.max).unwrap_or(usize::MAX),
             },
             Kind::Misfit(misfit) => Self::Misfit(misfit.try_into()?),
+            Kind::EntriesChanged(changed) => Self::EntriesChanged {
+                checked: Index(changed.expected),
+                actual: Index(changed.actual),
+            },
             Kind::Acl(refusal) => Self::Acl(refusal.try_into()?),
             Kind::PeeringToken(v1::Nothing {}) => Self::PeeringToken,
             Kind::UnknownPeering(name) => {
@@ -116,6 +117,24 @@ impl TryFrom<v1::Rejection> for Rejection {
                 trust_domain: parsed("peer_taken.trust_domain", &taken.trust_domain)?,
                 why: conflict(taken.why)?,
             },
+        })
+    }
+}
+
+/// The table called `name`.
+fn table(name: &str) -> Result<&'static str, Invalid> {
+    let found = TABLES.into_iter().find(|table| *table == name);
+    found.ok_or_else(|| Invalid::new("full.what", "it is no table that this release knows"))
+}
+
+impl TryFrom<v1::UnknownInstance> for Rejection {
+    type Error = Invalid;
+
+    fn try_from(unknown: v1::UnknownInstance) -> Result<Self, Invalid> {
+        Ok(Self::UnknownInstance {
+            node: parsed("unknown_instance.node", &unknown.node)?,
+            check: parsed("unknown_instance.check", &unknown.check)?,
+            instance: parsed("unknown_instance.instance", &unknown.instance)?,
         })
     }
 }

@@ -8,6 +8,7 @@ use hawser_core::clock::{Index, UnixTime};
 use hawser_core::state::{Command, Rejection};
 use hawser_proto::{Member, v1};
 use prost::Message;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, ConnectError, Status};
@@ -17,6 +18,7 @@ use crate::identity::now;
 use crate::metrics::Metrics;
 use crate::raft::{Raft, WriteError};
 use crate::space::Space;
+use crate::watch::Published;
 
 /// Proposes commands, from any server. Clones share it.
 #[derive(Clone)]
@@ -27,6 +29,9 @@ struct Inner {
     dialer: Dialer,
     metrics: Metrics,
     space: Space,
+    published: Published,
+    /// Held at the leader from the check of a config entry until its outcome is known.
+    entries: Mutex<()>,
     stopping: CancellationToken,
 }
 
@@ -74,9 +79,11 @@ impl Proposer {
         dialer: Dialer,
         metrics: Metrics,
         space: Space,
+        published: Published,
         stopping: CancellationToken,
     ) -> Self {
-        Self(Arc::new(Inner { raft, dialer, metrics, space, stopping }))
+        let entries = Mutex::default();
+        Self(Arc::new(Inner { raft, dialer, metrics, space, published, entries, stopping }))
     }
 
     /// Brings `command` to the leader and waits until it is applied on this path: who has the
@@ -156,6 +163,48 @@ impl Proposer {
         if self.0.space.is_full() {
             return Try::DiskFull;
         }
+        match command {
+            Command::PutEntry { .. } | Command::DropEntry { .. } => {
+                Box::pin(self.propose_fitting(time, command, deadline)).await
+            }
+            _ => self.commit(time, command, deadline).await,
+        }
+    }
+
+    /// Proposes a config entry once it fits to all others, one at a time.
+    ///
+    /// The turn keeps two of them from passing the check together. Who lost the lead meanwhile and
+    /// has it again may have missed one: the command says what it was checked against, and the
+    /// state refuses it where that is no longer so.
+    async fn propose_fitting(&self, time: UnixTime, command: Command, deadline: Instant) -> Try {
+        let Inner { raft, published, entries, .. } = &*self.0;
+        let Ok(_turn) = timeout_at(deadline, entries.lock()).await else { return Try::Again };
+        loop {
+            let Ok(Ok(index)) = timeout_at(deadline, raft.read_index(false)).await else {
+                return Try::Again;
+            };
+            let mut applied = published.applied();
+            let reached = applied.wait_for(|applied| *applied >= index);
+            if !matches!(timeout_at(deadline, reached).await, Ok(Ok(_))) {
+                return Try::Again;
+            }
+            let (state, asked) = (published.current(), command.clone());
+            // Every chain is compiled for it: not on a thread that others' requests wait for.
+            let checked = tokio::task::spawn_blocking(move || state.fit(&asked)).await;
+            let command = match checked {
+                Ok(Ok(None)) => command.clone(),
+                Ok(Ok(Some(at))) => command.clone().fitting(at),
+                Ok(Err(rejection)) => return Try::Done(Err(rejection)),
+                Err(_) => return Try::Again,
+            };
+            match self.commit(time, command, deadline).await {
+                Try::Done(Err(Rejection::EntriesChanged { .. })) if Instant::now() < deadline => {}
+                tried => return tried,
+            }
+        }
+    }
+
+    async fn commit(&self, time: UnixTime, command: Command, deadline: Instant) -> Try {
         match timeout_at(deadline, self.0.raft.propose(time, command)).await {
             Ok(Ok(outcome)) => Try::Done(outcome),
             Ok(Err(WriteError::NotLeader)) => Try::Again,

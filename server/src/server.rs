@@ -169,6 +169,7 @@ impl Server {
                 dialer.clone(),
                 metrics,
                 space.clone(),
+                published.clone(),
                 stopping.clone(),
             ),
             reader: Reader::new(
@@ -211,12 +212,7 @@ impl Server {
             leases: handle.leases.clone(),
             space: space.clone(),
             ca: handle.ca.clone(),
-            cluster: Cluster {
-                id: identity.cluster_id().into(),
-                trust_domain: identity.trust_domain().clone(),
-                datacenter: config.datacenter.clone(),
-                default_action: config.default_action,
-            },
+            cluster: cluster(&config, &identity),
             lease: config.lease,
             reap_after: config.reap_after,
             disk_patience: config.timing.election_max * 2,
@@ -324,6 +320,16 @@ impl Server {
             (Err(_), Some(failed)) => Err(RunError::Storage(failed)),
             (outcome, _) => outcome,
         }
+    }
+}
+
+/// The cluster that this server founds, if it does.
+fn cluster(config: &Config, identity: &Identity) -> Cluster {
+    Cluster {
+        id: identity.cluster_id().into(),
+        trust_domain: identity.trust_domain().clone(),
+        datacenter: config.datacenter.clone(),
+        default_action: config.default_action,
     }
 }
 

@@ -1869,6 +1869,9 @@ pub struct PutEntry {
     pub entry: ::core::option::Option<Entry>,
     #[prost(uint64, optional, tag = "2")]
     pub expected: ::core::option::Option<u64>,
+    /// The index of all entries that it was found to fit to.
+    #[prost(uint64, optional, tag = "3")]
+    pub fits: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DropEntry {
@@ -1876,6 +1879,9 @@ pub struct DropEntry {
     pub key: ::core::option::Option<EntryKey>,
     #[prost(uint64, optional, tag = "2")]
     pub expected: ::core::option::Option<u64>,
+    /// The index of all entries that its absence was found to fit to.
+    #[prost(uint64, optional, tag = "3")]
+    pub fits: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetAuthority {
@@ -1920,7 +1926,7 @@ pub struct Outcome {
 pub struct Rejection {
     #[prost(
         oneof = "rejection::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11, 30, 31, 32, 33, 34, 35, 50, 51, 70"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11, 30, 31, 32, 33, 34, 35, 50, 51, 70, 41"
     )]
     pub kind: ::core::option::Option<rejection::Kind>,
 }
@@ -1970,6 +1976,8 @@ pub mod rejection {
         NotStaged(super::Nothing),
         #[prost(message, tag = "70")]
         Misfit(super::Misfit),
+        #[prost(message, tag = "41")]
+        EntriesChanged(super::IndexMismatch),
     }
 }
 /// Config entries that do not fit together.

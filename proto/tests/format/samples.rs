@@ -439,17 +439,18 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         },
         Command::PutIntention(intention()),
         Command::DropIntention(pair("*", "*")),
-        Command::PutEntry { entry: global, expected: None },
-        Command::PutEntry { entry: defaults, expected: Some(Index(0)) },
-        Command::PutEntry { entry: resolver, expected: Some(Index(7)) },
-        Command::PutEntry { entry: exported, expected: None },
-        Command::PutEntry { entry: provider, expected: None },
-        Command::PutEntry { entry: mesh, expected: None },
-        Command::PutEntry { entry: splitter, expected: None },
-        Command::PutEntry { entry: router, expected: None },
+        Command::PutEntry { entry: global, expected: None, fits: None },
+        Command::PutEntry { entry: defaults, expected: Some(Index(0)), fits: None },
+        Command::PutEntry { entry: resolver, expected: Some(Index(7)), fits: None },
+        Command::PutEntry { entry: exported, expected: None, fits: None },
+        Command::PutEntry { entry: provider, expected: None, fits: None },
+        Command::PutEntry { entry: mesh, expected: None, fits: None },
+        Command::PutEntry { entry: splitter, expected: None, fits: None },
+        Command::PutEntry { entry: router.clone(), expected: None, fits: None },
         Command::DropEntry {
             key: EntryKey { kind: Kind::ServiceResolver, name: "db".into() },
             expected: Some(Index(7)),
+            fits: None,
         },
         Command::SetAuthority { authority: authority(), expected: Index(2) },
         Command::Stage(RestorePart {
@@ -515,7 +516,15 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
             unreachable!("the store's samples have names of their own")
         }
     };
-    all.map(|command| (name(&command), command)).chain(store::commands()).collect()
+    let key = EntryKey { kind: Kind::ServiceResolver, name: "db".into() };
+    let drop = Command::DropEntry { key, expected: None, fits: None };
+    let fitting = [
+        ("put-entry-fitting", Command::PutEntry { entry: router, expected: None, fits: None }),
+        ("drop-entry-fitting", drop),
+    ];
+    let fitting = fitting.map(|(name, command)| (name, command.fitting(Index(9))));
+    let all = all.map(|command| (name(&command), command));
+    all.chain(fitting).chain(store::commands()).collect()
 }
 
 /// Every kind of rejection, by name, and every table that may be full.
@@ -539,6 +548,7 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
             field: "Routes[0].Destination.Service".into(),
             why: "it leads in a circle".into(),
         }),
+        Rejection::EntriesChanged { checked: Index(9), actual: Index(12) },
         Rejection::PeeringToken,
         Rejection::UnknownPeering { name: parse("west") },
         Rejection::PeerTaken {
@@ -580,6 +590,7 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         Rejection::UnknownPeering { .. } => "unknown-peering",
         Rejection::PeerTaken { .. } => "peer-taken",
         Rejection::Misfit(_) => "misfit",
+        Rejection::EntriesChanged { .. } => "entries-changed",
         Rejection::Full { .. } => "full",
         Rejection::Acl(refusal) => acl::refusal_name(refusal),
         Rejection::Locked { .. }

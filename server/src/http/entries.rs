@@ -115,7 +115,7 @@ pub(crate) fn put(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiErro
                 ApiError::bad_request(why)
             })?;
             let entry = Entry::new(&name, body).map_err(ApiError::bad_request)?;
-            Some(vec![Command::PutEntry { entry, expected }])
+            Some(vec![Command::PutEntry { entry, expected, fits: None }])
         }
     };
     Ok(match commands {
@@ -130,7 +130,8 @@ pub(crate) fn delete(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, ApiErro
     let reply = if expected.is_some() { Reply::Swapped } else { Reply::Json(json!({})) };
     let commands = match spoken(ask.name())? {
         Spoken::Stored(kind) => {
-            vec![Command::DropEntry { key: EntryKey { kind, name: name.into() }, expected }]
+            let key = EntryKey { kind, name: name.into() };
+            vec![Command::DropEntry { key, expected, fits: None }]
         }
         Spoken::Intentions => {
             let name: Side = connect::side_of("Name", name)?;

@@ -184,7 +184,8 @@ mod tests {
         apply(&mut state, Command::CreateSession(session)).expect("stored");
         for (name, body) in bodies {
             let entry = ConfigEntry::new(name, body).expect("a good entry");
-            apply(&mut state, Command::PutEntry { entry, expected: None }).expect("stored");
+            apply(&mut state, Command::PutEntry { entry, expected: None, fits: None })
+                .expect("stored");
         }
         state
     }

@@ -279,3 +279,32 @@ async fn what_one_server_acknowledged_every_server_shows() {
         tokio::task::yield_now().await;
     }
 }
+
+/// Of two writes that fit alone and not together, one is refused: whichever servers they come to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn config_entries_that_race_never_end_in_a_misfit() {
+    let cluster = Cluster::start(3).await;
+    let write =
+        async |handle: &Handle, entry: Value| call(handle, "PUT", "/v1/config", entry).await.status;
+    for round in 0..8 {
+        let (all, part) = (format!("all-{round}"), format!("part-{round}"));
+        let resolver =
+            |subsets: Value| json!({ "Kind": "service-resolver", "Name": all, "Subsets": subsets });
+        let redirect = json!({
+            "Kind": "service-resolver", "Name": part,
+            "Redirect": { "Service": all, "ServiceSubset": "v1" },
+        });
+        let leader = &cluster.handles[0];
+        assert_eq!(write(leader, resolver(json!({ "v1": {} }))).await, 200);
+        let (needs, drops) = tokio::join!(
+            write(&cluster.handles[round % 3], redirect),
+            write(&cluster.handles[(round + 1) % 3], resolver(json!({ "v2": {} }))),
+        );
+        assert!(
+            matches!((needs, drops), (200, 400) | (400, 200)),
+            "round {round}: {needs} and {drops}"
+        );
+        let chain = get(leader, &format!("/v1/discovery-chain/{part}")).await;
+        assert_eq!(chain.status, 200, "{}", chain.body);
+    }
+}

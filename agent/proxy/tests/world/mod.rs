@@ -335,7 +335,7 @@ impl World {
             let kind: Kind = kind.parse().expect(kind);
             let body = Body::read(kind, &mut serde_json::Deserializer::from_str(json));
             let entry = Entry::new(name, body.expect(json)).expect(json);
-            commands.push(Command::PutEntry { entry, expected: None });
+            commands.push(Command::PutEntry { entry, expected: None, fits: None });
         }
         for (n, (mesh, _)) in self.instances.iter().enumerate() {
             commands.push(Command::SyncNode(NodeChanges {
