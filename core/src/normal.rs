@@ -366,6 +366,16 @@ pub fn authority(text: &[u8]) -> Result<Option<String>, Abnormal> {
     Ok(Some(String::from_utf8_lossy(text).to_ascii_lowercase()))
 }
 
+/// The host of a normal authority: without its port, and without the root's dot.
+pub fn host(authority: &[u8]) -> &[u8] {
+    let digits = authority.iter().rev().take_while(|octet| octet.is_ascii_digit()).count();
+    let host = match &authority[..authority.len() - digits] {
+        [host @ .., b':'] => host,
+        _ => authority,
+    };
+    host.strip_suffix(b".").unwrap_or(host)
+}
+
 /// Whether `method` is one that proxies pass on: those of IANA's registry and those in wide use,
 /// in their own spelling. `CONNECT` is none: nothing here is a tunnel.
 pub fn is_method(method: &str) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! Where a request can be read in two ways, the way that refuses counts. A permission that denies
 //! applies if *any* reading of the request fits it: any of a field's values, any element of a list,
-//! the path as written or as meant. One that allows applies if the *only* reading does: the field
+//! all of its values as one list, a host with its port or without, the path as written or as meant. One that allows applies if the *only* reading does: the field
 //! is there exactly once, the path is in its normal form. (Consul CVE-2024-10006, Envoy
 //! CVE-2026-26308.)
 
@@ -522,14 +522,39 @@ impl FieldRule {
         }
     }
 
-    /// Whether any reading of any value passes the test.
+    /// Whether any reading of any value passes the test: the value, one element of it, all values
+    /// as the one list that they stand for (RFC 9110 §5.3), an authority without its port.
     fn any(&self, asked: &Asked<'_>) -> bool {
-        let mut is_any = false;
+        if self.name == "host" {
+            let authority = asked.authority.as_bytes();
+            return self.passes(authority) || self.passes(normal::host(authority));
+        }
+        // Of cookies HTTP/2 makes fields of their own, which applications get as one (RFC 9113
+        // §8.2.3).
+        let (separator, joint): (u8, &[&[u8]]) = match self.name.as_str() {
+            "cookie" => (b';', &[b"; "]),
+            _ => (b',', &[b", ", b","]),
+        };
+        let (mut count, mut is_any) = (0_usize, false);
         self.each(asked, &mut |value| {
-            let mut elements = value.split(|octet| *octet == b',').map(<[u8]>::trim_ascii);
+            count += 1;
+            let mut elements = value.split(|octet| *octet == separator).map(<[u8]>::trim_ascii);
             is_any |= self.passes(value) || elements.any(|element| self.passes(element));
         });
-        is_any
+        is_any || (count > 1 && joint.iter().any(|joint| self.passes(&self.joined(asked, joint))))
+    }
+
+    /// All values as one.
+    fn joined(&self, asked: &Asked<'_>, joint: &[u8]) -> Vec<u8> {
+        let mut whole = Vec::new();
+        let mut is_first = true;
+        self.each(asked, &mut |value| {
+            if !std::mem::take(&mut is_first) {
+                whole.extend_from_slice(joint);
+            }
+            whole.extend_from_slice(value);
+        });
+        whole
     }
 
     /// Whether there is one value, and as a whole it passes the test.

@@ -73,7 +73,20 @@ fn where_fields_can_be_read_in_two_ways_the_refusal_counts() {
     let (one, list): (Lines, Lines) = (&[("x-role", "admin")], &[("x-role", "user, admin")]);
     let (two, none): (Lines, Lines) = (&[("x-role", "admin"), ("x-role", "user")], &[]);
     let user: Lines = &[("x-role", "user")];
-    let cases: [(Value, Lines, bool, &str); 16] = [
+    let (ends, crumbs): (Lines, Lines) =
+        (&[("x-role", "ad"), ("x-role", "min")], &[("cookie", "a=1"), ("cookie", "b=2")]);
+    let whole = |name: &str, whole: &str| json!({ "Name": name, "Exact": whole });
+    let holds = |part: &str| json!({ "Name": "X-Role", "Contains": part });
+    let pattern = || json!({ "Name": "X-Role", "Regex": "ad,.?min" });
+    let cases: [(Value, Lines, bool, &str); 24] = [
+        (deny(whole("X-Role", "ad, min")), ends, false, "two lines are one list"),
+        (deny(whole("X-Role", "ad,min")), ends, false, "however it is joined"),
+        (deny(holds("d, m")), ends, false, "over the joint"),
+        (deny(pattern()), ends, false, "so for expressions"),
+        (deny(whole("X-Role", "admin")), ends, true, "but nothing reads them as one word"),
+        (allow(whole("X-Role", "ad, min")), ends, false, "which allows nothing"),
+        (deny(whole("Cookie", "a=1; b=2")), crumbs, false, "crumbs of a cookie are one cookie"),
+        (deny(whole("Cookie", "b=2")), crumbs, false, "and each is one"),
         (allow(exact()), one, true, "one value"),
         (allow(exact()), two, false, "two are ambiguous"),
         (allow(exact()), list, false, "so is a list"),
@@ -95,6 +108,38 @@ fn where_fields_can_be_read_in_two_ways_the_refusal_counts() {
         let guard = Guard::compile(&requests(rules), Action::Deny).expect("good");
         let verdict = decide(&guard, "GET", "/", &Sent(lines));
         assert_eq!(matches!(verdict, Verdict::Allowed(_)), expected, "{why}: {verdict:?}");
+    }
+}
+
+#[test]
+fn a_host_is_denied_whatever_port_stands_behind_it() {
+    let rules = |action: &str, field: Value| {
+        let other = if action == "deny" { "allow" } else { "deny" };
+        json!({ "Permissions": [
+            { "Action": action, "HTTP": { "Header": [field] } },
+            { "Action": other, "HTTP": { "PathPrefix": "/" } },
+        ] })
+    };
+    let host = || json!({ "Name": "Host", "Exact": "admin.db" });
+    let not = || json!({ "Name": "Host", "Exact": "admin.db", "Invert": true });
+    let cases = [
+        // action, field, authority, allowed, why
+        ("deny", host(), "admin.db", false, "as written"),
+        ("deny", host(), "admin.db:8080", false, "with a port"),
+        ("deny", host(), "admin.db.", false, "with the root's dot"),
+        ("deny", host(), "admin.db.:80", false, "with both"),
+        ("deny", host(), "admin.db.example", true, "another host"),
+        ("allow", host(), "admin.db:8080", false, "what allows is plain"),
+        ("allow", host(), "admin.db", true, "as this is"),
+        ("allow", not(), "admin.db:8080", false, "not plainly another"),
+        ("allow", not(), "db:8080", true, "plainly another"),
+    ];
+    for (action, field, authority, expected, why) in cases {
+        let guard = Guard::compile(&requests(rules(action, field)), Action::Deny).expect("good");
+        let asked = Asked { method: "GET", path: "/", authority, fields: &Sent(&[]) };
+        let verdict = guard.decide(&asked, Action::Deny, &mut NoTokens);
+        let is_allowed = matches!(verdict, Verdict::Allowed(_));
+        assert_eq!(is_allowed, expected, "{authority}: {why}: {verdict:?}");
     }
 }
 
