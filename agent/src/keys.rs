@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use hawser_core::entry::JwtProvider;
 use hawser_core::jwks::KeySet;
 use hawser_core::jwt::KeyRing;
 use hawser_core::view::View;
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,8 @@ struct Source {
     provider: Arc<JwtProvider>,
     keys: Option<Arc<KeySet>>,
     due: Instant,
+    /// Whether an answer is waited for.
+    is_looking: bool,
     failures: u32,
 }
 
@@ -46,21 +49,26 @@ fn origin(provider: &JwtProvider) -> Option<Origin<'_>> {
 /// themselves, until `drain`.
 ///
 /// Keys that could not be had anew stay: a provider that is down takes nobody's access, and a key
-/// that it took out of its set is gone with the next set that can be had.
+/// that it took out of its set is gone with the next set that can be had. Each provider is waited
+/// for by itself: one that is slow holds up no other.
 pub(crate) async fn run(
     mut views: watch::Receiver<Arc<View>>,
     ring: watch::Sender<Arc<KeyRing>>,
     drain: CancellationToken,
 ) {
     let mut sources: BTreeMap<Arc<str>, Source> = BTreeMap::new();
+    let mut looking = FuturesUnordered::new();
     loop {
         let view = views.borrow_and_update().clone();
         adopt(&mut sources, &view);
-        // Keys that an entry names no more count no more, however slow the others are.
         publish(&sources, &ring);
-        refresh(&mut sources).await;
-        publish(&sources, &ring);
-        let due = sources.values().map(|source| source.due).min();
+        let now = Instant::now();
+        for (name, source) in sources.iter_mut().filter(|(_, source)| source.is_due(now)) {
+            source.is_looking = true;
+            looking.push(look(name.clone(), source.provider.clone()));
+        }
+        let due = sources.values().filter(|source| !source.is_looking).map(|source| source.due);
+        let due = due.min();
         let wait = async {
             match due {
                 Some(due) => sleep_until(due).await,
@@ -70,7 +78,45 @@ pub(crate) async fn run(
         tokio::select! {
             () = drain.cancelled() => return,
             changed = views.changed() => if changed.is_err() { return },
+            Some(found) = looking.next(), if !looking.is_empty() => take(&mut sources, found),
             () = wait => {}
+        }
+    }
+}
+
+/// What came of looking at one provider.
+struct Found {
+    name: Arc<str>,
+    provider: Arc<JwtProvider>,
+    /// The keys, and when to look again.
+    keys: Result<(KeySet, Duration), String>,
+}
+
+impl Source {
+    fn is_due(&self, now: Instant) -> bool {
+        !self.is_looking && self.due <= now
+    }
+}
+
+/// Takes in what was found at a provider, if that is still the one that is meant.
+fn take(sources: &mut BTreeMap<Arc<str>, Source>, found: Found) {
+    let Found { name, provider, keys } = found;
+    let source = sources.get_mut(&name);
+    let Some(source) = source.filter(|source| Arc::ptr_eq(&source.provider, &provider)) else {
+        return;
+    };
+    source.is_looking = false;
+    match keys {
+        Ok((keys, every)) => {
+            (source.failures, source.due) = (0, Instant::now() + every);
+            source.keys = Some(Arc::new(keys));
+        }
+        Err(why) => {
+            source.failures = source.failures.saturating_add(1);
+            let span = RETRY * 2_u32.saturating_pow(source.failures - 1).min(RETRY_FACTOR_MAX);
+            source.due = Instant::now() + span;
+            let has_keys = source.keys.is_some();
+            tracing::warn!(provider = %name, %why, has_keys, "keys of a provider not renewed");
         }
     }
 }
@@ -86,38 +132,23 @@ fn adopt(sources: &mut BTreeMap<Arc<str>, Source>, view: &View) {
             provider: provider.clone(),
             keys: None,
             due: Instant::now(),
+            is_looking: false,
             failures: 0,
         });
     }
 }
 
-/// Reads and fetches all that is due, at once.
-async fn refresh(sources: &mut BTreeMap<Arc<str>, Source>) {
-    let now = Instant::now();
-    let due = sources.iter_mut().filter(|(_, source)| source.due <= now);
-    join_all(due.map(|(name, source)| async move {
-        match look(&source.provider).await {
-            Ok((keys, every)) => {
-                (source.failures, source.due) = (0, Instant::now() + every);
-                source.keys = Some(Arc::new(keys));
-            }
-            Err(why) => {
-                source.failures = source.failures.saturating_add(1);
-                let span = RETRY * 2_u32.saturating_pow(source.failures - 1).min(RETRY_FACTOR_MAX);
-                source.due = Instant::now() + span;
-                let has_keys = source.keys.is_some();
-                tracing::warn!(provider = %name, %why, has_keys, "keys of a provider not renewed");
-            }
-        }
-    }))
-    .await;
+async fn look(name: Arc<str>, provider: Arc<JwtProvider>) -> Found {
+    let keys = fetch(&provider).await;
+    Found { name, provider, keys }
 }
 
-async fn look(provider: &JwtProvider) -> Result<(KeySet, Duration), String> {
+async fn fetch(provider: &JwtProvider) -> Result<(KeySet, Duration), String> {
     let (octets, every) = match origin(provider) {
         Some(Origin::File(file)) => {
-            let octets = tokio::fs::read(file).await.map_err(|why| format!("{file}: {why}"))?;
-            (octets, FILE_EVERY)
+            let read = tokio::time::timeout(FILE_WITHIN, read_file(file)).await;
+            let octets = read.map_err(|_| format!("{file}: it cannot be read in time"))?;
+            (octets.map_err(|why| format!("{file}: {why}"))?, FILE_EVERY)
         }
         Some(Origin::Web { url, within, every }) => {
             let octets = hawser_aws::get(url, within).await.map_err(|why| why.to_string())?;
@@ -130,6 +161,18 @@ async fn look(provider: &JwtProvider) -> Result<(KeySet, Duration), String> {
     }
     let keys = KeySet::read(&octets).map_err(|why| why.to_string())?;
     Ok((keys, every))
+}
+
+/// Reads a file as far as a key set may be long, and one octet more. What is no plain file, as a
+/// pipe or a device, may never end, and is not opened.
+async fn read_file(file: &str) -> std::io::Result<Vec<u8>> {
+    if !tokio::fs::metadata(file).await?.is_file() {
+        return Err(std::io::Error::other("it is no plain file"));
+    }
+    let file = tokio::fs::File::open(file).await?;
+    let mut octets = Vec::new();
+    file.take(SET_OCTETS_MAX as u64 + 1).read_to_end(&mut octets).await?;
+    Ok(octets)
 }
 
 fn publish(sources: &BTreeMap<Arc<str>, Source>, ring: &watch::Sender<Arc<KeyRing>>) {
@@ -149,6 +192,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_millis(1_500);
 const CACHE_DURATION: Duration = Duration::from_secs(300);
 const CACHE_DURATION_MIN: Duration = Duration::from_secs(1);
 const FILE_EVERY: Duration = Duration::from_secs(30);
+const FILE_WITHIN: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
 /// After a minute it is asked once a minute.
 const RETRY_FACTOR_MAX: u32 = 60;
@@ -171,6 +215,54 @@ mod tests {
         let provider = Arc::new(serde_json::from_str(&json).expect("Consul's shape"));
         let providers = Arc::new([("okta".into(), provider)].into());
         Arc::new(View { providers, ..View::default() })
+    }
+
+    #[tokio::test]
+    async fn a_slow_provider_holds_up_no_other_and_a_long_file_is_not_read() {
+        // It accepts, and never answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}/keys", silent.local_addr().expect("bound"));
+        let mut good = tempfile::NamedTempFile::new().expect("a file");
+        good.write_all(set("good").as_bytes()).expect("written");
+        let mut long = tempfile::NamedTempFile::new().expect("a file");
+        let padding = " ".repeat(SET_OCTETS_MAX);
+        long.write_all(format!("{padding}{}", set("long")).as_bytes()).expect("written");
+        let file = |file: &tempfile::NamedTempFile| {
+            let path = file.path().to_str().expect("UTF-8");
+            format!(r#"{{"JSONWebKeySet":{{"Local":{{"Filename":"{path}"}}}}}}"#)
+        };
+        let remote = format!(
+            r#"{{"JSONWebKeySet":{{"Remote":{{"URI":"{url}","RequestTimeoutMs":600000}}}}}}"#
+        );
+        let device = r#"{"JSONWebKeySet":{"Local":{"Filename":"/dev/zero"}}}"#.to_owned();
+        let read = |json: &str| Arc::new(serde_json::from_str(json).expect("Consul's shape"));
+        let all = |names: &[(&str, &str)]| {
+            let providers = names.iter().map(|(name, json)| ((*name).into(), read(json)));
+            Arc::new(View { providers: Arc::new(providers.collect()), ..View::default() })
+        };
+        let (first, second) = (file(&long), file(&good));
+        let views = watch::Sender::new(all(&[("slow", &remote)]));
+        let ring = watch::Sender::new(Arc::new(KeyRing::new()));
+        let drain = CancellationToken::new();
+        let running = tokio::spawn(run(views.subscribe(), ring.clone(), drain.clone()));
+        let mut seen = ring.subscribe();
+        views.send_replace(all(&[
+            ("slow", &remote),
+            ("long", &first),
+            ("device", &device),
+            ("good", &second),
+        ]));
+        let waited = tokio::time::timeout(
+            Duration::from_secs(30),
+            seen.wait_for(|ring| ring.contains_key("good")),
+        );
+        assert_eq!(waited.await.expect("in time").expect("it runs").len(), 1);
+        let why = fetch(&read(&first)).await.expect_err("too long");
+        assert!(why.contains("more than"), "{why}");
+        let why = fetch(&read(&device)).await.expect_err("endless");
+        assert!(why.contains("no plain file"), "{why}");
+        drain.cancel();
+        running.await.expect("it ends");
     }
 
     #[tokio::test(start_paused = true)]

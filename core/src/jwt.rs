@@ -18,6 +18,29 @@ pub type Providers = BTreeMap<Arc<str>, Arc<JwtProvider>>;
 /// Key sets by provider, as far as they are known.
 pub type KeyRing = BTreeMap<Arc<str>, Arc<KeySet>>;
 
+/// The key sets that `providers` hold themselves.
+pub fn inline(providers: &Providers) -> KeyRing {
+    let held = |(name, provider): (&Arc<str>, &Arc<JwtProvider>)| {
+        Some((name.clone(), Arc::new(provider.inline_keys()?)))
+    };
+    providers.iter().filter_map(held).collect()
+}
+
+/// By which keys tokens are proved.
+#[derive(Clone, Copy)]
+pub struct Keys<'a> {
+    /// Those that providers hold themselves.
+    pub inline: &'a KeyRing,
+    /// Those that were read or fetched.
+    pub fetched: &'a KeyRing,
+}
+
+impl Keys<'_> {
+    fn of(&self, provider: &str) -> Option<&KeySet> {
+        self.inline.get(provider).or_else(|| self.fetched.get(provider)).map(|keys| &**keys)
+    }
+}
+
 /// Checks signatures: arithmetic that belongs to a library for it.
 pub trait Verifier {
     /// Whether `signature` over `signed` is one by `algorithm` and the owner of `key`.
@@ -29,7 +52,7 @@ pub struct Bearer<'a> {
     /// Whose tokens count.
     pub providers: &'a Providers,
     /// By which keys.
-    pub keys: &'a KeyRing,
+    pub keys: Keys<'a>,
     /// Who checks signatures.
     pub verifier: &'a dyn Verifier,
     /// The request's query, without `?`.
@@ -63,7 +86,7 @@ impl<'a> Bearer<'a> {
     /// What one request's tokens are proved with.
     pub fn new(
         providers: &'a Providers,
-        keys: &'a KeyRing,
+        keys: Keys<'a>,
         verifier: &'a dyn Verifier,
         (query, fields): (&'a str, &'a dyn Fields),
         now: UnixTime,
@@ -107,9 +130,7 @@ impl<'a> Bearer<'a> {
         let provider = self.providers.get(name).ok_or(Unproven::NoKeys)?;
         let token = self.token(provider)?.ok_or(Unproven::Missing)?;
         let token = Token::parse(&token).ok_or(Unproven::Invalid)?;
-        let inline = provider.inline_keys();
-        let keys = inline.as_ref().or_else(|| self.keys.get(name).map(|keys| &**keys));
-        let keys = keys.ok_or(Unproven::NoKeys)?;
+        let keys = self.keys.of(name).ok_or(Unproven::NoKeys)?;
         let is_signed = token.is_signed(keys, self.verifier);
         if !is_signed || !token.holds(provider, self.now) {
             return Err(Unproven::Invalid);

@@ -14,7 +14,7 @@ use crate::entry::{GatewayMode, HeaderEdits, ServiceRoute, Sticky, Target, WHOLE
 use crate::filter::Filter;
 use crate::health::Status;
 use crate::intention::{Action, Decision, Intention, Intentions, Pair, Reason};
-use crate::jwt::Providers;
+use crate::jwt::{self, KeyRing, Providers};
 use crate::name::{Datacenter, NodeName, PeerName, ServiceName};
 use crate::normal;
 use crate::peering::{Exports, PeerGateway, PeerService, PeerState, Peering};
@@ -228,6 +228,8 @@ pub struct View {
     pub providers: Arc<Providers>,
     /// What decides about single requests, compiled, by the intention that says so.
     pub guards: Arc<BTreeMap<Pair, Arc<Guard>>>,
+    /// The key sets of those providers that hold them themselves.
+    pub inline_keys: Arc<KeyRing>,
 }
 
 impl View {
@@ -268,8 +270,9 @@ impl View {
         next.compiled(self)
     }
 
-    /// The view with a guard for each intention that decides about requests; those of `before` are
-    /// kept where nothing changed. What does not compile has none, and is refused.
+    /// The view with a guard for each intention that decides about requests, and the keys that
+    /// providers hold themselves; those of `before` are kept where nothing changed. What does not
+    /// compile has none, and is refused.
     #[must_use]
     pub fn compiled(mut self, before: &Self) -> Self {
         let guard = |intention: &Arc<Intention>| {
@@ -286,6 +289,9 @@ impl View {
         if self.intentions.index() != before.intentions.index() || self.guards.is_empty() {
             let guards = self.intentions.iter().filter_map(|row| guard(&row.value)).collect();
             self.guards = Arc::new(guards);
+        }
+        if !Arc::ptr_eq(&self.providers, &before.providers) {
+            self.inline_keys = Arc::new(jwt::inline(&self.providers));
         }
         self
     }

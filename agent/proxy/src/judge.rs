@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::signature::{self, RsaPublicKeyComponents, UnparsedPublicKey};
 use hawser_core::jwks::{Algorithm, Key, Material};
-use hawser_core::jwt::{Bearer, Edit, KeyRing, Proved, Verifier};
+use hawser_core::jwt::{Bearer, Edit, KeyRing, Keys, Proved, Verifier};
 use hawser_core::permission::{Asked, Fields, Guard, Tokens, Unproven, Verdict};
 use hawser_core::reason::Reason;
 use hawser_core::view::View;
@@ -114,6 +114,7 @@ pub(crate) fn judge<B>(
     };
     let fields = Names(head.headers);
     let brought = (head.uri.query().unwrap_or_default(), &fields as &dyn Fields);
+    let keys = Keys { inline: &view.inline_keys, fetched: keys };
     let mut bearer = Bearer::new(&view.providers, keys, &Signatures, brought, crate::clock::wall());
     head.judged(guard, view, &mut bearer)?;
     let (edits, proved) = (bearer.edits(), bearer.proved());

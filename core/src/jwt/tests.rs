@@ -65,9 +65,11 @@ fn proved(
     };
     let set = KeySet { keys: vec![key("k0"), key("k1")] };
     let providers = Providers::from([("p".into(), Arc::new(provider))]);
-    let keys = KeyRing::from([("p".into(), Arc::new(set))]);
+    let fetched = KeyRing::from([("p".into(), Arc::new(set))]);
+    let inline = inline(&providers);
+    let keys = Keys { inline: &inline, fetched: &fetched };
     let brought = (query, sent as &dyn Fields);
-    let mut bearer = Bearer::new(&providers, &keys, &ByName, brought, UnixTime::from_secs(now));
+    let mut bearer = Bearer::new(&providers, keys, &ByName, brought, UnixTime::from_secs(now));
     let claims = bearer.claims("p");
     assert_eq!(bearer.claims("other"), Err(Unproven::NoKeys), "nobody declared it");
     (claims, bearer.edits())
