@@ -10,8 +10,12 @@ use super::{Ask, PROBE_OVERDUE};
 /// The instances of one group as one request sees them. Numbers are places in `peers`.
 pub(super) struct Field<'a> {
     pub(super) peers: &'a [Peer],
+    /// Their weights added up: [`tickets`].
+    pub(super) tickets: &'a [u64],
     pub(super) ask: Ask<'a>,
     pub(super) now: Duration,
+    /// Whether any instance, of whatever group, may be due for its probe.
+    pub(super) may_be_due: bool,
     /// None where nobody comes to its share.
     pub(super) slow_start: Option<SlowStart>,
     /// Whether ejections do not count, for too many are out.
@@ -36,7 +40,9 @@ impl Field<'_> {
             return Some(due);
         }
         match policy {
-            Policy::LeastRequest(choices) => self.best_of(choices, draw, Peer::load),
+            Policy::LeastRequest(choices) => {
+                self.best_of(choices, draw, |peer| peer.load(self.now))
+            }
             Policy::Random | Policy::Hash(_) => self.best_of(1, draw, |_| 0.0),
             Policy::RoundRobin => self.next_in_turn(),
             Policy::PeakEwma => self.best_of(2, draw, |peer| peer.cost(self.now)),
@@ -45,6 +51,9 @@ impl Field<'_> {
 
     /// One that is due for its probe.
     fn due(&self) -> Option<usize> {
+        if !self.may_be_due {
+            return None;
+        }
         self.peers.iter().position(|peer| self.is_due(peer))
     }
 
@@ -66,7 +75,10 @@ impl Field<'_> {
             return weight * 100;
         };
         let age = self.now.saturating_sub(from);
-        let percent = (age.as_millis() * 100 / slow.window.as_millis().max(1)).min(100) as u64;
+        if age >= slow.window {
+            return weight * 100;
+        }
+        let percent = (age.as_secs_f64() * 100.0 / slow.window.as_secs_f64()) as u64;
         weight * percent.max(u64::from(slow.min_percent)).max(1)
     }
 
@@ -86,10 +98,6 @@ impl Field<'_> {
         is_time && self.is_untried(peer)
     }
 
-    fn total(&self) -> u64 {
-        self.peers.iter().filter(|peer| self.may(peer)).map(|peer| self.share(peer)).sum()
-    }
-
     /// The cheapest of `choices` drawn by share. The first two differ, so that two are always
     /// compared; of equals the first drawn is taken.
     fn best_of(
@@ -98,24 +106,14 @@ impl Field<'_> {
         draw: &mut impl FnMut() -> u64,
         cost: impl Fn(&Peer) -> f64,
     ) -> Option<usize> {
-        let total = self.total();
-        if total == 0 {
-            return None;
-        }
-        let first = self.at(draw() % total)?;
-        let left = total - self.share(&self.peers[first]);
-        if choices < 2 || left == 0 {
+        let first = self.drawn(None, draw)?;
+        if choices < 2 || self.peers.len() < 2 {
             return Some(first);
         }
-        let mut ticket = draw() % left;
-        let before = self.peers[..first].iter().filter(|peer| self.may(peer));
-        if ticket >= before.map(|peer| self.share(peer)).sum() {
-            ticket += self.share(&self.peers[first]);
-        }
-        let second = self.at(ticket);
-        let others = (2..choices).map(|_| self.at(draw() % total));
+        let Some(second) = self.drawn(Some(first), draw) else { return Some(first) };
+        let others = (2..choices).map(|_| self.drawn(None, draw));
         let mut best = (first, cost(&self.peers[first]));
-        for other in std::iter::once(second).chain(others).flatten() {
+        for other in std::iter::once(Some(second)).chain(others).flatten() {
             let other = (other, cost(&self.peers[other]));
             if other.1 < best.1 {
                 best = other;
@@ -124,30 +122,57 @@ impl Field<'_> {
         Some(best.0)
     }
 
-    /// The instance whose share `ticket` falls into.
-    fn at(&self, mut ticket: u64) -> Option<usize> {
-        let mut open = self.peers.iter().enumerate().filter(|(_, peer)| self.may(peer));
-        let found = open.find(|(_, peer)| {
+    /// One that may be chosen, drawn by share, and not `but`; none when there is none.
+    ///
+    /// It is drawn by weight first, and drawn again if it may not be, or by as much as its share is
+    /// below its weight: that takes a few steps however many instances there are. Where luck does
+    /// not find one soon, most may not be, and those that may are counted.
+    fn drawn(&self, but: Option<usize>, draw: &mut impl FnMut() -> u64) -> Option<usize> {
+        let whole = *self.tickets.last()?;
+        for _ in 0..DRAWS_MAX {
+            let ticket = draw();
+            let at = self.tickets.partition_point(|end| *end <= ticket % whole);
+            let peer = &self.peers[at];
+            if Some(at) == but || !self.may(peer) {
+                continue;
+            }
+            // The high bits are not those that the ticket came from.
+            let full = u64::from(peer.weight) * 100;
             let share = self.share(peer);
+            if share == full || (ticket >> 32) % full < share {
+                return Some(at);
+            }
+        }
+        let left = |at: usize| if Some(at) == but { 0 } else { self.share(&self.peers[at]) };
+        let open = || (0..self.peers.len()).filter(|at| self.may(&self.peers[*at]));
+        let total: u64 = open().map(left).sum();
+        let mut ticket = draw().checked_rem(total)?;
+        open().find(|at| {
+            let share = left(*at);
             let is_hit = ticket < share;
             ticket = ticket.saturating_sub(share);
             is_hit
-        });
-        found.map(|(at, _)| at)
+        })
     }
 
     /// Who takes `hash`: its owner, or the next that may and has room. One that is due for a probe
     /// is probed by what it owns.
     fn owner(&self, table: &Table, hash: u64, hashing: Hashing) -> Option<usize> {
-        let open = |peer: &Peer| self.may(peer) || self.is_due(peer);
-        let all = self.peers.iter().filter(|peer| open(peer));
-        let (load, weight) = all.fold((0_u64, 0_u64), |(load, weight), peer| {
-            (load + u64::from(peer.in_flight), weight + u64::from(peer.weight))
-        });
-        let has_room = |peer: &Peer| {
+        let open = |peer: &Peer| self.may(peer) || (self.may_be_due && self.is_due(peer));
+        // The load of all counts only where somebody has more than a little.
+        let mut load_of_all = None;
+        let mut has_room = |peer: &Peer| {
+            if hashing.bound_percent == 0 || u64::from(peer.in_flight) < BOUND_FLOOR {
+                return true;
+            }
+            let (load, weight) = *load_of_all.get_or_insert_with(|| {
+                let all = self.peers.iter().filter(|peer| open(peer));
+                all.fold((0_u64, 0_u64), |(load, weight), peer| {
+                    (load + u64::from(peer.in_flight), weight + u64::from(peer.weight))
+                })
+            });
             let share = u64::from(hashing.bound_percent) * (load + 1) * u64::from(peer.weight);
-            let most = share.div_ceil(100 * weight.max(1)).max(BOUND_FLOOR);
-            hashing.bound_percent == 0 || u64::from(peer.in_flight) < most
+            u64::from(peer.in_flight) < share.div_ceil(100 * weight.max(1))
         };
         let (mut met, mut left, mut full) = (Vec::new(), self.peers.len(), None);
         for at in table.walk(hash) {
@@ -170,5 +195,17 @@ impl Field<'_> {
     }
 }
 
+/// What the weights of `peers` add up to, each with those before it.
+pub(super) fn tickets(peers: &[Peer]) -> Vec<u64> {
+    let mut whole = 0;
+    let add = |peer: &Peer| {
+        whole += u64::from(peer.weight);
+        whole
+    };
+    peers.iter().map(add).collect()
+}
+
+/// How often one is drawn by luck.
+const DRAWS_MAX: u32 = 8;
 /// Below this many requests under way nobody is too busy to keep what hashes to it.
 const BOUND_FLOOR: u64 = 8;

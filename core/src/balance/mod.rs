@@ -109,7 +109,11 @@ pub enum Effect {
 pub struct Balancer {
     rules: Rules,
     peers: Vec<Peer>,
+    /// Where each of them is.
+    places: BTreeMap<PeerId, usize>,
     groups: Vec<Span>,
+    /// Before this no instance is due for its probe.
+    look_at: Duration,
     settling: BTreeMap<Target, Settling>,
     next_id: u64,
     /// Until when an instance comes to its full share.
@@ -130,6 +134,8 @@ struct Span {
     ready_at: Duration,
     /// Where the policy hashes.
     table: Option<table::Table>,
+    /// What the weights of its members add up to, each with those before it.
+    tickets: Vec<u64>,
 }
 
 impl Balancer {
@@ -165,8 +171,11 @@ impl Balancer {
             }
             let (end, target) = (self.peers.len(), group.target.clone());
             let table = table_of(self.rules.policy, &self.peers[start..]);
-            self.groups.push(Span { end, target, ready_at: Duration::ZERO, table });
+            let tickets = choose::tickets(&self.peers[start..]);
+            self.groups.push(Span { end, target, ready_at: Duration::ZERO, table, tickets });
         }
+        self.places = self.peers.iter().enumerate().map(|(at, peer)| (peer.id, at)).collect();
+        self.look_at = Duration::ZERO;
         self.settle_new(&was_usable, now);
     }
 
@@ -210,6 +219,7 @@ impl Balancer {
         ask: Ask<'_>,
         mut draw: impl FnMut() -> u64,
     ) -> Option<Pick> {
+        self.look(now);
         // A target that settles is for when no other can.
         for may_settle in [false, true] {
             for group in 0..self.groups.len() {
@@ -231,6 +241,18 @@ impl Balancer {
         Some(self.take(soonest))
     }
 
+    /// Finds out when an instance is next due for its probe, if none was before.
+    fn look(&mut self, now: Duration) {
+        if now < self.look_at {
+            return;
+        }
+        let until = |peer: &Peer| match peer.standing {
+            Standing::OutUntil(until) => Some(until),
+            Standing::In | Standing::Probing => None,
+        };
+        self.look_at = self.peers.iter().filter_map(until).min().unwrap_or(Duration::MAX);
+    }
+
     fn pick_in(
         &mut self,
         group: usize,
@@ -247,8 +269,10 @@ impl Balancer {
         let panic_percent = self.rules.outlier.panic_percent;
         let field = Field {
             peers,
+            tickets: &self.groups[group].tickets,
             ask,
             now,
+            may_be_due: now >= self.look_at,
             slow_start: (now < self.ramping_until).then_some(self.rules.slow_start),
             is_panic: panic_percent > 0 && is_in_panic(panic_percent),
         };
@@ -264,19 +288,21 @@ impl Balancer {
 
     /// Reports how a picked request went.
     pub fn finish(&mut self, pick: Pick, outcome: Outcome, now: Duration) -> Effect {
-        let Some(at) = self.peers.iter().position(|peer| peer.id == pick.peer) else {
-            return Effect::None;
-        };
+        let Some(at) = self.place(pick.peer) else { return Effect::None };
         let peer = &mut self.peers[at];
         peer.in_flight = peer.in_flight.saturating_sub(1);
         match outcome {
             Outcome::Answered(latency) => {
                 peer.latency.observe(latency, now);
+                peer.took();
                 self.answered(at, pick, None, now)
             }
+            Outcome::Erred(_, Fault::Busy) => {
+                peer.refused(now);
+                self.answered(at, pick, Some(Fault::Busy), now)
+            }
             Outcome::Erred(latency, fault) => {
-                let penalty = if fault == Fault::Busy { BUSY_PENALTY } else { Duration::ZERO };
-                peer.latency.observe(latency.saturating_add(penalty), now);
+                peer.latency.observe(latency, now);
                 self.answered(at, pick, Some(fault), now)
             }
             Outcome::Unreachable => self.unreachable(at, pick, now),
@@ -284,6 +310,7 @@ impl Balancer {
             Outcome::Unknown => {
                 if pick.is_probe && peer.standing == Standing::Probing {
                     peer.standing = Standing::OutUntil(now);
+                    self.look_at = self.look_at.min(now);
                 }
                 Effect::None
             }
@@ -292,16 +319,20 @@ impl Balancer {
 
     /// Counts something that stays open beyond its [`Balancer::finish`], such as a TCP connection.
     pub fn open(&mut self, peer: PeerId) {
-        if let Some(peer) = self.peers.iter_mut().find(|known| known.id == peer) {
-            peer.in_flight = peer.in_flight.saturating_add(1);
+        if let Some(at) = self.place(peer) {
+            self.peers[at].in_flight = self.peers[at].in_flight.saturating_add(1);
         }
     }
 
     /// Counts the end of what [`Balancer::open`] counted.
     pub fn close(&mut self, peer: PeerId) {
-        if let Some(peer) = self.peers.iter_mut().find(|known| known.id == peer) {
-            peer.in_flight = peer.in_flight.saturating_sub(1);
+        if let Some(at) = self.place(peer) {
+            self.peers[at].in_flight = self.peers[at].in_flight.saturating_sub(1);
         }
+    }
+
+    fn place(&self, peer: PeerId) -> Option<usize> {
+        self.places.get(&peer).copied()
     }
 
     fn take(&mut self, at: usize) -> Pick {
@@ -347,5 +378,3 @@ fn table_of(policy: Policy, peers: &[Peer]) -> Option<table::Table> {
 const PROBE_OVERDUE: Duration = Duration::from_secs(2);
 /// What a turn costs an instance of weight one hundredth.
 const STRIDE: u64 = 1 << 24;
-/// What saying "no more" adds to an instance's latency: Linkerd's.
-const BUSY_PENALTY: Duration = Duration::from_secs(5);

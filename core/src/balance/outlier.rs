@@ -173,7 +173,9 @@ impl Balancer {
         }
         let span = outlier.span(peer.ejections);
         peer.ejections = peer.ejections.saturating_add(1);
-        peer.standing = Standing::OutUntil(now.saturating_add(span));
+        let until = now.saturating_add(span);
+        peer.standing = Standing::OutUntil(until);
+        self.look_at = self.look_at.min(until);
         Effect::Ejected(span)
     }
 
@@ -182,6 +184,7 @@ impl Balancer {
         let (target, times) = (self.peers[at].key.0.clone(), self.peers[at].ejections);
         let span = self.rules.outlier.span(times);
         let until = now.saturating_add(span);
+        self.look_at = self.look_at.min(until);
         for (other, peer) in self.peers.iter_mut().enumerate() {
             if peer.key.0 != target {
                 continue;

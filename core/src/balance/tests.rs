@@ -571,6 +571,88 @@ fn saying_no_quickly_attracts_no_load() {
 }
 
 #[test]
+fn who_said_no_is_asked_again_after_a_while_that_is_bounded() {
+    for policy in [Policy::PeakEwma, Policy::LeastRequest(2)] {
+        let rules = Rules { policy, ..Rules::default() };
+        // How many of the requests after `now` go to the one that said no `times` in a row.
+        let share_after = |times: u32, wait: f64| {
+            let mut balancer = ruled(&endpoints(2), &rules);
+            let mut draw = draws(4);
+            let mut now = 0.0;
+            for n in 0..times {
+                let pick = balancer.take(0);
+                balancer.finish(pick, Outcome::Erred(at(0.000_1), Fault::Busy), at(now));
+                now += if n + 1 < times { 5.0 } else { wait };
+            }
+            let asked = (0..1_000_u32).filter(|_| {
+                let pick = balancer.pick(at(now), ask(&[], true), &mut draw).expect("in");
+                balancer.finish(pick, Outcome::Answered(at(0.010)), at(now));
+                pick.address.port() == 0
+            });
+            asked.count()
+        };
+        let cases = [
+            // how often in a row, seconds afterwards, whether it is asked, why
+            (1, 0.9, false, "it said no a moment ago"),
+            (1, 1.1, true, "once is forgotten in a second"),
+            (2, 1.9, false, "twice is not"),
+            (2, 2.1, true, "but in two"),
+            (50, 4.9, false, "often is longer"),
+            (50, 5.1, true, "and never more than five"),
+        ];
+        for (times, wait, is_asked, why) in cases {
+            let share = share_after(times, wait);
+            assert_eq!(share >= 300, is_asked, "{policy:?}: {share} of 1,000: {why}");
+        }
+    }
+}
+
+#[test]
+fn what_was_under_way_when_it_said_no_does_not_add_up() {
+    let mut balancer = ruled(&endpoints(2), &Rules::default());
+    let picks: Vec<Pick> = (0..20).map(|_| balancer.take(0)).collect();
+    for pick in picks {
+        balancer.finish(pick, Outcome::Erred(at(0.000_1), Fault::Busy), at(0.5));
+    }
+    let mut draw = draws(4);
+    let mut is_asked = |now: f64| {
+        (0..20).any(|_| {
+            let pick = balancer.pick(at(now), ask(&[], true), &mut draw).expect("in");
+            balancer.finish(pick, Outcome::Answered(at(0.010)), at(now));
+            pick.address.port() == 0
+        })
+    };
+    assert!(!is_asked(1.4));
+    assert!(is_asked(1.6), "twenty at once are one refusal");
+}
+
+#[test]
+fn draws_follow_weights_and_slow_starts_however_few_may_be_chosen() {
+    let cases = [
+        // out of 40 instances these may be chosen; draws are by luck, or counted
+        (40, "all"),
+        (3, "few"),
+    ];
+    for (count, why) in cases {
+        let rules = Rules { policy: Policy::Random, ..Rules::default() };
+        let mut balancer = ruled(&endpoints(40), &rules);
+        let tried: Vec<PeerId> = balancer.peers().skip(count).collect();
+        let mut draw = draws(11);
+        let mut counts = vec![0_usize; 40];
+        for _ in 0..40_000 {
+            let pick = balancer.pick(at(20.0), ask(&tried, true), &mut draw).expect("in");
+            counts[usize::from(pick.address.port())] += 1;
+            balancer.finish(pick, Outcome::Unknown, at(20.0));
+        }
+        let fair = 40_000 / count;
+        for (n, seen) in counts.iter().enumerate() {
+            let expected = if n < count { fair } else { 0 };
+            assert!(seen.abs_diff(expected) * 8 <= fair, "{why}: {n} had {seen}, not {expected}");
+        }
+    }
+}
+
+#[test]
 fn a_success_rate_far_below_the_others_ejects() {
     let cases: &[(u16, u32, u32, usize, &str)] = &[
         // instances, failing of 100 at port 0, requests to each, ejected, why
