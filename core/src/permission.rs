@@ -316,6 +316,11 @@ impl Guard {
         Ok(Self { rules: compiled.collect::<Result<_, _>>()?, jwt: requests.jwt.clone(), action })
     }
 
+    /// The names of the header fields that it decides by, in lower case.
+    pub fn fields(&self) -> impl Iterator<Item = &str> {
+        self.rules.iter().flat_map(|rule| &rule.fields).map(|field| field.name.as_str())
+    }
+
     /// Decides about one request; `default` is the cluster's, for what no permission covers.
     pub fn decide(&self, asked: &Asked<'_>, default: Action, tokens: &mut dyn Tokens) -> Verdict {
         match self.jwt.as_ref().map(|jwt| prove(jwt, tokens)) {

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::entry::{Entries, InboundLimits, LoadBalancer, RateLimits, Retries, UpstreamConfig};
+use crate::entry::{
+    Connections, Entries, InboundLimits, LoadBalancer, RateLimits, Retries, UpstreamConfig,
+};
 use crate::name::ServiceName;
 
 /// What config entries say of the traffic of one service, in their own shape. Each proxy compiles
@@ -25,6 +27,9 @@ pub struct Policies {
     /// How much its instances have to do at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inbound: Option<InboundLimits>,
+    /// How long a connection to it may live.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Connections>,
 }
 
 impl Policies {
@@ -38,6 +43,7 @@ impl Policies {
             retries: defaults.and_then(|entry| entry.retries.as_deref().cloned()),
             rates: defaults.and_then(|entry| entry.rate_limits.as_deref().cloned()),
             inbound: defaults.and_then(|entry| entry.inbound_limits.as_deref().cloned()),
+            connections: defaults.and_then(|entry| entry.connections.as_deref().cloned()),
         }
     }
 }

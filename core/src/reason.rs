@@ -137,6 +137,11 @@ reasons! {
     CallerRateLimited = 76 "caller_rate_limited",
     /// The time that the caller had was over before the application answered.
     DeadlineExceeded = 77 "deadline_exceeded",
+    /// The connection lived for as long as `Connections` of its service allow.
+    DurationLimit = 80 "duration_limit",
+    /// A new connection might go to another instance, and `Connections` of the service ask that this
+    /// one moves.
+    ConnectionMoved = 81 "connection_moved",
 }
 
 impl Reason {
@@ -190,6 +195,18 @@ impl Reason {
     /// Whether it says that an instance takes no more for the moment, and nothing against it.
     pub const fn is_busy(self) -> bool {
         matches!(self, Self::Overloaded | Self::ConcurrencyLimit | Self::LoadShed)
+    }
+
+    /// Whether it is for a proxy that an open connection ends by it.
+    pub const fn ends_connections(self) -> bool {
+        matches!(
+            self,
+            Self::PolicyCut
+                | Self::IdleTimeout
+                | Self::Draining
+                | Self::DurationLimit
+                | Self::ConnectionMoved
+        )
     }
 
     /// Whether no byte of the request can have reached an application, so that any method may be

@@ -83,6 +83,15 @@ pub struct Routing {
     pub ends: Vec<(Destination, Arc<ServiceView>)>,
 }
 
+impl Routing {
+    /// Whether it leads what is sent to the same ends, in the same shares.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let ends = |routing: &Self| routing.ends.iter().map(|(end, _)| end.clone()).collect();
+        let (own, others): (Vec<Destination>, Vec<Destination>) = (ends(self), ends(other));
+        self.routes == other.routes && own == others
+    }
+}
+
 /// One route.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct RouteView {

@@ -24,6 +24,7 @@ use crate::http::LocalExecutor;
 use crate::limits::Limits;
 use crate::report::Local;
 use crate::socket::Buffers;
+use crate::trailers::Trailers;
 use crate::watch::Watchlist;
 
 /// What everything in one worker needs.
@@ -33,6 +34,8 @@ pub(crate) struct Context {
     pub(crate) clock: Monotonic,
     pub(crate) view: RefCell<Arc<View>>,
     pub(crate) keys: RefCell<Arc<KeyRing>>,
+    /// What the view lets pass behind bodies.
+    pub(crate) trailers: RefCell<Rc<Trailers>>,
     pub(crate) report: Local,
     pub(crate) buffers: Arc<Buffers>,
     pub(crate) watched: Rc<Watchlist>,
@@ -57,6 +60,15 @@ pub(crate) struct Slot(Rc<Cell<usize>>);
 impl Drop for Slot {
     fn drop(&mut self) {
         self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// A connection that is counted.
+pub(crate) struct ConnectionHeld(Rc<Context>);
+
+impl Drop for ConnectionHeld {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get().saturating_sub(1));
     }
 }
 
@@ -90,6 +102,17 @@ impl Context {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
+    }
+
+    /// What may follow the body of a request.
+    pub(crate) fn trailers(&self) -> Rc<Trailers> {
+        self.trailers.borrow().clone()
+    }
+
+    /// Counts a connection beyond the task that accepted it, until the answer is dropped.
+    pub(crate) fn hold_connection(self: &Rc<Self>) -> ConnectionHeld {
+        self.connections.set(self.connections.get() + 1);
+        ConnectionHeld(self.clone())
     }
 
     /// A place for one more request; none when the limit is reached.

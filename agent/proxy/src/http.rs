@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep};
 
 pub(crate) use crate::report::{ATTEMPT_HEADER, REQUEST_ID_HEADER};
 use crate::report::{Trail, answered};
+use crate::trailers::Trailers;
 
 /// A word of [`Reason`]: set on answers that a proxy gave itself.
 pub(crate) const REASON_HEADER: HeaderName = HeaderName::from_static("x-hawser-reason");
@@ -242,16 +243,20 @@ pub(crate) enum Outgoing {
     Empty,
     /// All of it, in memory.
     Kept(Bytes),
-    /// Still arriving; none once it was handed to a connection.
-    Arriving(Option<Incoming>),
+    /// Still arriving, with what may follow it; none once it was handed to a connection.
+    Arriving(Option<Incoming>, Rc<Trailers>),
 }
 
 impl Outgoing {
-    /// Keeps a body that says it is at most `most` bytes long.
+    /// Keeps a body that says it is at most `most` bytes long; `trailers` says what may follow others.
     ///
     /// # Errors
     /// When the sender breaks off before its end.
-    pub(crate) async fn prepare(incoming: Incoming, most: u64) -> Result<Self, hyper::Error> {
+    pub(crate) async fn prepare(
+        incoming: Incoming,
+        most: u64,
+        trailers: Rc<Trailers>,
+    ) -> Result<Self, hyper::Error> {
         if incoming.is_end_stream() {
             return Ok(Self::Empty);
         }
@@ -264,13 +269,13 @@ impl Outgoing {
                 }
                 Ok(Self::Kept(collected.to_bytes()))
             }
-            _ => Ok(Self::Arriving(Some(incoming))),
+            _ => Ok(Self::Arriving(Some(incoming), trailers)),
         }
     }
 
     /// Whether it can be sent, again or for the first time.
     pub(crate) const fn is_whole(&self) -> bool {
-        !matches!(self, Self::Arriving(None))
+        !matches!(self, Self::Arriving(None, _))
     }
 
     /// Whether it can be sent more than once.
@@ -283,14 +288,18 @@ impl Outgoing {
         let kind = match self {
             Self::Empty => Kind::Full(None),
             Self::Kept(bytes) => Kind::Full(Some(bytes.clone())),
-            Self::Arriving(incoming) => incoming.take().map_or(Kind::Full(None), Kind::Stream),
+            Self::Arriving(incoming, _) => incoming.take().map_or(Kind::Full(None), Kind::Stream),
         };
-        Sending { kind, sent: sent.clone() }
+        let trailers = match self {
+            Self::Arriving(_, trailers) => Some(trailers.clone()),
+            Self::Empty | Self::Kept(_) => None,
+        };
+        Sending { kind, trailers, sent: sent.clone() }
     }
 
     /// Takes back the body of a try whose connection never took it.
     pub(crate) fn restore(&mut self, unsent: Sending) {
-        if let (Self::Arriving(place), Kind::Stream(incoming)) = (self, unsent.kind) {
+        if let (Self::Arriving(place, _), Kind::Stream(incoming)) = (self, unsent.kind) {
             *place = Some(incoming);
         }
     }
@@ -299,6 +308,8 @@ impl Outgoing {
 /// A request's body in one try.
 pub(crate) struct Sending {
     kind: Kind,
+    /// What may follow it; none where nothing can.
+    trailers: Option<Rc<Trailers>>,
     sent: Rc<Cell<u64>>,
 }
 
@@ -345,6 +356,9 @@ impl http_body::Body for Sending {
                 } else if let Some(trailers) = frame.trailers_mut() {
                     // Some applications take them for fields of the head.
                     strip(trailers, Forwarded::Replace);
+                    if let Some(rules) = &this.trailers {
+                        rules.clean(trailers);
+                    }
                 }
                 frame
             })
@@ -487,9 +501,10 @@ impl http_body::Body for Body {
             Kind::Stream(incoming) => incoming,
         };
         match Pin::new(&mut *incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
-                if let Some(trailers) = frame.trailers_ref() {
+                if let Some(trailers) = frame.trailers_mut() {
+                    strip(trailers, Forwarded::Replace);
                     answered(this.trail.as_ref(), trailers);
                 }
                 this.silence = None;

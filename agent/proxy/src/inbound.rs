@@ -39,8 +39,9 @@ use crate::context::Context;
 use crate::guard::{Admitted, Guard, Intake, Load, Refused};
 use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing};
 use crate::judge::{Upgraded, judge};
+use crate::lifespan::Lifespan;
 use crate::pool::{Idle, Line, Lines};
-use crate::relay::{Moved, relay};
+use crate::relay::Moved;
 use crate::report::{
     Owner, Pair, Record, Reporter, Trail, Unanswered, Upstream, answered, forward,
 };
@@ -139,9 +140,8 @@ impl Port {
     /// The order is the security argument: authenticate, authorize, only then dial. The verdict is
     /// watched for as long as the connection lives.
     pub(crate) async fn serve(self: Rc<Self>, socket: TcpStream) {
-        let open = self.open.fetch_add(1, Ordering::Relaxed);
+        let open = Open::new(&self.open);
         let served = self.clone().authenticate(socket, open).await;
-        self.open.fetch_sub(1, Ordering::Relaxed);
         if let Err(reason) = served {
             self.context.report.refuse(Reporter::Server, &self.service, reason);
         }
@@ -149,10 +149,10 @@ impl Port {
 
     /// # Errors
     /// The reason for which the connection was refused before it had a caller.
-    async fn authenticate(self: Rc<Self>, socket: TcpStream, open: usize) -> Result<(), Reason> {
+    async fn authenticate(self: Rc<Self>, socket: TcpStream, open: Open) -> Result<(), Reason> {
         let (context, limits) = (&self.context, &self.context.limits);
         let chain = self.chain().ok_or(Reason::ViewMissing)?;
-        if chain.inbound_connections_max.is_some_and(|most| open >= most as usize) {
+        if chain.inbound_connections_max.is_some_and(|most| open.before >= most as usize) {
             return Err(Reason::Overloaded);
         }
         let from = socket.peer_addr().map_err(|_| Reason::DownstreamReset)?.ip().to_string();
@@ -190,7 +190,7 @@ impl Port {
         let listed = context.watched.watch(caller, peer, Some(ruled));
         listed.watched.note(&context.view.borrow(), rule);
         let pair = context.report.pair(Reporter::Server, &source, &self.service);
-        let (listed, protocol) = (Rc::new(listed), chain.protocol);
+        let (listed, protocol) = (Rc::new((listed, open)), chain.protocol);
         let connection =
             Connection { port: self.clone(), listed, source, pair, protocol, view_index, from };
         if is_http {
@@ -212,11 +212,31 @@ impl Port {
     }
 }
 
+/// One of a port's open connections.
+struct Open {
+    count: Arc<AtomicUsize>,
+    /// How many others there were.
+    before: usize,
+}
+
+impl Open {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        Self { before: count.fetch_add(1, Ordering::Relaxed), count: count.clone() }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// One authenticated connection.
 #[derive(Clone)]
 struct Connection {
     port: Rc<Port>,
-    listed: Rc<OnList>,
+    /// Held by all that it becomes: it is watched, and counted, for as long.
+    listed: Rc<(OnList, Open)>,
     /// The calling service.
     source: ServiceName,
     pair: Rc<Pair>,
@@ -228,7 +248,7 @@ struct Connection {
 
 impl Connection {
     fn watched(&self) -> &Watched {
-        &self.listed.watched
+        &self.listed.0.watched
     }
 
     fn record(&self, reason: Reason, started: Duration) -> Record {
@@ -246,7 +266,7 @@ impl Connection {
             upstream: Some(self.port.upstream.borrow().clone()),
             cluster: None,
             route: None,
-            caller: Some(self.listed.watched.clone()),
+            caller: Some(self.listed.0.watched.clone()),
             trail: None,
         }
     }
@@ -284,17 +304,17 @@ impl Connection {
             return;
         }
         let mut moved = Moved::default();
-        let idle = context.limits.tcp_idle;
+        let life = Lifespan::new(&chain.policies, context.limits.tcp_idle);
         let ended = tokio::select! {
             biased;
             () = self.watched().cut.cancelled() => Err(self.watched().why()),
-            ended = relay(&mut downstream, &mut upstream, &context.buffers, idle, &mut moved) => {
+            ended = life.relay(&mut downstream, &mut upstream, &context.buffers, &mut moved) => {
                 ended
             }
         };
         let reason = ended.err().unwrap_or(Reason::Ok);
         let decided_by = match reason {
-            Reason::PolicyCut | Reason::IdleTimeout | Reason::Draining => DecidedBy::ServerProxy,
+            reason if reason.ends_connections() => DecidedBy::ServerProxy,
             _ => DecidedBy::Application,
         };
         self.pair.record(&Record {
@@ -308,7 +328,7 @@ impl Connection {
     async fn serve_http(self, stream: TlsStream<Wide>, wire: Wire, superseded: CancellationToken) {
         let (context, listed) = (self.port.context.clone(), self.listed.clone());
         let renewed = context.after(superseded, RENEWED_WITHIN);
-        let watched = &listed.watched;
+        let watched = &listed.0.watched;
         let limits = &context.limits;
         let is_upgradable = wire != Wire::H2;
         let is_http2 = Rc::new(Notify::new());
@@ -403,6 +423,7 @@ impl Connection {
             }
         };
         let became = came.map(|came| self.keep(&request, &authority, (came, proved)));
+        let upgraded = became.clone();
         let is_http1 = chain.protocol == Protocol::Http;
         if address(&mut request, &authority, is_http1 || upgrade.is_some()).is_none() {
             return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
@@ -415,16 +436,18 @@ impl Connection {
             Ok(sent) => sent,
             Err(reason) => return refuse(hygiene::status(reason), reason),
         };
-        let held = admitted.answered(context.clock.now());
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            hygiene::pass_on(&mut response);
+        let mut held = Some((slot, admitted.answered(context.clock.now())));
+        match upgraded.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS) {
+            // It is under way for as long as the connection that it became.
+            Some(upgraded) => upgraded.hold(held.take()),
+            None => hygiene::pass_on(&mut response),
         }
         let status = response.status().as_u16();
         let first_byte = Some(context.clock.now().saturating_sub(started));
         let noted = trail.clone();
         answered(trail.as_ref(), response.headers());
         let record = move |end: End, bytes: u64| {
-            let _held = (slot, held);
+            let _held = held;
             let reason = match end {
                 End::Complete => Reason::Ok,
                 End::Upstream | End::Timeout => Reason::UpstreamReset,
@@ -497,7 +520,7 @@ impl Connection {
         let (port, context) = (&self.port, &self.port.context);
         let limits = &context.limits;
         let (parts, incoming) = request.into_parts();
-        let mut body = Outgoing::prepare(incoming, limits.replay_bytes)
+        let mut body = Outgoing::prepare(incoming, limits.replay_bytes, context.trailers())
             .await
             .map_err(|_| Reason::DownstreamReset)?;
         let mut kept = port.idle.take(context.clock.now(), limits.application_idle);
@@ -558,7 +581,7 @@ impl Connection {
         let port = &self.port;
         let limits = &port.context.limits;
         let (parts, incoming) = request.into_parts();
-        let mut body = Outgoing::prepare(incoming, limits.replay_bytes)
+        let mut body = Outgoing::prepare(incoming, limits.replay_bytes, port.context.trailers())
             .await
             .map_err(|_| Reason::DownstreamReset)?;
         let within = chain.local_connect_timeout;
@@ -618,16 +641,18 @@ impl Connection {
         let headers = request.headers_mut();
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, to);
-        let request = request.map(|incoming| Outgoing::Arriving(Some(incoming)).body(sent));
+        let request = request
+            .map(|incoming| Outgoing::Arriving(Some(incoming), port.context.trailers()).body(sent));
         let mut response =
             sender.send_request(request).await.map_err(|error| application_reason(&error))?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upstream = hyper::upgrade::on(&mut response);
             let (context, listed) = (port.context.clone(), self.listed.clone());
+            let life = Lifespan::new(&chain.policies, context.limits.tcp_idle);
             context.clone().tracker.spawn_local(async move {
                 // What it became is watched as it was.
                 let _listed = listed;
-                relay_upgraded(&context, downstream, upstream, &became.cut).await;
+                let _ = relay_upgraded(&context, downstream, upstream, &became.cut, &life).await;
             });
         }
         Ok((response, Box::new(move |_| drop(sender))))
@@ -697,21 +722,24 @@ type Sent = (Response<Incoming>, Box<dyn FnOnce(End)>);
 
 /// Relays two upgraded connections until they end or are cut.
 pub(crate) async fn relay_upgraded(
-    context: &Context,
+    context: &Rc<Context>,
     downstream: hyper::upgrade::OnUpgrade,
     upstream: hyper::upgrade::OnUpgrade,
     cut: &CancellationToken,
-) -> Moved {
+    life: &Lifespan,
+) -> (Moved, Result<(), Reason>) {
+    let _counted = context.hold_connection();
     let mut moved = Moved::default();
-    let Ok((downstream, upstream)) = tokio::try_join!(downstream, upstream) else { return moved };
+    let Ok((downstream, upstream)) = tokio::try_join!(downstream, upstream) else {
+        return (moved, Err(Reason::DownstreamReset));
+    };
     let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
-    let idle = context.limits.tcp_idle;
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
-        () = cut.cancelled() => {}
-        _ = relay(&mut downstream, &mut upstream, &context.buffers, idle, &mut moved) => {}
-    }
-    moved
+        () = cut.cancelled() => Err(Reason::PolicyCut),
+        ended = life.relay(&mut downstream, &mut upstream, &context.buffers, &mut moved) => ended,
+    };
+    (moved, ended)
 }
 
 /// Addresses a request to `authority` as its version does: HTTP/1.1 has it in `host` beside a bare

@@ -1,5 +1,6 @@
 //! Judging requests: what the guard in the view says of one, and what becomes of its tokens.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -144,6 +145,8 @@ pub(crate) struct Upgraded {
     proved: Proved,
     /// Cancelled when it is no longer allowed.
     pub(crate) cut: CancellationToken,
+    /// Its places among what is limited.
+    held: RefCell<Option<Box<dyn Any>>>,
 }
 
 impl Upgraded {
@@ -162,7 +165,13 @@ impl Upgraded {
             headers,
             proved,
             cut: parent.child_token(),
+            held: RefCell::default(),
         })
+    }
+
+    /// Holds what it takes up of what is limited for as long as the connection is open.
+    pub(crate) fn hold(&self, held: impl Any) {
+        *self.held.borrow_mut() = Some(Box::new(held));
     }
 }
 

@@ -35,6 +35,7 @@ use crate::limits::Limits;
 use crate::report::{Local, Reporter};
 use crate::socket;
 use crate::tls::{self, Identity};
+use crate::trailers::Trailers;
 use crate::usage::Usage;
 use crate::{Kind, ListenerStatus, Plan, inbound, outbound};
 
@@ -213,6 +214,7 @@ pub(crate) async fn run(start: Start) {
         clock: Monotonic::start(),
         view: RefCell::new(Arc::default()),
         keys: RefCell::default(),
+        trailers: RefCell::default(),
         report: Local::new(start.shared),
         buffers: Arc::default(),
         watched: Rc::default(),
@@ -307,6 +309,7 @@ impl Worker {
     /// Takes over a new view: trust first, then endpoints, then open connections.
     fn view(&mut self, view: &Arc<View>) {
         let old = self.context.view.replace(view.clone());
+        self.context.trailers.replace(Rc::new(Trailers::new(view)));
         if !is_same_trust(&old, view) {
             let anchors = |trust: &Trust| Arc::new(tls::anchors(trust, &view.peers));
             self.anchors = view.trust.as_deref().map(anchors);

@@ -1,5 +1,6 @@
 //! Two data planes in one process, with real TLS between them.
 
+mod connections;
 mod regions;
 mod resilience;
 mod telemetry;

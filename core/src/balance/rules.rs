@@ -118,6 +118,11 @@ impl Default for Outlier {
 }
 
 impl Rules {
+    /// Whether by `new` rules the same connection may go to another instance.
+    pub fn leads_elsewhere(&self, new: &Self) -> bool {
+        self.policy != new.policy || self.hash != new.hash
+    }
+
     /// Compiles what the callee's `service-resolver` and the caller's `service-defaults` say.
     pub fn compile(balancer: Option<&LoadBalancer>, check: Option<&PassiveHealthCheck>) -> Self {
         let outlier = check.map(Outlier::compile).unwrap_or_default();

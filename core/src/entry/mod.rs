@@ -6,6 +6,7 @@
 mod fault;
 mod header_edits;
 mod mesh_gateway;
+mod connections;
 mod inbound_limits;
 mod load_balancer;
 mod rate_limits;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use self::connections::Connections;
 pub use self::entries::Entries;
 pub use self::exported_services::{Consumer, ExportedService, ExportedServices};
 pub(crate) use self::fault::pattern;

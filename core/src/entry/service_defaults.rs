@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::EntryMeta;
+use super::connections::Connections;
 use super::fault::{Fault, check_protocol};
 use super::inbound_limits::InboundLimits;
 use super::mesh_gateway::MeshGatewayConfig;
@@ -37,6 +38,14 @@ pub struct ServiceDefaults {
     /// How much its instances have to do at once.
     #[serde(alias = "inbound_limits", skip_serializing_if = "Option::is_none")]
     pub inbound_limits: Option<Box<InboundLimits>>,
+    /// How long a connection to it may live.
+    #[serde(
+        default,
+        rename = "Connections",
+        alias = "connections",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub connections: Option<Box<Connections>>,
     /// How the service is reached where it is a peer's.
     #[serde(alias = "mesh_gateway", skip_serializing_if = "MeshGatewayConfig::is_default")]
     pub mesh_gateway: MeshGatewayConfig,
@@ -52,6 +61,7 @@ impl ServiceDefaults {
         self.retries.as_deref().map_or(Ok(()), Retries::check)?;
         self.rate_limits.as_deref().map_or(Ok(()), RateLimits::check)?;
         self.inbound_limits.as_deref().map_or(Ok(()), InboundLimits::check)?;
+        self.connections.as_deref().map_or(Ok(()), Connections::check)?;
         match self.local_connect_timeout_ms {
             Some(ms) if ms == 0 || ms > LOCAL_CONNECT_TIMEOUT_MS_MAX => Err(Fault::new(
                 "LocalConnectTimeoutMs",

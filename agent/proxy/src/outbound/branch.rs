@@ -95,6 +95,11 @@ impl Branches {
         Self { routing: routing.clone(), rules, ports }
     }
 
+    /// What it was made of.
+    pub(super) fn routing(&self) -> &Routing {
+        &self.routing
+    }
+
     /// The ends.
     pub(super) fn ports(&self) -> &[Rc<Port>] {
         &self.ports

@@ -31,7 +31,9 @@ use crate::admit::{admit, sound};
 use crate::context::Slot;
 use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing, Sending};
 use crate::inbound::{address, is_unprocessed, relay_upgraded};
+use crate::lifespan::Lifespan;
 use crate::pool::{Line, Place};
+use crate::relay::Moved;
 use crate::report::{Owner, Record, Trail, Try, Unanswered, Upstream, answered, forward};
 use crate::tls::{self, ALPN_H2};
 use crate::usage::Held;
@@ -136,7 +138,7 @@ impl Port {
         let Some(mut chain) = terms.chain.clone() else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::ViewMissing, 0);
         };
-        let held = match self.enter(&terms) {
+        let held = match self.enter(&terms, upgrade.is_some()) {
             Ok(held) => held,
             Err(reason) => return refuse(StatusCode::SERVICE_UNAVAILABLE, reason, 0),
         };
@@ -144,24 +146,24 @@ impl Port {
         if let Some(span) = policy.and_then(|policy| policy.request_timeout) {
             Rc::make_mut(&mut chain).request_timeout = span;
         }
+        let (parts, incoming) = request.into_parts();
+        let draw = || context.random.borrow_mut().next_u64();
+        let affinity = Affinity::of(&terms, &parts, source, draw);
         if let Some(to) = upgrade {
-            let upgrading =
-                self.clone().upgrade(request, to, &chain, &way, (started, trail.clone()));
-            return match Box::pin(upgrading).await {
+            let request = Request::from_parts(parts, incoming);
+            let switch = Switch { to, affinity, held: (slot, held), started, trail: trail.clone() };
+            return match Box::pin(self.clone().upgrade(request, &chain, &way, switch)).await {
                 Ok(response) => hygiene::named(response, &id),
                 Err(reason) => refuse(hygiene::status(reason), reason, 1),
             };
         }
-        let deadline = Instant::now() + within(&chain, request.headers());
-        let (parts, incoming) = request.into_parts();
-        let body = Outgoing::prepare(incoming, context.limits.replay_bytes);
+        let deadline = Instant::now() + within(&chain, &parts.headers);
+        let body = Outgoing::prepare(incoming, context.limits.replay_bytes, context.trailers());
         let body = match tokio::time::timeout_at(deadline, body).await {
             Ok(Ok(body)) => body,
             Ok(Err(_)) => return refuse(StatusCode::BAD_REQUEST, Reason::DownstreamReset, 0),
             Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, Reason::RequestTimeout, 0),
         };
-        let draw = || context.random.borrow_mut().next_u64();
-        let affinity = Affinity::of(&terms, &parts, source, draw);
         let mut exchange = Exchange {
             hash: affinity.hash,
             policy,
@@ -230,14 +232,16 @@ impl Port {
     async fn upgrade(
         self: Rc<Self>,
         mut request: Request<Incoming>,
-        to: HeaderValue,
         chain: &Chain,
         way: &Way,
-        (started, trail): (Duration, Option<Rc<Trail>>),
+        switch: Switch,
     ) -> Result<Response<Body>, Reason> {
+        let Switch { to, affinity, held: places, started, trail } = switch;
         let context = self.context.clone();
         forward(trail.as_ref(), request.headers_mut());
-        let (Dialled { stream, listed, .. }, upstream, cluster) = self.dial_http1(chain).await?;
+        let (Dialled { stream, listed, .. }, instance, peer) =
+            self.dial_http1(chain, affinity.hash).await?;
+        let (upstream, cluster) = (instance.upstream.clone(), instance.peer().cloned());
         let broken = |error: hyper::Error| peer_reason(&error);
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
@@ -254,13 +258,16 @@ impl Port {
         request.headers_mut().insert(header::UPGRADE, to);
         let target = request.uri().path_and_query().cloned();
         *request.uri_mut() = target.map_or_else(http::Uri::default, http::Uri::from);
-        let body = |it| Outgoing::Arriving(Some(it)).body(&Rc::default());
+        let body = |it| Outgoing::Arriving(Some(it), context.trailers()).body(&Rc::default());
         let sending = sender.send_request(request.map(body));
         let mut response = tokio::time::timeout(chain.request_timeout, sending)
             .await
             .map_err(|_| Reason::RequestTimeout)?
             .map_err(broken)?;
         let status = sound(&response)?.status();
+        if let Some(cookie) = affinity.cookie {
+            response.headers_mut().append(header::SET_COOKIE, cookie);
+        }
         let record = Record {
             status: Some(status.as_u16()),
             upstream: Some(upstream),
@@ -279,45 +286,59 @@ impl Port {
                 response.headers_mut().insert(hygiene::REASON_HEADER, said);
             }
             let on_end = move |_: End, bytes: u64| {
-                drop(sender);
+                let _held = (sender, places);
                 let reason = verdict.unwrap_or(Reason::Ok);
                 self.pair.record(&Record { reason, bytes_received: bytes, ..record });
             };
             return Ok(response.map(|body| Body::arriving(body, None, Box::new(on_end))));
         }
         let onward = hyper::upgrade::on(&mut response);
+        let moves = self.moves(&instance, &chain.policies);
+        let life = Lifespan::new(&chain.policies, context.limits.tcp_idle).moving(moves);
+        self.balancer.borrow_mut().open(peer);
         context.clone().tracker.spawn_local(async move {
+            let _places = places;
             let cut = &listed.watched.cut;
-            let moved = relay_upgraded(&context, downstream, onward, cut).await;
-            self.pair.record(&Record {
-                bytes_sent: moved.sent,
-                bytes_received: moved.received,
-                duration: context.clock.now().saturating_sub(started),
-                ..record
-            });
+            let relayed = relay_upgraded(&context, downstream, onward, cut, &life).await;
+            self.balancer.borrow_mut().close(peer);
+            self.closed(record, relayed, started);
         });
         Ok(response.map(|_| Body::full(bytes::Bytes::new())))
     }
 }
 impl Port {
+    /// Reports what a request became, once it has ended.
+    fn closed(&self, record: Record, (moved, ended): (Moved, Result<(), Reason>), began: Duration) {
+        let reason = ended.err().filter(|reason| reason.ends_connections());
+        self.pair.record(&Record {
+            reason: reason.unwrap_or(Reason::Ok),
+            decided_by: reason.map_or(record.decided_by, |_| DecidedBy::ClientProxy),
+            bytes_sent: moved.sent,
+            bytes_received: moved.received,
+            duration: self.context.clock.now().saturating_sub(began),
+            ..record
+        });
+    }
+
     /// Finds an instance for a connection of its own, in HTTP/1.1.
     async fn dial_http1(
         &self,
         chain: &Chain,
-    ) -> Result<(Dialled, Rc<Upstream>, Option<PeerName>), Reason> {
+        hash: Option<u64>,
+    ) -> Result<(Dialled, Rc<Instance>, PeerId), Reason> {
         let mut tried = Vec::new();
         loop {
-            let picked = self.pick(Ask { tried: &tried, may_probe: true, hash: None })?;
-            tried.push(picked.pick.peer);
-            let (upstream, began) = (picked.instance.upstream.clone(), self.context.clock.now());
+            let picked = self.pick(Ask { tried: &tried, may_probe: true, hash })?;
+            let peer = picked.pick.peer;
+            tried.push(peer);
+            let (instance, began) = (picked.instance.clone(), self.context.clock.now());
             let config = picked.instance.reach()?.http1.clone();
             let within = chain.connect_timeout;
             match Box::pin(dial(&self.context, &picked.instance, config, within)).await {
                 Ok(dialled) => {
-                    let cluster = picked.instance.peer().cloned();
                     let now = self.context.clock.now();
                     picked.answered(now.saturating_sub(began), now);
-                    return Ok((dialled, upstream, cluster));
+                    return Ok((dialled, instance, peer));
                 }
                 Err(reason) => {
                     picked.failed(reason, began);
@@ -342,6 +363,17 @@ struct Admitted {
     was_retried: bool,
     started: Duration,
     id: HeaderValue,
+    trail: Option<Rc<Trail>>,
+}
+
+/// What the upgrade of a request needs beside the request.
+struct Switch {
+    /// To what.
+    to: HeaderValue,
+    affinity: Affinity,
+    /// The request's places, held for as long as the connection that it becomes.
+    held: (Slot, [Held; 2]),
+    started: Duration,
     trail: Option<Rc<Trail>>,
 }
 

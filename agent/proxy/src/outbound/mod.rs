@@ -23,16 +23,19 @@ use hawser_core::chain::Chain;
 use hawser_core::entry::{GatewayMode, Target};
 use hawser_core::name::{InstanceId, PeerName, ServiceName};
 use hawser_core::peering::{PeerGateway, PeerService};
+use hawser_core::policy::Policies;
 use hawser_core::reason::{DecidedBy, Reason};
 use hawser_core::route::{Group, route};
 use hawser_core::view::{PeerView, ServiceView, View};
-use rand::RngCore as _;
+use rand::{Rng as _, RngCore as _};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use self::branch::Branches;
 use self::reach::{Instance, Reach};
 use self::terms::Terms;
 use crate::context::Context;
+use crate::lifespan::Moves;
 use crate::report::{Pair, Record, Reporter};
 use crate::socket;
 use crate::tls::Identity;
@@ -57,6 +60,8 @@ pub(crate) struct Port {
     named: Target,
     terms: RefCell<Rc<Terms>>,
     usage: Arc<Usage>,
+    /// Cancelled when what decides where connections go changes, and made anew.
+    changed: RefCell<CancellationToken>,
 }
 
 /// What the route was made of.
@@ -107,6 +112,7 @@ impl Port {
             branches: RefCell::default(),
             terms: RefCell::new(Rc::new(terms)),
             usage,
+            changed: RefCell::default(),
         }
     }
 
@@ -164,6 +170,12 @@ impl Port {
         let routing = service.as_deref().and_then(|service| service.routing.as_ref());
         let branches = {
             let old = self.branches.borrow();
+            if old.as_ref().map(Branches::routing).zip(routing).is_none_or(|(a, b)| !a.is_same(b))
+                && (old.is_some() || routing.is_some())
+            {
+                old.iter().flat_map(Branches::ports).for_each(|branch| branch.move_on());
+                self.move_on();
+            }
             routing.map(|routing| Branches::new(self, routing, &current, old.as_ref()))
         };
         *self.branches.borrow_mut() = branches;
@@ -177,6 +189,9 @@ impl Port {
             &self.named,
             &self.context.limits,
         );
+        if self.terms.borrow().rules.leads_elsewhere(&terms.rules) {
+            self.move_on();
+        }
         self.balancer.borrow_mut().update(&groups, &terms.rules, self.context.clock.now());
         *self.terms.borrow_mut() = Rc::new(terms);
         let mut reaches = BTreeMap::new();
@@ -227,9 +242,10 @@ impl Port {
                 Some(known) if known.is_within(reach) => known,
                 known => {
                     // What the old identity opened takes no more requests.
-                    known.inspect(|known| known.lines.clear());
+                    known.iter().for_each(|known| known.lines.clear());
+                    let gone = known.map(|known| known.gone.clone());
                     let Some(instance) = instance(endpoint, reach) else { continue };
-                    Rc::new(instance)
+                    Rc::new(Instance { gone: gone.unwrap_or_default(), ..instance })
                 }
             };
             new.insert(id, instance);
@@ -237,8 +253,27 @@ impl Port {
         // Connections to instances that are gone take no more requests and end with their last.
         for gone in old.values() {
             gone.lines.clear();
+            // Where else could what is open go?
+            if !new.is_empty() {
+                gone.gone.cancel();
+            }
         }
         *self.instances.borrow_mut() = new;
+    }
+
+    /// Tells what is open that new connections may go elsewhere now.
+    fn move_on(&self) {
+        self.changed.replace(CancellationToken::new()).cancel();
+    }
+
+    /// When a connection to `instance` should move, where `policies` ask that it does.
+    fn moves(&self, instance: &Instance, policies: &Policies) -> Option<Moves> {
+        let within = policies.connections.as_ref()?.moves_within()?;
+        let millis = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        let wait = self.context.random.borrow_mut().random_range(0..=millis);
+        let wait = Duration::from_millis(wait);
+        let changed = self.changed.borrow().clone();
+        Some(Moves { gone: instance.gone.clone(), changed, wait })
     }
 
     /// Carries one connection of the application.
@@ -271,17 +306,19 @@ impl Port {
         self.terms.borrow().clone()
     }
 
-    /// A request's place among those that `terms` allow; given back when it is dropped.
+    /// A request's place among those that `terms` allow; given back when it is dropped. One that
+    /// asks for an upgrade has a connection of its own.
     ///
     /// # Errors
     /// The limit that is reached.
-    fn enter(&self, terms: &Terms) -> Result<[Held; 2], Reason> {
+    fn enter(&self, terms: &Terms, is_upgrade: bool) -> Result<[Held; 2], Reason> {
         let limits = &terms.limits;
         let request = self.usage.requests.take(limits.max_concurrent_requests);
         let request = request.ok_or(Reason::RequestLimit)?;
         // In HTTP/1.1 each request has a connection for as long as it takes.
         let is_http1 = |chain: &Rc<Chain>| chain.protocol == Protocol::Http;
-        let most = limits.max_connections.filter(|_| terms.chain.as_ref().is_some_and(is_http1));
+        let has_own = is_upgrade || terms.chain.as_ref().is_some_and(is_http1);
+        let most = limits.max_connections.filter(|_| has_own);
         let connection = self.usage.connections.take(most).ok_or(Reason::ConnectionLimit)?;
         Ok([request, connection])
     }

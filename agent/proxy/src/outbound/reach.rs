@@ -17,6 +17,7 @@ use hawser_core::view::{PeerView, View};
 use hawser_identity::LeafError;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::gateways::{Choice, Gateway};
@@ -135,6 +136,8 @@ pub(super) struct Instance {
     pub(super) reach: Option<Rc<Reach>>,
     /// Its own name for gateways.
     pub(super) name: Option<ServerName<'static>>,
+    /// Cancelled when it may take no more, while others may.
+    pub(super) gone: CancellationToken,
 }
 
 impl Instance {
@@ -150,7 +153,8 @@ impl Instance {
             locality: endpoint.locality.clone(),
             identity: reach.as_ref().map(|reach| reach.callee.clone()),
         };
-        Self { address, upstream: Rc::new(upstream), lines: Rc::default(), reach, name }
+        let (upstream, lines, gone) = (Rc::new(upstream), Rc::default(), CancellationToken::new());
+        Self { address, upstream, lines, reach, name, gone }
     }
 
     /// How it is called.

@@ -15,7 +15,8 @@ use super::Port;
 use super::dial::dial;
 use super::reach::Instance;
 use super::terms::Affinity;
-use crate::relay::{Moved, relay};
+use crate::lifespan::{Lifespan, Moves};
+use crate::relay::Moved;
 use crate::report::{Record, Upstream};
 use crate::socket::Wide;
 use crate::tls::{self, ALPN_TCP};
@@ -28,6 +29,7 @@ struct Connected {
     pick: Pick,
     upstream: Rc<Upstream>,
     cluster: Option<PeerName>,
+    moves: Option<Moves>,
 }
 
 impl Port {
@@ -39,7 +41,8 @@ impl Port {
         let source = if terms.hashes_source() { downstream.peer_addr().ok() } else { None };
         let hash = source.and_then(|source| Affinity::of_source(&terms, Some(source)));
         let connected = self.connect_tcp(chain, hash, &mut attempts).await;
-        let Connected { stream: mut peer, listed, pick, upstream, cluster } = match connected {
+        let Connected { stream: mut peer, listed, pick, upstream, cluster, moves } = match connected
+        {
             Ok(connected) => connected,
             Err((reason, decided_by)) => {
                 let record = self.record(reason, started);
@@ -51,21 +54,20 @@ impl Port {
         };
         self.balancer.borrow_mut().open(pick.peer);
         let mut moved = Moved::default();
-        let idle = context.limits.tcp_idle;
+        let life = Lifespan::new(&chain.policies, context.limits.tcp_idle).moving(moves);
         let ended = tokio::select! {
             biased;
             () = listed.watched.cut.cancelled() => Err(listed.watched.why()),
-            ended = relay(&mut downstream, &mut peer, &context.buffers, idle, &mut moved) => {
-                ended
-            }
+            ended = life.relay(&mut downstream, &mut peer, &context.buffers, &mut moved) => ended,
         };
         self.balancer.borrow_mut().close(pick.peer);
         let reason = ended.err().unwrap_or(Reason::Ok);
         let decided_by = match reason {
-            Reason::PolicyCut | Reason::IdleTimeout | Reason::Draining => DecidedBy::ClientProxy,
+            reason if reason.ends_connections() => DecidedBy::ClientProxy,
             _ => DecidedBy::Application,
         };
-        if !reason.is_ok() {
+        // Where it only was time, nothing broke.
+        if !matches!(reason, Reason::Ok | Reason::DurationLimit | Reason::ConnectionMoved) {
             let _ = socket2::SockRef::from(&downstream).set_linger(Some(Duration::ZERO));
         }
         self.pair.record(&Record {
@@ -100,9 +102,10 @@ impl Port {
                 Ok((stream, listed)) => {
                     let cluster = picked.instance.peer().cloned();
                     let upstream = picked.instance.upstream.clone();
+                    let moves = self.moves(&picked.instance, &chain.policies);
                     let now = self.context.clock.now();
                     picked.answered(now.saturating_sub(began), now);
-                    return Ok(Connected { stream, listed, pick, upstream, cluster });
+                    return Ok(Connected { stream, listed, pick, upstream, cluster, moves });
                 }
                 Err((Reason::NoIdentity, by)) => return Err((Reason::NoIdentity, by)),
                 Err((reason, DecidedBy::ServerProxy)) if !reason.is_before_request() => {
