@@ -177,6 +177,7 @@ fn entries() -> [Entry; 8] {
                 retries: policies().retries.map(Box::new),
                 rate_limits: policies().rates.map(Box::new),
                 inbound_limits: policies().inbound.map(Box::new),
+                connections: policies().connections.map(Box::new),
                 mesh_gateway: MeshGatewayConfig { mode: GatewayMode::None },
                 meta: note(),
             }),
@@ -248,7 +249,8 @@ fn policies() -> Policies {
             },
             "Callers": [{"Name": "*", "RequestsPerSecond": 10, "RequestsMaxBurst": 20}]
         },
-        "inbound": {"MaxConcurrentRequests": 50, "Shedding": "adaptive", "NeverShed": ["/alive"]}
+        "inbound": {"MaxConcurrentRequests": 50, "Shedding": "adaptive", "NeverShed": ["/alive"]},
+        "connections": {"IdleTimeout": "5m", "MoveOnChange": true, "MoveWithin": "10s"}
     }"#;
     serde_json::from_str(json).expect("good")
 }
