@@ -44,7 +44,7 @@ impl Draw {
 const PATHS: [&str; 9] =
     ["/", "/admin", "/admin/", "/pub", "/v1/users", "/a:b", "/caf%C3%A9", "/x;y=1", "/a%3Ab"];
 const VALUES: [&str; 7] = ["admin", "user", "adm", "min", "Admin", "team-a", "a"];
-const SENT: [&str; 13] = [
+const SENT: [&str; 19] = [
     "admin",
     "user",
     "admin, user",
@@ -58,10 +58,16 @@ const SENT: [&str; 13] = [
     " admin",
     "\u{e9}admin",
     ",admin,",
+    ",",
+    "user;admin",
+    "\tadmin\t",
+    "admin,,user",
+    "/v1/x",
+    "xadminx, user",
 ];
-const FIELDS: [&str; 3] = ["x-role", "x-team", "accept"];
+const FIELDS: [&str; 5] = ["x-role", "x-team", "accept", "x-roles", "role"];
 const METHODS: [&str; 4] = ["GET", "POST", "PUT", "DELETE"];
-const SEGMENTS: [&str; 30] = [
+const SEGMENTS: [&str; 56] = [
     "admin",
     "pub",
     "v1",
@@ -92,6 +98,33 @@ const SEGMENTS: [&str; 30] = [
     "%25",
     "[1]",
     "a%3ab",
+    // What is no segment to one reader and one to another.
+    "...",
+    "%2e",
+    "%2E.",
+    ".%00.",
+    "%2e%2e%2f",
+    "..%5c",
+    ".;",
+    "..;x=1",
+    "%3b",
+    "..%3b",
+    "%",
+    "%2",
+    "%u002e",
+    "%252e%252e",
+    "%25zz",
+    "%0a",
+    "%7f",
+    "\u{7f}",
+    "%ff",
+    "%e2%80%ae",
+    "%ed%a0%80",
+    "%ef%bc%8f",
+    "ad min",
+    "ad\tmin",
+    "v1%2Fusers",
+    "v2",
 ];
 
 fn http(draw: &mut Draw) -> Value {
@@ -141,7 +174,8 @@ fn jwt(draw: &mut Draw) -> Value {
         .map(|_| {
             let mut provider = json!({ "Name": draw.pick(&["okta", "own"]) });
             if draw.one_in(2) {
-                let path = draw.pick(&[vec!["role"], vec!["realm", "roles"], vec!["n"]]);
+                let paths = [vec!["role"], vec!["realm", "roles"], vec!["n"], vec!["realm.roles"]];
+                let path = draw.pick(&paths);
                 let value = draw.pick(&["admin", "user", "7", "true"]);
                 provider["VerifyClaims"] = json!([{ "Path": path, "Value": value }]);
             }
@@ -207,17 +241,25 @@ fn request(draw: &mut Draw) -> Request {
     }
     let methods = ["GET", "POST", "PUT", "DELETE", "get", "FOO", "CONNECT"];
     let most = if draw.one_in(4) { methods.len() } else { 4 };
-    let count = draw.below(4);
+    let count = draw.below(5);
     Request {
         source: draw.pick(&["web", "web", "cron"]).to_owned(),
         method: methods[draw.below(most)].to_owned(),
         target,
         authority: draw.pick(&["db", "admin", "db.admin:80"]).to_owned(),
-        fields: (0..count)
-            .map(|_| (draw.pick(&FIELDS).to_owned(), draw.pick(&SENT).to_owned()))
-            .collect(),
+        fields: fields(draw, count),
         tokens: ["okta", "own"].map(|name| (name.to_owned(), token(draw))).into(),
     }
+}
+
+/// Fields, of which every other request has one more than once.
+fn fields(draw: &mut Draw, count: usize) -> Vec<(String, String)> {
+    let again = draw.one_in(2).then(|| draw.pick(&FIELDS));
+    let name = |draw: &mut Draw| match again {
+        Some(name) if draw.one_in(2) => name,
+        _ => draw.pick(&FIELDS),
+    };
+    (0..count).map(|_| (name(draw).to_owned(), draw.pick(&SENT).to_owned())).collect()
 }
 
 fn token(draw: &mut Draw) -> Token {
@@ -230,6 +272,10 @@ fn token(draw: &mut Draw) -> Token {
             json!({ "role": ["user", "admin"], "n": 7 }),
             json!({ "role": true, "realm": { "roles": ["user"] } }),
             json!({ "realm": { "roles": "admin" }, "role": { "admin": 1 } }),
+            json!({ "role": [["admin"], "user"], "n": 7.5 }),
+            json!({ "role": ["Admin", null, true], "realm": ["roles", "admin"] }),
+            json!({ "role": "admin ", "n": "7", "realm": { "roles": [] } }),
+            json!({ "realm.roles": "admin", "role": "" }),
             json!({}),
         ])),
     }

@@ -220,7 +220,8 @@ enum Octet {
 
 /// The path in its one spelling; none when it has none.
 fn normal_path(target: &str) -> Option<String> {
-    if target.contains('#') || !target.starts_with('/') {
+    // What no target may hold as it is; escaped, a space may stand in a path.
+    if target.contains('#') || target.contains(' ') || !target.starts_with('/') {
         return None;
     }
     let path = target.split('?').next()?;
@@ -267,7 +268,9 @@ fn normal_path(target: &str) -> Option<String> {
     let segments: Vec<&str> = spelt[1..].split('/').collect();
     let ends_in_folder = matches!(segments.last(), Some(&("" | "." | "..")));
     for segment in segments {
-        let name = segment.split(';').next().unwrap_or_default();
+        // Escaped or not: some programs cut parameters off before they unescape, some after.
+        let name = segment.split("%3B").next().unwrap_or_default();
+        let name = name.split(';').next().unwrap_or_default();
         if (name == "." || name == "..") && name != segment {
             return None;
         }
