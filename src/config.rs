@@ -845,6 +845,8 @@ const DNS_STALE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 #[cfg(test)]
 mod tests {
+    use hawser_fuzz::Target;
+
     use super::*;
 
     #[test]
@@ -893,5 +895,17 @@ mod tests {
         for (file, key) in cases {
             assert_eq!(culprit(&file).as_deref(), key, "{file}");
         }
+    }
+
+    /// In both languages; what is read is checked as at the start of a process.
+    #[test]
+    fn a_file_is_read_or_refused() {
+        Target::new("config_file").cases(3_000).run(|input| {
+            let Ok(text) = std::str::from_utf8(input) else { return false };
+            let is_json = text.starts_with('{');
+            let file = Path::new(if is_json { "a.json" } else { "a.hcl" });
+            let Ok(value) = parse(file, text) else { return false };
+            combine(json!({}), vec![("a".to_owned(), value)]).is_ok_and(|raw| raw.check().is_ok())
+        });
     }
 }

@@ -196,6 +196,7 @@ const PART_OCTETS: usize = 4 << 20;
 #[cfg(test)]
 mod tests {
     use hawser_core::clock::Index;
+    use hawser_fuzz::Target;
 
     use super::*;
 
@@ -238,5 +239,22 @@ mod tests {
             bad[at] ^= 1;
             assert!(unpacked(&bad).is_err(), "octet {at}");
         }
+    }
+
+    /// Both what is packed is changed, and the pack.
+    #[test]
+    fn an_archive_is_refused_or_holds_what_it_says() {
+        let (_, packed) = archive();
+        let mut tar = Vec::new();
+        GzDecoder::new(&packed[..]).read_to_end(&mut tar).expect("gzip");
+        Target::new("archive").also([tar]).octets_max(8 * 1024).cases(3_000).run(|input| {
+            let mut out = GzEncoder::new(Vec::new(), Compression::none());
+            out.write_all(input).expect("memory takes all");
+            let Ok((meta, state)) = unpack(&out.finish().expect("finished")) else { return false };
+            assert_eq!(meta.version, VERSION);
+            let _ = parts(&state);
+            true
+        });
+        Target::new("archive_gzip").also([packed]).cases(3_000).run(|input| unpack(input).is_ok());
     }
 }

@@ -300,12 +300,16 @@ mod tests {
     use hawser_core::health::Status;
     use hawser_core::name::ServiceName;
     use hawser_core::view::{Endpoint, NodeView, ServiceView};
+    use hawser_fuzz::Target;
     use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Asked, ResponseCode};
     use hickory_proto::rr::rdata::A;
     use hickory_proto::rr::{DNSClass, Name, RData, RecordType};
     use tokio::sync::watch;
 
     use super::*;
+
+    /// What a refusal may be longer than its query by.
+    const HEAD_AND_OPT: usize = 12 + 11;
 
     struct Bench {
         responder: Responder,
@@ -393,6 +397,74 @@ mod tests {
             assert!(out.len() <= limit, "{} octets for {limit}", out.len());
             reply
         }
+    }
+
+    /// A client that can be trusted with its address, and one that cannot.
+    const CLIENTS: [(IpAddr, Transport); 3] =
+        [(LOCAL, Transport::Udp), (LOCAL, Transport::Tcp), (STRANGER, Transport::Udp)];
+
+    #[test]
+    fn a_packet_is_ignored_or_answered_as_others_read_it() {
+        let mut bench = bench(&["192.0.2.53:53"]);
+        bench.view.services.remove("many");
+        Target::new("dns_query").octets_max(600).run(|packet| {
+            let theirs = Message::from_vec(packet);
+            for (from, transport) in CLIENTS {
+                let client = bench.responder.client(from, transport);
+                let mut out = Vec::new();
+                let step = bench.responder.respond(packet, client, &bench.view, 3, &mut out);
+                while bench.wants.try_recv().is_ok() {}
+                if step != Step::Reply {
+                    continue;
+                }
+                let reply = Message::from_vec(&out).expect("every reply can be decoded");
+                assert_eq!(reply.metadata.message_type, MessageType::Response);
+                assert_eq!(out[..2], packet[..2], "the id is repeated");
+                if from == STRANGER {
+                    let most = (2 * packet.len()).max(packet.len() + HEAD_AND_OPT);
+                    assert!(out.len() <= most, "{} octets for {}", out.len(), packet.len());
+                }
+            }
+            match (wire::decode(packet), theirs) {
+                (Ok(query), Ok(theirs)) => {
+                    let [asked] = &theirs.queries[..] else { panic!("{:?}", theirs.queries) };
+                    assert_eq!(query.code, u16::from(asked.query_type()));
+                    assert_eq!(query.class, u16::from(asked.query_class()));
+                    assert_eq!(query.edns.is_some(), theirs.edns.is_some());
+                    true
+                }
+                (ours, _) => ours.is_ok(),
+            }
+        });
+    }
+
+    #[test]
+    fn a_recursors_reply_is_passed_on_within_its_bound_or_not_at_all() {
+        let bench = bench(&["192.0.2.53:53"]);
+        let packet = query("example.com.", RecordType::A, Some(1_232)).to_vec().expect("a query");
+        let question = &packet[12..12 + 17];
+        Target::new("dns_reply").cases(50_000).run(|reply| {
+            // Its id is one that nobody can guess; here it is the packet's that is changed.
+            if !wire::answers(reply, 0x1234, question) {
+                return false;
+            }
+            let mut is_relayed = false;
+            for (from, transport) in CLIENTS {
+                let client = bench.responder.client(from, transport);
+                let mut out = Vec::new();
+                is_relayed = bench.responder.relay(&packet, client, reply, &mut out);
+                if is_relayed {
+                    let most = match transport {
+                        Transport::Udp if from == STRANGER => 2 * packet.len(),
+                        Transport::Udp => 1_232,
+                        Transport::Tcp => 65_535,
+                    };
+                    assert!(out.len() <= most, "{} octets", out.len());
+                    assert_eq!(out[12..12 + 17], *question);
+                }
+            }
+            is_relayed
+        });
     }
 
     #[test]

@@ -229,6 +229,7 @@ const ID_OCTETS_MAX: usize = 48;
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use hawser_fuzz::Target;
     use serde_json::{Value, json};
 
     use super::*;
@@ -364,5 +365,14 @@ pub(crate) mod tests {
             let container = Container::parse(one.to_string().as_bytes()).expect("a container");
             assert_eq!(container.address, expected.parse().ok(), "{networks}");
         }
+    }
+
+    #[test]
+    fn what_the_platform_says_is_read_or_refused() {
+        let made = [fargate().to_string().into_bytes()];
+        Target::new("ecs_task").also(made).cases(5_000).run(|input| {
+            let _ = Container::parse(input);
+            Task::parse(input).is_ok()
+        });
     }
 }

@@ -303,6 +303,8 @@ const JOIN: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
+    use hawser_fuzz::Target;
+
     use super::*;
 
     #[test]
@@ -321,5 +323,16 @@ mod tests {
         ] {
             assert_eq!(Token::parse(&text).is_ok(), is_good, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_text_is_a_token_or_none() {
+        let part = URL_SAFE_NO_PAD.encode([7; 32]);
+        let good = format!("hj1.{part}.{part}").into_bytes();
+        Target::new("join_token").also([good]).run(|input| {
+            let Ok(token) = Token::parse(&String::from_utf8_lossy(input)) else { return false };
+            assert_eq!(token.secret.len(), SECRET_OCTETS);
+            true
+        });
     }
 }

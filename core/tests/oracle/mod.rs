@@ -219,7 +219,7 @@ enum Octet {
 }
 
 /// The path in its one spelling; none when it has none.
-fn normal_path(target: &str) -> Option<String> {
+pub(crate) fn normal_path(target: &str) -> Option<String> {
     // What no target may hold as it is; escaped, a space may stand in a path.
     if target.contains('#') || target.contains(' ') || !target.starts_with('/') {
         return None;

@@ -5,6 +5,7 @@ mod store;
 mod samples;
 
 mod damage;
+mod fuzz;
 mod golden;
 mod refusals;
 mod round_trips;

@@ -188,6 +188,7 @@ const ADDRESS_SHOWN: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use hawser_fuzz::Target;
     use serde_json::{Value, json};
 
     use super::*;
@@ -254,5 +255,18 @@ mod tests {
             let refused = Token::parse(&text).err().expect(why).to_string();
             assert!(refused.contains(why), "{refused} has no {why}");
         }
+    }
+
+    /// What is changed is the JSON: in base64 nearly every change is none.
+    #[test]
+    fn a_token_is_refused_or_the_same_again() {
+        let made = [true, false].map(|is_manual| json_of(&token(is_manual)).to_string());
+        let made = made.map(String::into_bytes);
+        Target::new("peering_token").also(made).cases(5_000).run(|input| {
+            let Ok(token) = Token::parse(&STANDARD.encode(input)) else { return false };
+            let same = Token::parse(&token.reveal()).expect("its own text");
+            assert_eq!((same.root, same.servers), (token.root, token.servers));
+            true
+        });
     }
 }

@@ -217,6 +217,7 @@ const HOST_NAME: u8 = 0;
 mod tests {
     use std::sync::Arc;
 
+    use hawser_fuzz::Target;
     use rand::rngs::SmallRng;
     use rand::{Rng as _, SeedableRng as _};
 
@@ -257,6 +258,33 @@ mod tests {
             }
         }
         Ok(None)
+    }
+
+    /// However it is cut, it is the same; and who ends the handshake sees the name that we saw.
+    #[test]
+    fn a_hello_is_refused_or_read_as_its_receiver_reads_it() {
+        let made = ["web.default.dc1.internal.x.consul", "10.0.0.1"].map(hello);
+        let cut = made.each_ref().map(|hello| cut(hello, 100));
+        Target::new("client_hello").also(made.into_iter().chain(cut)).cases(15_000).run(|input| {
+            let ours = read(input, usize::MAX);
+            // Read in pieces it may be whole before its faulty end arrives.
+            let in_pieces = read(input, 7);
+            match &ours {
+                Ok(hello) => assert_eq!(&in_pieces, &Ok(hello.clone())),
+                Err(why) => assert!(in_pieces.is_ok() || in_pieces == Err(*why), "{in_pieces:?}"),
+            }
+            let Ok(Some(hello)) = ours else { return false };
+            let mut acceptor = rustls::server::Acceptor::default();
+            let mut rest = input;
+            while !rest.is_empty() && acceptor.read_tls(&mut rest).is_ok_and(|count| count > 0) {}
+            if let Ok(Some(accepted)) = acceptor.accept() {
+                // An address is no name: they drop it, and nothing is routed by it.
+                if let Some(theirs) = accepted.client_hello().server_name() {
+                    assert_eq!(hello.name.as_deref(), Some(theirs));
+                }
+            }
+            true
+        });
     }
 
     #[test]
