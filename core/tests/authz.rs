@@ -65,7 +65,7 @@ const SENT: [&str; 19] = [
     "/v1/x",
     "xadminx, user",
 ];
-const FIELDS: [&str; 5] = ["x-role", "x-team", "accept", "x-roles", "role"];
+const FIELDS: [&str; 6] = ["x-role", "x-team", "accept", "x-roles", "role", "cookie"];
 const METHODS: [&str; 4] = ["GET", "POST", "PUT", "DELETE"];
 const SEGMENTS: [&str; 56] = [
     "admin",
@@ -150,7 +150,7 @@ fn http(draw: &mut Draw) -> Value {
 }
 
 fn field(draw: &mut Draw) -> Value {
-    let name = draw.pick(&["x-role", "X-Team", "accept", "host"]);
+    let name = draw.pick(&["x-role", "X-Team", "accept", "host", "cookie"]);
     let mut field = json!({ "Name": name });
     match draw.below(6) {
         0 => field["Present"] = json!(true),
@@ -246,7 +246,7 @@ fn request(draw: &mut Draw) -> Request {
         source: draw.pick(&["web", "web", "cron"]).to_owned(),
         method: methods[draw.below(most)].to_owned(),
         target,
-        authority: draw.pick(&["db", "admin", "db.admin:80"]).to_owned(),
+        authority: draw.pick(&["db", "admin", "db.admin:80", "admin:8080", "[::1]:80"]).to_owned(),
         fields: fields(draw, count),
         tokens: ["okta", "own"].map(|name| (name.to_owned(), token(draw))).into(),
     }

@@ -126,8 +126,8 @@ fn a_config_entry_is_refused_or_means_the_same_when_read_again() {
         assert_eq!(same, entry, "{again}");
         index += 1;
         let stamp = Stamp { index: Index(index), time: UnixTime::from_secs(index) };
-        let put = Command::PutEntry { entry, expected: None };
-        if state.apply(stamp, put).is_err() {
+        let put = Command::PutEntry { entry, expected: None, fits: None };
+        if state.fit(&put).is_err() || state.apply(stamp, put).is_err() {
             return false;
         }
         for name in &names {

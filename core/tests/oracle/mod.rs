@@ -167,6 +167,13 @@ fn applies(http: &Value, denies: bool, path: &str, request: &Request) -> bool {
         && fields.into_iter().flatten().all(|field| field_applies(field, denies, request))
 }
 
+fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => host,
+        _ => authority,
+    }
+}
+
 fn matcher(regex: &str) -> Matcher {
     REGEXES.iter().find(|(text, _)| *text == regex).expect("one of ours").1
 }
@@ -195,8 +202,19 @@ fn field_applies(field: &Value, denies: bool, request: &Request) -> bool {
                 .get("Regex")
                 .is_none_or(|regex| matcher(regex.as_str().expect("a text"))(&value))
     };
-    let any =
-        lines.iter().any(|line| fits(line) || line.split(',').any(|element| fits(element.trim())));
+    let any = match name.as_str() {
+        // A port is no part of a host's name, and a host is no list.
+        "host" => fits(&request.authority) || fits(without_port(&request.authority)),
+        // Several fields of one name are one list; of cookies HTTP/2 makes several fields.
+        name => {
+            let (separator, joints): (char, &[&str]) =
+                if name == "cookie" { (';', &["; "]) } else { (',', &[", ", ","]) };
+            let elements = lines.iter().flat_map(|line| line.split(separator)).map(str::trim);
+            lines.iter().any(|line| fits(line))
+                || elements.into_iter().any(&fits)
+                || (lines.len() > 1 && joints.iter().any(|joint| fits(&lines.join(joint))))
+        }
+    };
     let alone = matches!(lines[..], [line] if fits(line));
     let is_inverted = field["Invert"] == true;
     let is_presence = field["Present"] == true;
