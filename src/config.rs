@@ -567,11 +567,17 @@ impl Raw {
                 Ok(token) => agent::Join::Token(token.trim().to_owned()),
                 Err(_) => agent::Join::None,
             },
-            Some(file) => {
-                let text = std::fs::read_to_string(&file)
-                    .with_context(|| format!("join_token_file {}", file.display()))?;
-                agent::Join::Token(text.trim().to_owned())
-            }
+            Some(file) => match std::fs::read_to_string(&file) {
+                Ok(text) => agent::Join::Token(text.trim().to_owned()),
+                // A token that was used is of no use: it may go once the host has joined.
+                Err(why) if why.kind() == std::io::ErrorKind::NotFound => {
+                    agent::Join::Missing(file)
+                }
+                Err(why) => {
+                    let what = format!("join_token_file {}", file.display());
+                    return Err(anyhow::Error::new(why).context(what));
+                }
+            },
         };
         let method = self.join_method.as_deref();
         let pin = self.server_pin.clone().or_else(|| aws::ambient_pin(method));

@@ -75,12 +75,6 @@ pub(crate) enum SyncError {
     Reply(#[from] hawser_proto::Invalid),
 }
 
-/// What the catalog is believed to hold, as of which entry.
-struct Belief {
-    rows: Rows,
-    index: Index,
-}
-
 impl AntiEntropy {
     /// Reconciles on every change at once, and compares everything about once a minute, until
     /// `drain`.
@@ -88,8 +82,7 @@ impl AntiEntropy {
         let mut changes = self.local.changes();
         let mut links = self.servers.links();
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
-        let mut belief: Option<Belief> = None;
-        let mut least = Index(0);
+        let mut belief: Option<Rows> = None;
         let mut failing_since: Option<Instant> = None;
         loop {
             let link = links.borrow_and_update().clone();
@@ -106,7 +99,7 @@ impl AntiEntropy {
             self.compare.borrow_and_update();
             let round = tokio::select! {
                 () = drain.cancelled() => return,
-                round = self.round(&link, &mut belief, &mut least) => round,
+                round = self.round(&link, &mut belief) => round,
             };
             self.metrics.anti_entropy_runs.inc();
             let next = match round {
@@ -153,27 +146,25 @@ impl AntiEntropy {
     async fn round(
         &self,
         link: &Link,
-        belief: &mut Option<Belief>,
-        least: &mut Index,
+        belief: &mut Option<Rows>,
     ) -> Result<Option<Instant>, SyncError> {
         let mut held = match belief.take() {
             Some(held) => held,
-            None => self.catalog(link, *least).await?,
+            None => self.catalog(link).await?,
         };
         let (mut declared, mut due) = self.local.rows();
         let own = self.own.clone();
         declared.instances.extend(own.map(|own| (own.id.clone(), own)));
-        let Some(changes) = reconcile(&self.node, &declared, &held.rows) else {
+        let Some(changes) = reconcile(&self.node, &declared, &held) else {
             *belief = Some(held);
             self.refused.replace(BTreeMap::new());
             self.synced.send_modify(|count| *count += 1);
             return Ok(due);
         };
         match self.send(link, &changes).await {
-            Ok(index) => {
+            Ok(()) => {
                 self.refused.replace(BTreeMap::new());
-                held.index = index;
-                apply(&mut held.rows, changes);
+                apply(&mut held, changes);
             }
             Err(SyncError::Refused(status)) => {
                 let refused = self.one_by_one(link, &changes, &status, &mut held).await?;
@@ -186,7 +177,6 @@ impl AntiEntropy {
             }
             Err(other) => return Err(other),
         }
-        *least = held.index;
         *belief = Some(held);
         self.synced.send_modify(|count| *count += 1);
         Ok(due)
@@ -199,7 +189,7 @@ impl AntiEntropy {
         link: &Link,
         changes: &NodeChanges,
         why: &tonic::Status,
-        held: &mut Belief,
+        held: &mut Rows,
     ) -> Result<BTreeMap<String, String>, SyncError> {
         let mut refused = BTreeMap::new();
         let parts = parts(changes);
@@ -211,10 +201,7 @@ impl AntiEntropy {
         for part in parts {
             let key = key(&part);
             match self.send(link, &part).await {
-                Ok(index) => {
-                    held.index = index;
-                    apply(&mut held.rows, part);
-                }
+                Ok(()) => apply(held, part),
                 Err(SyncError::Refused(status)) => {
                     refused.insert(key, status.message().to_owned());
                 }
@@ -224,27 +211,21 @@ impl AntiEntropy {
         Ok(refused)
     }
 
-    /// The catalog's rows, at least as new as what this host wrote last.
-    async fn catalog(&self, link: &Link, least: Index) -> Result<Belief, SyncError> {
-        for _ in 0..STALE_TRIES {
-            let mut client = link.client();
-            let asked = client.declared(v1::DeclaredRequest {});
-            let reply = timeout(CALL, asked).await.map_err(|_| SyncError::Timeout)?;
-            let reply = reply.map_err(|status| SyncError::Failed(Box::new(status)))?.into_inner();
-            let (rows, index) = reply.try_into()?;
-            if index >= least {
-                return Ok(Belief { rows, index });
-            }
-            // A follower that has not caught up yet: what it holds would be undone for nothing.
-            tokio::time::sleep(STALE_WAIT).await;
-        }
-        Err(SyncError::Timeout)
+    /// The catalog's rows: a server answers with all that was acknowledged, so what this host
+    /// wrote last is among them. Its index is no help: that of a cluster rebuilt starts anew.
+    async fn catalog(&self, link: &Link) -> Result<Rows, SyncError> {
+        let mut client = link.client();
+        let asked = client.declared(v1::DeclaredRequest {});
+        let reply = timeout(CALL, asked).await.map_err(|_| SyncError::Timeout)?;
+        let reply = reply.map_err(|status| SyncError::Failed(Box::new(status)))?.into_inner();
+        let (rows, _): (Rows, Index) = reply.try_into()?;
+        Ok(rows)
     }
 
-    async fn send(&self, link: &Link, changes: &NodeChanges) -> Result<Index, SyncError> {
+    async fn send(&self, link: &Link, changes: &NodeChanges) -> Result<(), SyncError> {
         let asked = async { link.client().sync(v1::NodeChanges::from(changes)).await };
         match timeout(CALL, asked).await.map_err(|_| SyncError::Timeout)? {
-            Ok(reply) => Ok(Index(reply.into_inner().index)),
+            Ok(_) => Ok(()),
             Err(status) => Err(match status.code() {
                 Code::InvalidArgument
                 | Code::FailedPrecondition
@@ -317,5 +298,3 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// What was refused is tried again sooner than all is compared: a name may have become free.
 const REFUSED_AGAIN: Duration = Duration::from_secs(10);
 const RETIRE_AFTER: Duration = Duration::from_secs(10);
-const STALE_TRIES: u32 = 5;
-const STALE_WAIT: Duration = Duration::from_millis(200);

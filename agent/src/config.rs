@@ -199,6 +199,8 @@ pub enum Join {
     AwsIam(Pin),
     /// Not at all: it must have joined before.
     None,
+    /// As with [`Join::None`]: this file was to hold a token, and is not there.
+    Missing(PathBuf),
     /// With tokens made as needed.
     Mint(Mint),
 }

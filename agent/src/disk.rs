@@ -128,6 +128,15 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
+/// Sets the time at which the file at `path` was last written to now; where there is none, nothing.
+pub(crate) fn touch(path: &Path) -> io::Result<()> {
+    match File::open(path) {
+        Ok(file) => file.set_modified(std::time::SystemTime::now()),
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(why) => Err(why),
+    }
+}
+
 /// Removes a file; one that is gone already is no error.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {

@@ -17,8 +17,10 @@ use hawser_core::clock::{Index, Stamp};
 use hawser_core::health::NODE_LIVENESS_CHECK;
 use hawser_core::intention::Action;
 use hawser_core::name::{NodeName, ServiceName};
+use hawser_core::revocation::{Revoked, Serial};
 use hawser_core::state::{Cluster, Command, State};
 use hawser_core::view::{Interest, snapshot};
+use hawser_identity::{Anchors, Callers};
 use hawser_proto::v1::agent_server::{Agent, AgentServer};
 use hawser_proto::v1::{self, NodeChanges};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -54,6 +56,8 @@ struct Held {
     leaves_signed: u32,
     left: u32,
     address: Option<SocketAddr>,
+    cut_off: bool,
+    revoked: Arc<Revoked>,
 }
 
 struct Made {
@@ -81,47 +85,15 @@ pub(crate) const TRUST_DOMAIN: &str = "11111111-2222-3333-4444-555555555555.cons
 impl Fake {
     pub(crate) fn new() -> Self {
         let (server_root, mesh_root) = (root("server root"), root("mesh root"));
-        let mut state = State::default();
-        let cluster = Cluster {
-            id: "11111111-2222-3333-4444-555555555555".into(),
-            trust_domain: TRUST_DOMAIN.parse().expect("a trust domain"),
-            datacenter: "dc1".parse().expect("a name"),
-            default_action: Action::Allow,
-        };
-        let validity = Validity { not_before: clock::now(), not_after: clock::now() };
-        let authority = Authority {
-            roots: vec![Root {
-                id: "00".into(),
-                name: "root".into(),
-                certificate: mesh_root.der.to_vec().into(),
-                serial: 1,
-                validity,
-                active: true,
-                sealed_key: Arc::new([]),
-                cross: None,
-                rotated_out: None,
-                created: Index(0),
-                modified: Index(0),
-            }],
-            intermediate: Intermediate {
-                certificate: Arc::new([]),
-                validity,
-                sealed_key: Arc::new([]),
-            },
-            leaf_lifetime: Duration::from_secs(3600),
-            policy: Policy::default(),
-            created: Index(0),
-            index: Index(0),
-        };
-        apply(&mut state, Command::Found(cluster));
-        apply(&mut state, Command::SetAuthority { authority, expected: Index(0) });
         let held = Held {
-            state,
+            state: founded(&mesh_root),
             leaf_lifetime: Duration::from_secs(3600),
             refused: BTreeSet::new(),
             leaves_signed: 0,
             left: 0,
             address: None,
+            cut_off: false,
+            revoked: Arc::default(),
         };
         let inner = Inner {
             server_root,
@@ -130,6 +102,12 @@ impl Fake {
             changed: watch::Sender::new(0),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Becomes a new cluster with the same roots: its catalog is empty and its log starts anew.
+    pub(crate) fn rebuild(&self) {
+        self.held().state = founded(&self.inner.mesh_root);
+        self.inner.changed.send_modify(|count| *count += 1);
     }
 
     /// A join token that this fake takes.
@@ -154,6 +132,17 @@ impl Fake {
 
     pub(crate) fn refuse(&self, service: &str) {
         self.held().refused.insert(service.parse().expect("a name"));
+    }
+
+    /// Says from now on that it is cut off from the other servers.
+    pub(crate) fn cut_off(&self) {
+        self.held().cut_off = true;
+    }
+
+    /// Believes no one from now on who shows the certificate with this serial number.
+    pub(crate) fn revoke(&self, serial: Serial) {
+        let certificates = BTreeSet::from([serial]);
+        self.held().revoked = Arc::new(Revoked { certificates, ..Revoked::default() });
     }
 
     pub(crate) fn leaves_signed(&self) -> u32 {
@@ -193,17 +182,17 @@ impl Fake {
         let uri = format!("spiffe://{TRUST_DOMAIN}/{path}");
         let leaf = leaf(&uri, &key, Duration::from_secs(3600), &self.inner.server_root);
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut agents = rustls::RootCertStore::empty();
-        agents.add(self.inner.mesh_root.der.clone()).expect("a root");
-        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
-            Arc::new(agents),
-            provider.clone(),
+        let anchors = Anchors::new(
+            TRUST_DOMAIN.parse().expect("a trust domain"),
+            "dc1".parse().expect("a name"),
         );
+        let anchors =
+            anchors.agents([&self.inner.mesh_root.der[..]]).revoked(self.held().revoked.clone());
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("supported")
-            .with_client_cert_verifier(verifier.allow_unauthenticated().build().expect("roots"))
+            .with_client_cert_verifier(Arc::new(Callers::or_strangers(Arc::new(anchors))))
             .with_single_cert(vec![leaf, self.inner.server_root.der.clone()], key)
             .expect("a pair");
         config.alpn_protocols = vec![b"h2".to_vec()];
@@ -259,6 +248,45 @@ impl Fake {
 
 fn token(secret: &[u8], pin: &[u8]) -> String {
     format!("hj1.{}.{}", URL_SAFE_NO_PAD.encode(secret), URL_SAFE_NO_PAD.encode(pin))
+}
+
+/// The state of a cluster that was just founded.
+fn founded(mesh_root: &Made) -> State {
+    let mut state = State::default();
+    let cluster = Cluster {
+        id: "11111111-2222-3333-4444-555555555555".into(),
+        trust_domain: TRUST_DOMAIN.parse().expect("a trust domain"),
+        datacenter: "dc1".parse().expect("a name"),
+        default_action: Action::Allow,
+    };
+    let validity = Validity { not_before: clock::now(), not_after: clock::now() };
+    let authority = Authority {
+        roots: vec![Root {
+            id: "00".into(),
+            name: "root".into(),
+            certificate: mesh_root.der.to_vec().into(),
+            serial: 1,
+            validity,
+            active: true,
+            sealed_key: Arc::new([]),
+            cross: None,
+            rotated_out: None,
+            created: Index(0),
+            modified: Index(0),
+        }],
+        intermediate: Intermediate {
+            certificate: Arc::new([]),
+            validity,
+            sealed_key: Arc::new([]),
+        },
+        leaf_lifetime: Duration::from_secs(3600),
+        policy: Policy::default(),
+        created: Index(0),
+        index: Index(0),
+    };
+    apply(&mut state, Command::Found(cluster));
+    apply(&mut state, Command::SetAuthority { authority, expected: Index(0) });
+    state
 }
 
 fn apply(state: &mut State, command: Command) {
@@ -431,6 +459,7 @@ impl Agent for Fake {
             servers: vec![v1::Member { id: 1, name: "s1".into(), address }],
             interval_ms: 1000,
             node_index,
+            cut_off: held.cut_off,
         }))
     }
 

@@ -1,6 +1,8 @@
 //! Says that the host lives, learns which servers there are, and notices when the catalog lost it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +10,11 @@ use hawser_core::view::View;
 use hawser_identity::root_id;
 use hawser_proto::v1;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::disk;
 use crate::identity::join::Membership;
 use crate::identity::leaves::All;
 use crate::metrics::Metrics;
@@ -25,10 +28,12 @@ pub(crate) async fn run(
     standing: Standing,
     compare: watch::Sender<u64>,
     metrics: Metrics,
+    mut seen: Seen,
     drain: CancellationToken,
 ) {
     let mut links = servers.links();
     let mut known: Option<u64> = None;
+    let mut left = Left::default();
     loop {
         let link = links.borrow_and_update().clone();
         let Some(link) = link else {
@@ -50,6 +55,11 @@ pub(crate) async fn run(
                     address: member.address,
                 });
                 servers.learn(members.collect());
+                seen.note(Instant::now());
+                if reply.cut_off && left.may_leave(link.address(), Instant::now()) {
+                    tracing::warn!(server = %link.address(), "this server is cut off from the others");
+                    link.retire();
+                }
                 if reply.node_index == 0 || known != Some(reply.node_index) {
                     compare.send_modify(|count| *count += 1);
                 }
@@ -71,6 +81,47 @@ pub(crate) async fn run(
             changed = links.changed() => if changed.is_err() { return },
             () = sleep(clock::jittered(wait)) => {}
         }
+    }
+}
+
+/// Keeps on disk when a server was last heard of: a host whose view has not changed for long must
+/// not count as cut off for as long when it restarts without servers.
+pub(crate) struct Seen {
+    view: PathBuf,
+    at: Option<Instant>,
+}
+
+impl Seen {
+    /// Noted as the time at which the kept `view` was last right.
+    pub(crate) fn new(view: PathBuf) -> Self {
+        Self { view, at: None }
+    }
+
+    fn note(&mut self, now: Instant) {
+        if self.at.is_some_and(|at| now.duration_since(at) < NOTE_EVERY) {
+            return;
+        }
+        self.at = Some(now);
+        if let Err(why) = disk::touch(&self.view) {
+            tracing::warn!(file = %self.view.display(), %why, "the last contact is not kept");
+        }
+    }
+}
+
+/// The servers that said to be cut off from the others, and were left for it.
+#[derive(Default)]
+struct Left(BTreeMap<SocketAddr, Instant>);
+
+impl Left {
+    /// Whether to leave `server` at `now`. Where none has a leader, each is left once in a while:
+    /// going round would gain nothing.
+    fn may_leave(&mut self, server: SocketAddr, now: Instant) -> bool {
+        self.0.retain(|_, at| now.duration_since(*at) < LEAVE_AGAIN);
+        let is_first = !self.0.contains_key(&server);
+        if is_first {
+            self.0.insert(server, now);
+        }
+        is_first
     }
 }
 
@@ -111,3 +162,57 @@ const EVERY: Duration = Duration::from_secs(5);
 const EVERY_MIN: Duration = Duration::from_secs(1);
 const EVERY_MAX: Duration = Duration::from_secs(10);
 const CALL: Duration = Duration::from_secs(4);
+/// The most that a host believes to have been cut off for longer than it was.
+const NOTE_EVERY: Duration = Duration::from_secs(60);
+/// Longer than the servers need to agree on a leader, many times over.
+const LEAVE_AGAIN: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn a_quiet_view_keeps_the_time_of_the_last_contact() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("view");
+        let mut seen = Seen::new(path.clone());
+        let start = Instant::now();
+        seen.note(start);
+        assert!(!path.exists(), "no view, nothing to note");
+        let file = File::create(&path).expect("made");
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let is_noted = |after: u64, seen: &mut Seen| {
+            file.set_modified(old).expect("set");
+            seen.note(start + Duration::from_secs(after));
+            file.metadata().and_then(|found| found.modified()).expect("a time") > old
+        };
+        for (after, expected, why) in [
+            (59, false, "once a minute"),
+            (60, true, "a minute has passed"),
+            (61, false, "just noted"),
+            (120, true, "and another"),
+        ] {
+            assert_eq!(is_noted(after, &mut seen), expected, "{after} s: {why}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_cut_off_is_left_once_in_a_while() {
+        let start = Instant::now();
+        let (a, b) = (SocketAddr::from(([10, 0, 0, 1], 1)), SocketAddr::from(([10, 0, 0, 2], 1)));
+        let mut left = Left::default();
+        for (server, after, expected, why) in [
+            (a, 0, true, "it says so"),
+            (b, 1, true, "so does the next"),
+            (a, 2, false, "all are: there is no leader"),
+            (b, 29, false, "still"),
+            (a, 30, true, "one more round"),
+        ] {
+            let at = start + Duration::from_secs(after);
+            assert_eq!(left.may_leave(server, at), expected, "{server}, {after} s: {why}");
+        }
+    }
+}

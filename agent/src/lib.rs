@@ -32,6 +32,7 @@ mod report;
 mod keys;
 mod plan;
 mod host;
+mod session;
 mod veil;
 mod api;
 
@@ -70,11 +71,10 @@ pub use hawser_dns as dns;
 pub use hawser_proxy as proxy;
 
 use crate::anti_entropy::{AntiEntropy, Refused};
-use crate::clock::Backoff;
 use crate::hand_over::{Asker, Offer, Successor, Taken};
 use crate::host::Host;
-use crate::identity::join::{Membership, Right, Token};
-use crate::identity::{join, leaves, node};
+use crate::identity::join::{Membership, Token};
+use crate::identity::{leaves, node};
 use crate::local::{Local, Rules};
 use crate::metrics::Metrics;
 use crate::otlp::{Exporter, Origin};
@@ -105,6 +105,12 @@ pub enum StartError {
              `hawser token create` on a server prints one"
     )]
     NeverJoined,
+    /// It has not joined, and the file that was to hold its token is not there.
+    #[error(
+        "this host has not joined a cluster, and join_token_file {0} is not there: `hawser token \
+             create` on a server prints a token"
+    )]
+    NoTokenFile(PathBuf),
     /// It joined under another name.
     #[error(
         "this host joined as {joined}, and is now called {configured}: set the old name, or \
@@ -431,7 +437,7 @@ impl Agent {
         let mut speaking = speak(&host, self.own_service, &folder, &until);
         let mut tasks: JoinSet<Result<&'static str, RunError>> = JoinSet::new();
         let serves = &until.serves;
-        tasks.spawn(session(host.clone(), self.join, folder.clone(), serves.clone()));
+        tasks.spawn(session::run(host.clone(), self.join, folder.clone(), serves.clone()));
         let subscription = Subscription {
             local: host.local.clone(),
             servers: host.servers.clone(),
@@ -550,6 +556,7 @@ fn speak(
         host.standing(),
         compare.clone(),
         host.metrics.clone(),
+        heartbeat::Seen::new(folder.join(VIEW)),
         says.clone(),
     );
     tasks.spawn(named("heartbeat", beats));
@@ -734,143 +741,10 @@ fn early(ended: Result<Result<&'static str, RunError>, tokio::task::JoinError>) 
     }
 }
 
-/// Joins where that is needed, and keeps a connection to some server.
-async fn session(
-    host: Arc<Host>,
-    join: Join,
-    folder: PathBuf,
-    drain: CancellationToken,
-) -> Result<&'static str, RunError> {
-    let mut backoff = Backoff::new(JOIN_BACKOFF_BASE, JOIN_BACKOFF_MAX);
-    let mut attempts = 0_u32;
-    loop {
-        let held = host.membership.borrow().clone();
-        if let Some(reason) = needs_join(held.as_deref(), &join) {
-            let joined = tokio::select! {
-                () = drain.cancelled() => return Ok("session"),
-                joined = join_once(&host, &join) => joined,
-            };
-            match joined {
-                Ok(membership) => {
-                    backoff.reset();
-                    tracing::info!(id = %membership.credential.id, "joined the cluster");
-                    enter(&host, membership, &folder);
-                }
-                Err(why) if why.is_passing() || reason == Reason::RanOut => {
-                    // The server beside this agent may still found its cluster.
-                    attempts = attempts.saturating_add(1);
-                    match (attempts, &join) {
-                        (..=QUIET_JOINS, Join::Mint(_)) => {
-                            tracing::debug!(%why, "not joined yet");
-                        }
-                        _ => tracing::warn!(%why, "not joined yet"),
-                    }
-                    tokio::select! {
-                        () = drain.cancelled() => return Ok("session"),
-                        () = sleep(backoff.next()) => continue,
-                    }
-                }
-                Err(why) => return Err(why.into()),
-            }
-        }
-        let until = drain.child_token();
-        let membership = host.membership.subscribe();
-        let config = || match membership.borrow().as_ref() {
-            Some(membership) => membership.client(),
-            None => Err(rustls::Error::General("the host has not joined".to_owned())),
-        };
-        let mut running = std::pin::pin!(host.servers.run(config, until.clone()));
-        tokio::select! {
-            () = &mut running => return Ok("session"),
-            () = ran_out(&host) => {}
-        }
-        tracing::error!("the host's own certificate ran out");
-        until.cancel();
-        running.await;
-    }
-}
-
-/// Why a host must join.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Reason {
-    /// It never did.
-    Never,
-    /// Its token is for another cluster than the one it is in.
-    Elsewhere,
-    /// Its certificate ran out, so that it cannot even ask for another.
-    RanOut,
-}
-
 /// The entries of `retry_join` that AWS is asked for.
 fn finders(servers: &[String]) -> Result<Vec<Finder>, InvalidQuery> {
     let asked = servers.iter().filter(|server| hawser_aws::is_provider(server));
     asked.map(|text| Ok(Finder::new(Query::parse(text)?, Ambient::of_process()))).collect()
-}
-
-fn needs_join(held: Option<&Membership>, join: &Join) -> Option<Reason> {
-    let Some(held) = held else { return Some(Reason::Never) };
-    let pin = match join {
-        Join::Token(text) => Token::parse(text).ok().map(|token| token.pin),
-        Join::AwsIam(pin) => Some(pin.0),
-        Join::Mint(_) | Join::None => None,
-    };
-    if let Some(wanted) = pin
-        && tls::pin_of(&held.server_root).is_ok_and(|pin| pin != wanted)
-    {
-        return Some(Reason::Elsewhere);
-    }
-    let has_run_out = clock::now() >= held.credential.validity.not_after;
-    let can_join = !matches!(join, Join::None);
-    (has_run_out && can_join).then_some(Reason::RanOut)
-}
-
-async fn join_once(host: &Host, how: &Join) -> Result<Membership, JoinError> {
-    let text = match how {
-        Join::Token(text) => text.clone(),
-        Join::Mint(mint) => mint().await.map_err(JoinError::Unreachable)?,
-        Join::AwsIam(pin) => {
-            let right = Right::AwsIam(*pin);
-            return join::join(&host.servers, &host.node.name, &host.datacenter, &right).await;
-        }
-        Join::None => {
-            return Err(JoinError::Refused("there is no join token".to_owned()));
-        }
-    };
-    let token = Token::parse(&text).map_err(|why| JoinError::Refused(why.to_string()))?;
-    let right = Right::Token(token);
-    join::join(&host.servers, &host.node.name, &host.datacenter, &right).await
-}
-
-/// Takes a new membership up, and drops what belonged to another cluster.
-fn enter(host: &Host, membership: Membership, folder: &Path) {
-    let held = host.membership.borrow().clone();
-    let is_other = held.is_some_and(|held| held.trust_domain() != membership.trust_domain());
-    if is_other {
-        host.leaves.send_replace(leaves::All::default());
-        host.views.send_replace(Arc::default());
-    }
-    if let Err(why) = membership.keep(folder) {
-        tracing::error!(%why, "the host's identity could not be kept: it is lost with a restart");
-    }
-    host.membership.send_replace(Some(Arc::new(membership)));
-}
-
-/// Ends when the host's own certificate has run out.
-async fn ran_out(host: &Host) {
-    loop {
-        let until = host
-            .membership
-            .borrow()
-            .as_ref()
-            .map_or(UnixTime::from_millis(u64::MAX), |held| held.credential.validity.not_after);
-        let left = until.since(clock::now());
-        if left.is_zero() {
-            // Only joining again helps, and that is tried at its own pace.
-            sleep(JOIN_BACKOFF_BASE).await;
-            return;
-        }
-        sleep(left.min(LOOK_EVERY)).await;
-    }
 }
 
 /// Says when the host serves and when it does not.
@@ -1043,7 +917,9 @@ fn may_start(
             Err(StartError::Renamed { joined: joined.clone(), configured: node.clone() })
         }
         (None, Join::None) => Err(StartError::NeverJoined),
-        (_, Join::Token(text)) => {
+        (None, Join::Missing(file)) => Err(StartError::NoTokenFile(file.clone())),
+        // A host that has joined lives on, whatever became of its token.
+        (None, Join::Token(text)) if membership.is_none() => {
             Token::parse(text)?;
             Ok(())
         }
@@ -1144,11 +1020,6 @@ const LEAVES: &str = "leaves";
 const NODE_ID: &str = "node-id";
 const WANTS_QUEUED: usize = 256;
 const DNS_WORKERS_MAX: usize = 4;
-/// A server founds its cluster in the time of so many attempts, or waits for others to.
-const QUIET_JOINS: u32 = 3;
-const JOIN_BACKOFF_BASE: Duration = Duration::from_millis(500);
-const JOIN_BACKOFF_MAX: Duration = Duration::from_secs(10);
-const LOOK_EVERY: Duration = Duration::from_secs(60);
 const READY_EVERY: Duration = Duration::from_millis(250);
 const LEAVE: Duration = Duration::from_secs(2);
 const PROPAGATION: Duration = Duration::from_secs(1);
@@ -1173,6 +1044,8 @@ mod tests {
 
     use super::*;
     use crate::fake::Fake;
+    use crate::identity::Request;
+    use crate::identity::join::{self, Right};
 
     /// An agent that runs, and how to talk to it.
     struct Running {
@@ -1260,6 +1133,35 @@ mod tests {
             acl: acl::Settings::default(),
             logs: None,
             version: "0.0.0",
+        }
+    }
+
+    /// Host `n2`, which runs `db`.
+    fn other_host() -> NodeChanges {
+        NodeChanges {
+            node: Node {
+                name: "n2".parse().expect("a name"),
+                id: "id".into(),
+                address: IpAddr::from([10, 0, 0, 2]),
+                locality: Default::default(),
+                meta: Default::default(),
+            },
+            put_instances: vec![Instance {
+                id: "db".parse().expect("an id"),
+                service: "db".parse().expect("a name"),
+                address: None,
+                port: 5432,
+                tags: Default::default(),
+                meta: Default::default(),
+                weights: Weights::default(),
+                protocol: None,
+                mesh_port: Some(21_000),
+                enable_tag_override: false,
+                gateway: None,
+            }],
+            put_checks: vec![],
+            drop_instances: vec![],
+            drop_checks: vec![],
         }
     }
 
@@ -1402,6 +1304,23 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_cluster_rebuilt_from_nothing_is_told_what_runs_here() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        let server = fake.listen(None).await;
+        let join = Join::Token(fake.token());
+        // Its log is far ahead of where a new one starts.
+        for _ in 0..100 {
+            fake.apply(Command::SyncNode(other_host()));
+        }
+        let agent = Running::start(folder.path(), server.address, join, &[web()]).await;
+        until("the first cluster is told", || fake.services() == ["db", "web"]).await;
+        fake.rebuild();
+        until("the second is", || fake.services() == ["web"]).await;
+        agent.stop().await.expect("a good end");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_view_follows_the_catalog_and_outlives_the_server() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let fake = Fake::new();
@@ -1418,31 +1337,7 @@ mod tests {
         };
         until("db is looked at", || views.borrow().services.contains_key("db")).await;
         assert_eq!(endpoints(), 0);
-        fake.apply(Command::SyncNode(NodeChanges {
-            node: Node {
-                name: "n2".parse().expect("a name"),
-                id: "id".into(),
-                address: IpAddr::from([10, 0, 0, 2]),
-                locality: Default::default(),
-                meta: Default::default(),
-            },
-            put_instances: vec![Instance {
-                id: "db".parse().expect("an id"),
-                service: "db".parse().expect("a name"),
-                address: None,
-                port: 5432,
-                tags: Default::default(),
-                meta: Default::default(),
-                weights: Weights::default(),
-                protocol: None,
-                mesh_port: Some(21_000),
-                enable_tag_override: false,
-                gateway: None,
-            }],
-            put_checks: vec![],
-            drop_instances: vec![],
-            drop_checks: vec![],
-        }));
+        fake.apply(Command::SyncNode(other_host()));
         until("an instance appears", || endpoints() == 1).await;
         server.kill().await;
         until("the loss is noticed", || agent.handle.host.servers.link().is_none()).await;
@@ -1496,6 +1391,7 @@ mod tests {
                 &node.expect("a name"),
                 &datacenter.expect("a name"),
                 &Right::Token(Token::parse(&token).expect("a token")),
+                &Request::make().expect("a key"),
             )
             .await;
             match joined {
@@ -1509,6 +1405,81 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_host_that_joined_lives_on_whatever_becomes_of_its_token() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (fake, other) = (Fake::new(), Fake::new());
+        let (server, elsewhere) = (fake.listen(None).await, other.listen(None).await);
+        let missing = || Join::Missing(folder.path().join("token"));
+        let never = config(folder.path(), server.address, missing(), &[]);
+        let refused = Agent::start(never, prometheus::Registry::new()).err();
+        assert!(matches!(refused, Some(StartError::NoTokenFile(_))), "{refused:?}");
+
+        let join = Join::Token(fake.token());
+        let agent = Running::start(folder.path(), server.address, join, &[web()]).await;
+        until_ready(&agent).await;
+        until("it knows the servers", || !agent.handle.host.servers.members().is_empty()).await;
+        agent.kill().await;
+        let cases = [
+            // what is left of the token, the server in retry_join, why
+            (missing(), server.address, "the file is gone"),
+            (Join::Token(String::new()), server.address, "the file is empty"),
+            (Join::Token(other.wrong_token()), elsewhere.address, "another cluster's, lapsed"),
+        ];
+        for (join, address, why) in cases {
+            let agent = Running::start(folder.path(), address, join, &[web()]).await;
+            let link = || agent.handle.host.servers.link();
+            until(why, || link().is_some_and(|link| link.address() == server.address)).await;
+            assert!(!agent.ended.is_finished(), "{why}");
+            agent.kill().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_host_whose_own_certificate_is_revoked_joins_anew() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        let server = fake.listen(None).await;
+        let minted = fake.clone();
+        let join = Join::Mint(Arc::new(move || {
+            let token = minted.token();
+            Box::pin(async move { Ok(token) })
+        }));
+        let agent = Running::start(folder.path(), server.address, join, &[web()]).await;
+        until_ready(&agent).await;
+        let serial = || {
+            let held = agent.handle.host.membership.borrow().clone();
+            let held = held.expect("joined");
+            hawser_identity::serial_of(&held.credential.chain[0]).expect("a certificate")
+        };
+        let stolen = serial();
+        fake.revoke(stolen.clone());
+        let address = server.address;
+        server.kill().await;
+        let server = fake.listen(Some(address)).await;
+        until("it shows another certificate", || serial() != stolen).await;
+        until("it is heard", || agent.handle.host.servers.link().is_some()).await;
+        agent.stop().await.expect("a good end");
+        server.kill().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_server_that_is_cut_off_from_the_others_is_left() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        let server = fake.listen(None).await;
+        let join = Join::Token(fake.token());
+        let agent = Running::start(folder.path(), server.address, join, &[web()]).await;
+        until_ready(&agent).await;
+        let mut links = agent.handle.host.servers.links();
+        links.borrow_and_update();
+        fake.cut_off();
+        let left = timeout(Duration::from_secs(20), links.wait_for(Option::is_none)).await;
+        assert!(left.is_ok_and(|left| left.is_ok()), "it stayed");
+        agent.stop().await.expect("a good end");
+        server.kill().await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

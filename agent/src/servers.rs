@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,8 +16,9 @@ use hawser_proto::v1::agent_client::AgentClient;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rand::seq::SliceRandom;
-use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{AlertDescription, ClientConfig};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -36,6 +38,7 @@ pub(crate) struct Link {
     address: SocketAddr,
     shown: Arc<[CertificateDer<'static>]>,
     closed: CancellationToken,
+    is_revoked: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -57,6 +60,11 @@ impl Link {
     /// Gives the connection up, so that another server is tried.
     pub(crate) fn retire(&self) {
         self.closed.cancel();
+    }
+
+    /// Whether the server said that what this host showed is revoked.
+    fn is_revoked(&self) -> bool {
+        self.is_revoked.load(Ordering::Acquire)
     }
 
     /// Ends when the connection has.
@@ -117,6 +125,21 @@ pub(crate) enum ConnectError {
         /// Why.
         source: hyper::Error,
     },
+    /// The server says that what this host showed is revoked.
+    #[error("{server}: this host's certificate is revoked")]
+    Revoked {
+        /// Where.
+        server: String,
+    },
+}
+
+/// Why no connection is kept any more.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Ended {
+    /// It was told to end.
+    Drained,
+    /// A server said that the host's certificate is revoked: none will talk to it.
+    Revoked,
 }
 
 /// The servers that this agent may use and the connection to one of them.
@@ -126,6 +149,8 @@ pub(crate) struct Servers {
     path: PathBuf,
     roster: Mutex<Roster>,
     links: watch::Sender<Option<Link>>,
+    /// The one whose connection ended last: there may be a reason.
+    lost: Mutex<Option<SocketAddr>>,
     addresses: watch::Sender<Arc<[SocketAddr]>>,
     contact: Contact,
 }
@@ -178,6 +203,7 @@ impl Servers {
             path,
             roster: Mutex::new(roster),
             links: watch::Sender::new(None),
+            lost: Mutex::default(),
             contact,
         }
     }
@@ -237,7 +263,8 @@ impl Servers {
         }
     }
 
-    /// Every address worth a try, in random order, those told last before the rest.
+    /// Every address worth a try, in random order, those told last before the rest, and of those
+    /// the one whose connection ended last after the others.
     pub(crate) fn candidates(&self) -> Vec<String> {
         let mut draw = rand::rng();
         let roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -246,6 +273,8 @@ impl Servers {
         let mut rest: Vec<String> =
             self.configured.iter().cloned().chain(addresses(roster.previous)).collect();
         told.shuffle(&mut draw);
+        let lost = *self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        told.sort_by_key(|address| lost.is_some() && address.parse().ok() == lost);
         rest.shuffle(&mut draw);
         let mut all = Vec::new();
         for address in told.into_iter().chain(rest) {
@@ -256,19 +285,19 @@ impl Servers {
         all
     }
 
-    /// Keeps a connection to some server for as long as `drain` allows.
+    /// Keeps a connection to some server for as long as `drain` and the servers allow.
     ///
     /// `config` is asked for each connection anew, because certificates change.
     pub(crate) async fn run(
         &self,
         config: impl Fn() -> Result<ClientConfig, rustls::Error>,
         drain: CancellationToken,
-    ) {
+    ) -> Ended {
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
         loop {
             let connected = tokio::select! {
                 biased;
-                () = drain.cancelled() => break,
+                () = drain.cancelled() => return Ended::Drained,
                 connected = self.connect_any(&config) => connected,
             };
             match connected {
@@ -282,20 +311,25 @@ impl Servers {
                         () = link.closed() => {}
                     }
                     link.retire();
+                    *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.address);
                     self.links.send_replace(None);
                     self.contact.0.store(clock::now().as_millis(), Ordering::Relaxed);
                     if drain.is_cancelled() {
-                        break;
+                        return Ended::Drained;
+                    }
+                    if link.is_revoked() {
+                        return Ended::Revoked;
                     }
                     tracing::warn!(server = %link.address, "the connection to the server ended");
                     if since.elapsed() >= STABLE {
                         backoff.reset();
                     }
                 }
+                Err(ConnectError::Revoked { .. }) => return Ended::Revoked,
                 Err(why) => tracing::warn!(%why, "no server can be reached"),
             }
             tokio::select! {
-                () = drain.cancelled() => break,
+                () = drain.cancelled() => return Ended::Drained,
                 () = tokio::time::sleep(backoff.next()) => {}
             }
         }
@@ -393,6 +427,7 @@ async fn dial(
             .map_err(|_| late(HANDSHAKE))?
             .map_err(failed)?;
     let shown = secured.get_ref().1.peer_certificates().unwrap_or_default().into();
+    let is_revoked = Arc::new(AtomicBool::new(false));
     let shake = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
@@ -400,11 +435,15 @@ async fn dial(
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .handshake(TokioIo::new(secured));
-    let (send, connection) = timeout(HANDSHAKE, shake)
-        .await
-        .map_err(|_| late(HANDSHAKE))?
-        .map_err(|source| ConnectError::Http { server: server.to_owned(), source })?;
+        .handshake(TokioIo::new(Heard { stream: secured, is_revoked: is_revoked.clone() }));
+    let (send, connection) =
+        timeout(HANDSHAKE, shake).await.map_err(|_| late(HANDSHAKE))?.map_err(|source| {
+            let server = server.to_owned();
+            match is_revoked.load(Ordering::Acquire) {
+                true => ConnectError::Revoked { server },
+                false => ConnectError::Http { server, source },
+            }
+        })?;
     let closed = CancellationToken::new();
     let (ends, ended) = (closed.clone(), closed.clone());
     tokio::spawn(async move {
@@ -421,7 +460,49 @@ async fn dial(
     let origin = http::Uri::from_static(ORIGIN);
     let client =
         AgentClient::with_origin(Wire(send), origin).max_decoding_message_size(MESSAGE_MAX_BYTES);
-    Ok(Link { client, address, shown, closed })
+    Ok(Link { client, address, shown, closed, is_revoked })
+}
+
+/// A connection that notes when the server says that the host's certificate is revoked: it says so
+/// only after the handshake, to whoever reads next.
+struct Heard<S> {
+    stream: S,
+    is_revoked: Arc<AtomicBool>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Poll::Ready(Err(why)) = &read
+            && let Some(rustls::Error::AlertReceived(AlertDescription::CertificateRevoked)) =
+                why.get_ref().and_then(|source| source.downcast_ref())
+        {
+            self.is_revoked.store(true, Ordering::Release);
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 /// An HTTP/2 connection as tonic wants to see it.
@@ -516,6 +597,9 @@ mod tests {
         let again = Servers::open(&configured, path, Contact::default());
         let mut tried = again.candidates();
         assert_eq!(tried[0], "x:1", "those told last come first");
+        *again.lost.lock().expect("not poisoned") = Some(expected[0]);
+        again.learn(vec![member("10.0.0.1:1"), member("10.0.0.2:1")]);
+        assert_eq!(again.candidates()[..2], ["10.0.0.2:1", "10.0.0.1:1"], "the lost one later");
         tried.sort();
         assert_eq!(tried, ["10.0.0.1:1", "c:1", "x:1"]);
     }

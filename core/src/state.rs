@@ -67,6 +67,9 @@ pub struct JoinToken {
     pub node: NodeName,
     /// The moment from which it is worthless.
     pub expires_at: UnixTime,
+    /// SHA-256 of the public key that it was used for: until it expires, whoever holds that key
+    /// may use it again, for the reply may have been lost. None: it was not used.
+    pub used_by: Option<[u8; 32]>,
 }
 
 /// One change that the servers agree on. Clock, randomness and signatures are taken before it is
@@ -127,6 +130,9 @@ pub enum Command {
         hash: [u8; 32],
         /// Who showed it.
         node: NodeName,
+        /// SHA-256 of the public key that is to be certified; none from a release that did not
+        /// say, and then the token is good no more.
+        key: Option<[u8; 32]>,
     },
     /// Changes access control.
     Acl(acl::Change),
@@ -520,7 +526,9 @@ impl State {
             Command::Revoke(revocation) => self.revoke(revocation, stamp),
             Command::Reinstate(subject) => self.reinstate(subject, at),
             Command::PutJoinToken(token) => self.put_join_token(token, stamp.time),
-            Command::UseJoinToken { hash, node } => self.use_join_token(&hash, node, stamp.time),
+            Command::UseJoinToken { hash, node, key } => {
+                self.use_join_token(&hash, node, key, stamp.time)
+            }
             Command::Acl(change) => {
                 self.acl.apply(change, at)?;
                 Ok(vec![Topic::Acl])
@@ -819,6 +827,13 @@ impl State {
             self.join_tokens.remove_mut(&hash);
         }
         if self.join_tokens.size() >= JOIN_TOKENS_MAX {
+            // One that was used has done what it was made for.
+            let used = self.join_tokens.values().find(|token| token.used_by.is_some());
+            if let Some(hash) = used.map(|token| token.hash) {
+                self.join_tokens.remove_mut(&hash);
+            }
+        }
+        if self.join_tokens.size() >= JOIN_TOKENS_MAX {
             return Err(Rejection::Full { what: "unused join tokens", max: JOIN_TOKENS_MAX });
         }
         self.join_tokens.insert_mut(token.hash, token);
@@ -829,13 +844,20 @@ impl State {
         &mut self,
         hash: &[u8; 32],
         node: NodeName,
+        key: Option<[u8; 32]>,
         now: UnixTime,
     ) -> Result<Vec<Topic>, Rejection> {
-        let good = |token: &JoinToken| token.node == node && token.expires_at > now;
-        if !self.join_tokens.get(hash).is_some_and(good) {
+        let is_free = |token: &&JoinToken| token.used_by.is_none() || token.used_by == key;
+        let good = |token: &&JoinToken| token.node == node && token.expires_at > now;
+        let Some(token) = self.join_tokens.get(hash).filter(good).filter(is_free).cloned() else {
             return Err(Rejection::JoinToken { node });
+        };
+        match key {
+            Some(_) => self.join_tokens.insert_mut(*hash, JoinToken { used_by: key, ..token }),
+            None => {
+                self.join_tokens.remove_mut(hash);
+            }
         }
-        self.join_tokens.remove_mut(hash);
         Ok(Vec::new())
     }
 
@@ -1366,7 +1388,7 @@ mod tests {
         let entry = Entry::new("web", body).expect("a good entry");
         let pair = Pair { source: name("a"), destination: name("b"), peer: None };
         let key = EntryKey { kind: Kind::ServiceDefaults, name: "web".into() };
-        let token = Command::UseJoinToken { hash: [7; 32], node: name("n1") };
+        let token = Command::UseJoinToken { hash: [7; 32], node: name("n1"), key: None };
         let refused = [
             (taken, Rejection::NodeNameTaken { node: name("n1") }),
             (
@@ -1440,9 +1462,15 @@ mod tests {
     #[test]
     fn a_join_token_is_good_once_in_time_and_for_its_node() {
         let token = |expires_at| {
-            Command::PutJoinToken(JoinToken { hash: [1; 32], node: name("n1"), expires_at })
+            let node = name("n1");
+            Command::PutJoinToken(JoinToken { hash: [1; 32], node, expires_at, used_by: None })
         };
-        let used = |node: &str| Command::UseJoinToken { hash: [1; 32], node: name(node) };
+        let used_for = |node: &str, key| {
+            let key = Some([key; 32]);
+            Command::UseJoinToken { hash: [1; 32], node: name(node), key }
+        };
+        let used =
+            |node: &str| Command::UseJoinToken { hash: [1; 32], node: name(node), key: None };
         let later = NOON.plus(Duration::from_secs(600));
         let refused = |node: &str| Err(Rejection::JoinToken { node: name(node) });
         let cases = [
@@ -1450,6 +1478,22 @@ mod tests {
             (vec![token(later), used("n1"), used("n1")], refused("n1"), "a second use"),
             (vec![token(later), used("n2")], refused("n2"), "another node"),
             (vec![token(NOON), used("n1")], refused("n1"), "too late"),
+            (
+                vec![token(later), used_for("n1", 1), used_for("n1", 1)],
+                Ok(vec![]),
+                "the same key again: the reply was lost",
+            ),
+            (
+                vec![token(later), used_for("n1", 1), used_for("n1", 2)],
+                refused("n1"),
+                "another key is another host",
+            ),
+            (vec![token(later), used_for("n1", 1), used("n1")], refused("n1"), "no key at all"),
+            (
+                vec![token(NOON), used_for("n1", 1), used_for("n1", 1)],
+                refused("n1"),
+                "the same key, too late",
+            ),
         ];
         for (commands, expected, why) in cases {
             assert_eq!(run(&mut State::default(), commands), expected, "{why}");

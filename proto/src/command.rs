@@ -1,9 +1,12 @@
 //! Commands: what a log entry carries, and what a server forwards to its leader.
 
 use hawser_core::clock::{Index, UnixTime};
+use hawser_core::name::NodeName;
 use hawser_core::state::{AuthorityChoice, Cluster, Command, JoinToken};
 
-use crate::field::{Invalid, each, each_parsed, hash, parsed, present, required, texts};
+use crate::field::{
+    Invalid, each, each_parsed, hash, optional_hash, parsed, present, required, texts,
+};
 use crate::model::action;
 use crate::v1;
 use crate::v1::command::Kind;
@@ -38,6 +41,7 @@ impl From<&JoinToken> for v1::JoinToken {
             hash: token.hash.to_vec(),
             node: token.node.to_string(),
             expires_at_ms: token.expires_at.as_millis(),
+            used_by: token.used_by.map(Vec::from).unwrap_or_default(),
         }
     }
 }
@@ -50,6 +54,7 @@ impl TryFrom<v1::JoinToken> for JoinToken {
             hash: hash("join_token.hash", &token.hash)?,
             node: parsed("join_token.node", &token.node)?,
             expires_at: UnixTime::from_millis(token.expires_at_ms),
+            used_by: optional_hash("join_token.used_by", &token.used_by)?,
         })
     }
 }
@@ -60,6 +65,11 @@ impl From<(UnixTime, &Command)> for v1::Command {
         // Zero is what a missing clock looks like, so the epoch travels as its first millisecond.
         Self { time_ms: time.as_millis().max(1), kind: Some(command.into()) }
     }
+}
+
+fn shown(hash: &[u8; 32], node: &NodeName, key: Option<[u8; 32]>) -> v1::UseJoinToken {
+    let key = key.map(Vec::from).unwrap_or_default();
+    v1::UseJoinToken { hash: hash.to_vec(), node: node.to_string(), key }
 }
 
 impl From<&Command> for Kind {
@@ -96,8 +106,8 @@ impl From<&Command> for Kind {
             Command::Revoke(revocation) => Self::Revoke(revocation.into()),
             Command::Reinstate(subject) => Self::Reinstate(subject.into()),
             Command::PutJoinToken(token) => Self::PutJoinToken(token.into()),
-            Command::UseJoinToken { hash, node } => {
-                Self::UseJoinToken(v1::UseJoinToken { hash: hash.to_vec(), node: node.to_string() })
+            Command::UseJoinToken { hash, node, key } => {
+                Self::UseJoinToken(shown(hash, node, *key))
             }
             Command::Acl(change) => Self::Acl(change.into()),
             Command::PutPeering(peering) => Self::PutPeering(peering.into()),
@@ -195,6 +205,7 @@ impl TryFrom<Kind> for Command {
             Kind::UseJoinToken(shown) => Self::UseJoinToken {
                 hash: hash("use_join_token.hash", &shown.hash)?,
                 node: parsed("use_join_token.node", &shown.node)?,
+                key: optional_hash("use_join_token.key", &shown.key)?,
             },
             Kind::Acl(change) => Self::Acl(change.try_into()?),
             Kind::PutPeering(row) => Self::PutPeering(row.try_into()?),

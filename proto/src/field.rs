@@ -73,6 +73,14 @@ pub(crate) fn hash(field: &'static str, octets: &[u8]) -> Result<[u8; 32], Inval
         .map_err(|_| Invalid::new(field, format_args!("it has {length} octets, not 32")))
 }
 
+/// 32 octets, or none where there are none.
+pub(crate) fn optional_hash(
+    field: &'static str,
+    octets: &[u8],
+) -> Result<Option<[u8; 32]>, Invalid> {
+    if octets.is_empty() { Ok(None) } else { hash(field, octets).map(Some) }
+}
+
 /// An address, or none where the text is empty.
 pub(crate) fn optional_ip(field: &'static str, text: &str) -> Result<Option<IpAddr>, Invalid> {
     if text.is_empty() { Ok(None) } else { parsed(field, text).map(Some) }

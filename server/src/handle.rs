@@ -81,7 +81,7 @@ impl Handle {
         aws_lc_rs::rand::fill(&mut *secret).map_err(|_| MintError::NoRandomness)?;
         let hash = Sha256::digest(*secret).into();
         let expires_at = now().plus(lifetime);
-        let token = JoinToken { hash, node: node.clone(), expires_at };
+        let token = JoinToken { hash, node: node.clone(), expires_at, used_by: None };
         self.proposer.propose(Command::PutJoinToken(token)).await?;
         let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(*secret));
         let pin = URL_SAFE_NO_PAD.encode(self.identity.pin());

@@ -47,6 +47,15 @@ pub struct Reading {
     pub last_contact: Duration,
 }
 
+impl Reading {
+    /// Whether this server has been without a leader for so long that an agent, whose heartbeats
+    /// count for `lease`, should speak to another: long after an election ends, and early enough
+    /// to be heard there in time.
+    pub(crate) fn is_cut_off(&self, lease: Duration) -> bool {
+        self.last_contact > lease / CUT_OFF_PER_LEASE
+    }
+}
+
 /// Why nothing fresh enough can be read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ReadError {
@@ -180,3 +189,25 @@ impl Reader {
 }
 
 const ASK_MAX: Duration = Duration::from_secs(1);
+const CUT_OFF_PER_LEASE: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_cut_off_after_a_third_of_a_lease() {
+        let lease = Duration::from_secs(15);
+        for (known_leader, since, expected, why) in [
+            (true, 0, false, "a leader, or one that follows"),
+            (false, 2, false, "an election: it is over soon"),
+            (false, 5, false, "at the border"),
+            (false, 6, true, "no leader for long"),
+            (true, 6, true, "it believes in one that it does not hear"),
+        ] {
+            let last_contact = Duration::from_secs(since);
+            let reading = Reading { state: Arc::default(), known_leader, last_contact };
+            assert_eq!(reading.is_cut_off(lease), expected, "{why}");
+        }
+    }
+}

@@ -253,6 +253,7 @@ mod tests {
             hash: [7; 32],
             node: "n1".parse().expect("a name"),
             expires_at: UnixTime::from_secs(90),
+            used_by: None,
         };
         let stamp = Stamp { index: Index(index), time: UnixTime::from_secs(1) };
         state.apply(stamp, Command::PutJoinToken(token)).expect("room");

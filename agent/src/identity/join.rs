@@ -186,17 +186,20 @@ impl Right {
     }
 }
 
-/// Joins as `node`, asking one server after the other.
+/// Joins as `node`, with the key of `request`, asking one server after the other.
+///
+/// A token is good for one key: who repeats an attempt whose answer was lost must show the same.
 pub(crate) async fn join(
     servers: &Servers,
     node: &NodeName,
     datacenter: &Datacenter,
     right: &Right,
+    request: &Request,
 ) -> Result<Membership, JoinError> {
     let mut last = JoinError::from(ConnectError::NoServers);
     let mut round = servers.round();
     while let Some(server) = round.next().await {
-        match join_at(&server, node, datacenter, right).await {
+        match join_at(&server, node, datacenter, right, request).await {
             Err(why) if why.is_passing() => {
                 tracing::debug!(server, %why, "this server could not be asked to join");
                 last = why;
@@ -212,17 +215,17 @@ async fn join_at(
     node: &NodeName,
     datacenter: &Datacenter,
     right: &Right,
+    request: &Request,
 ) -> Result<Membership, JoinError> {
     let unreachable = |why: &dyn std::fmt::Display| JoinError::Unreachable(why.to_string());
     let anchors = Anchors::pinned(right.pin(), datacenter.clone());
     let config = tls::client(anchors, None).map_err(|why| unreachable(&why))?;
     let link = servers::connect(server, Arc::new(config)).await?;
-    let request = Request::make().map_err(|why| unreachable(&why))?;
     // The handshake proved that the one leads to the other.
     let met = link.shown();
     let server = id_of(met.first().ok_or(InvalidReply::Missing("server"))?)
         .map_err(InvalidReply::Certificate)?;
-    let asked = timeout(JOIN, ask(&link, node, &server.trust_domain, &request, right)).await;
+    let asked = timeout(JOIN, ask(&link, node, &server.trust_domain, request, right)).await;
     link.retire();
     let reply = asked.map_err(|_| unreachable(&"no answer in time"))??;
     let root = find_pinned(met, &right.pin()).ok_or(InvalidReply::Missing("server root"))?;

@@ -183,7 +183,7 @@ impl Leaves {
                     .services(trust.roots.iter().map(|root| &root[..]));
                 // Spread, unless peers already refuse the old one.
                 let wait = match anchors.verify(&held.chain, now) {
-                    Ok(_) if !held.is_outdated(trust) => continue,
+                    Ok(_) if !held.is_superseded(trust) && !held.is_revoked(trust) => continue,
                     Ok(_) if trust.issuing.root != held.issuer => {
                         clock::up_to(trust.issuing.reissue_within)
                     }

@@ -102,14 +102,16 @@ impl Request {
 }
 
 impl Credential {
-    /// Whether `trust` asks for another in its place: a new root signs, or it was revoked alone.
-    pub(crate) fn is_outdated(&self, trust: &Trust) -> bool {
+    /// Whether `trust` asks for another in its place, because a new root signs.
+    pub(crate) fn is_superseded(&self, trust: &Trust) -> bool {
         let signs = &trust.issuing.root;
-        let is_revoked = || {
-            let serial = self.chain.first().and_then(|leaf| serial_of(leaf).ok());
-            serial.is_some_and(|serial| trust.revoked.is_certificate(serial.octets()))
-        };
-        (!signs.is_empty() && self.issuer != *signs) || is_revoked()
+        !signs.is_empty() && self.issuer != *signs
+    }
+
+    /// Whether it was revoked alone, as `trust` has it.
+    pub(crate) fn is_revoked(&self, trust: &Trust) -> bool {
+        let serial = self.chain.first().and_then(|leaf| serial_of(leaf).ok());
+        serial.is_some_and(|serial| trust.revoked.is_certificate(serial.octets()))
     }
 
     /// It as TLS takes it.

@@ -36,7 +36,8 @@ pub(crate) async fn run(
         let now = clock::now();
         let due = held.credential.validity.renew_at(now, clock::permille()).unwrap_or(now);
         let due = match views.borrow_and_update().trust.as_deref() {
-            Some(trust) if held.credential.is_outdated(trust) => {
+            // One that is revoked is not renewed by: whoever stole it could do the same.
+            Some(trust) if held.credential.is_superseded(trust) => {
                 due.min(now.plus(clock::up_to(trust.issuing.reissue_within).max(GAP_MIN)))
             }
             _ => due,

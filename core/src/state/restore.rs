@@ -260,7 +260,8 @@ mod tests {
         let mut state = State::default();
         apply(&mut state, set("old")).expect("stored");
         let node: NodeName = "n1".parse().expect("a name");
-        let token = JoinToken { hash: [1; 32], node, expires_at: UnixTime::from_secs(9_999) };
+        let expires_at = UnixTime::from_secs(9_999);
+        let token = JoinToken { hash: [1; 32], node, expires_at, used_by: None };
         apply(&mut state, Command::PutJoinToken(token)).expect("stored");
         let saved = state.dump();
         apply(&mut state, set("new")).expect("stored");

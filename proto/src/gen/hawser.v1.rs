@@ -640,6 +640,9 @@ pub struct JoinToken {
     pub node: ::prost::alloc::string::String,
     #[prost(uint64, tag = "3")]
     pub expires_at_ms: u64,
+    /// SHA-256 of the public key that it was used for; empty: it was not used.
+    #[prost(bytes = "vec", tag = "4")]
+    pub used_by: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeChanges {
@@ -1896,6 +1899,9 @@ pub struct UseJoinToken {
     pub hash: ::prost::alloc::vec::Vec<u8>,
     #[prost(string, tag = "2")]
     pub node: ::prost::alloc::string::String,
+    /// SHA-256 of the public key that is to be certified; empty from a release that did not say.
+    #[prost(bytes = "vec", tag = "3")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AcceptPeering {
@@ -3350,6 +3356,10 @@ pub struct HeartbeatReply {
     /// Whether the catalog knows the node as the agent left it; if not, sync at once.
     #[prost(uint64, tag = "3")]
     pub node_index: u64,
+    /// The server has not heard from a leader for long: what it says is old, and what it is told
+    /// reaches nobody. Another may do better.
+    #[prost(bool, tag = "4")]
+    pub cut_off: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportRequest {

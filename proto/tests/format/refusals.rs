@@ -124,9 +124,15 @@ fn a_command_cut_short_is_never_another_command() {
 #[test]
 fn hashes_are_32_octets() {
     for length in [0, 31, 33] {
-        let token = v1::JoinToken { hash: vec![0; length], node: "a".into(), expires_at_ms: 1 };
+        let node = || "a".to_owned();
+        let good = v1::JoinToken { hash: vec![0; 32], node: node(), ..Default::default() };
+        let token = v1::JoinToken { hash: vec![0; length], ..good.clone() };
         assert_eq!(field::<_, JoinToken>(token), "join_token.hash", "{length}");
-        let shown = v1::UseJoinToken { hash: vec![0; length], node: "a".into() };
+        let used = v1::JoinToken { used_by: vec![0; length], ..good };
+        let refused = JoinToken::try_from(used).map_err(|why| why.field).err();
+        let expected = (length > 0).then_some("join_token.used_by");
+        assert_eq!(refused, expected, "{length}: none is none");
+        let shown = v1::UseJoinToken { hash: vec![0; length], node: node(), key: vec![] };
         let kind = v1::command::Kind::UseJoinToken(shown);
         assert_eq!(field::<_, Command>(kind), "use_join_token.hash", "{length}");
     }

@@ -418,6 +418,7 @@ fn join_token() -> JoinToken {
         hash: [0xab; 32],
         node: parse("vm-3"),
         expires_at: UnixTime::from_millis(1_790_000_600_000),
+        used_by: None,
     }
 }
 
@@ -464,7 +465,7 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         Command::Revoke(revocation(Subject::Node(parse("vm-1")))),
         Command::Reinstate(Subject::Certificate(parse("5f:0a"))),
         Command::PutJoinToken(join_token()),
-        Command::UseJoinToken { hash: [0xcd; 32], node: parse("vm-3") },
+        Command::UseJoinToken { hash: [0xcd; 32], node: parse("vm-3"), key: None },
         Command::PutPeering(peering()),
         Command::DropPeering(parse("west")),
         Command::AcceptPeering { invitation: [0xef; 32], remote: remote() },

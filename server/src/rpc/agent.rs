@@ -80,7 +80,9 @@ impl AgentRpc {
         // A token is spent only on a request that can be signed.
         self.handle.ca.check(self.handle.reader.current().authority(), &request.csr)?;
         let hash = Sha256::digest(&request.secret).into();
-        let used = Command::UseJoinToken { hash, node: node.clone() };
+        // Who asks again with the same key did not hear the answer.
+        let key = Some(ca::key_hash(&request.csr)?);
+        let used = Command::UseJoinToken { hash, node: node.clone(), key };
         self.handle.proposer.propose(used).await?;
         tracing::info!(%node, "joined");
         self.welcome(node, request.csr.clone()).await
@@ -288,8 +290,9 @@ impl Agent for AgentRpc {
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatReply>, Status> {
         let node = caller(request.extensions())?;
-        let state = self.handle.reader.current();
-        let node_index = node_index(&state, &node);
+        let reading = self.handle.reader.read(Consistency::Stale).await?;
+        let state = &reading.state;
+        let node_index = node_index(state, &node);
         let standing = state.authority().and_then(|held| standing(held, request.get_ref()));
         match standing {
             Some(standing) => self.handle.leases.renew_in_rotation(node, standing),
@@ -300,6 +303,7 @@ impl Agent for AgentRpc {
             servers: self.handle.roster.members().iter().map(Into::into).collect(),
             interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
             node_index: node_index.0,
+            cut_off: reading.is_cut_off(self.lease),
         }))
     }
 
