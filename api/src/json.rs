@@ -603,6 +603,32 @@ pub struct RaftConfiguration {
     pub servers: Vec<RaftServer>,
 }
 
+/// The rules by which the servers keep in order.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct AutopilotConfiguration {
+    /// Whether servers that died are removed.
+    pub cleanup_dead_servers: bool,
+    /// How long an answer may be overdue, as a Go duration.
+    pub last_contact_threshold: String,
+    /// How many entries a server may be behind.
+    pub max_trailing_logs: u64,
+    /// Fewer voters are never left.
+    pub min_quorum: u32,
+    /// How long a new server must be well before it votes, as a Go duration.
+    pub server_stabilization_time: String,
+    /// Always empty.
+    pub redundancy_zone_tag: String,
+    /// Always false.
+    pub disable_upgrade_migration: bool,
+    /// Always empty.
+    pub upgrade_version_tag: String,
+    /// The entry that set it first.
+    pub create_index: u64,
+    /// The entry that set it last.
+    pub modify_index: u64,
+}
+
 /// One server's health.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

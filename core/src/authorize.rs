@@ -31,6 +31,8 @@ pub fn command(may: &Authorizer, state: &State, command: &Command) -> Result<(),
         | Command::SetAuthority { .. }
         | Command::Revoke(_)
         | Command::Reinstate(_)
+        | Command::SetAutopilot { .. }
+        | Command::SetLevel(_)
         | Command::Found(_) => may.demand(Resource::Operator, Access::Write, ""),
         Command::PutPeering(_)
         | Command::DropPeering(_)

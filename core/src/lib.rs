@@ -30,6 +30,7 @@ pub mod event;
 pub mod kv;
 pub mod session;
 pub mod txn;
+pub mod operation;
 pub mod state;
 pub mod authorize;
 pub mod anti_entropy;

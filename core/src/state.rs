@@ -22,6 +22,7 @@ use crate::kv::{self, Kv};
 use crate::name::{
     CheckId, Datacenter, InstanceId, Key, NodeName, PeerName, ServiceName, SessionId,
 };
+use crate::operation::{Autopilot, Operation};
 use crate::peering::{Import, PeerState, PeerUpdate, Peering, PeeringTouched, Peerings, Remote};
 use crate::revocation::{REVOCATIONS_MAX, Revocation, Revocations, Subject};
 use crate::session::{Session, Sessions};
@@ -122,6 +123,15 @@ pub enum Command {
     Revoke(Revocation),
     /// Undoes a revocation.
     Reinstate(Subject),
+    /// Sets autopilot's rules; with `expected`, only while that is their `ModifyIndex`.
+    SetAutopilot {
+        /// The rules.
+        rules: Autopilot,
+        /// The index they must have.
+        expected: Option<Index>,
+    },
+    /// Notes that every server has reached this level.
+    SetLevel(u32),
     /// Stores a join token.
     PutJoinToken(JoinToken),
     /// Uses up a join token, for `node`.
@@ -223,6 +233,8 @@ pub enum Topic {
     Sessions,
     /// Readers of user events.
     Events,
+    /// Readers of how the servers run themselves.
+    Operation,
     /// Every reader of anything: a snapshot was restored.
     Everything,
 }
@@ -387,6 +399,14 @@ pub enum PeerConflict {
 }
 
 impl Command {
+    /// The level that a cluster must have reached for it: see [`crate::operation::LEVEL`].
+    pub fn level(&self) -> u32 {
+        match self {
+            Self::SetAutopilot { .. } | Self::SetLevel(_) => 1,
+            _ => 0,
+        }
+    }
+
     /// The same, to count only while `fits` is the index of all config entries.
     pub fn fitting(mut self, at: Index) -> Self {
         if let Self::PutEntry { fits, .. } | Self::DropEntry { fits, .. } = &mut self {
@@ -414,6 +434,7 @@ pub struct State {
     sessions: Sessions,
     recent: Recent,
     events: Events,
+    operation: Operation,
     staged: Option<Staged>,
 }
 
@@ -478,6 +499,17 @@ impl State {
         &self.events
     }
 
+    /// How the servers run themselves.
+    pub fn operation(&self) -> &Operation {
+        &self.operation
+    }
+
+    /// Gives servers up for lost: for a recovery from a lost quorum, which has no log to go
+    /// through, and for nothing else.
+    pub fn give_up(&mut self, servers: impl IntoIterator<Item = u64>) {
+        self.operation.give_up(servers);
+    }
+
     /// What the transaction that was applied at `index` found; none once it is long ago.
     pub fn found_at(&self, index: Index) -> Option<&Arc<Vec<Found>>> {
         self.recent.get(index)
@@ -525,6 +557,11 @@ impl State {
             }
             Command::Revoke(revocation) => self.revoke(revocation, stamp),
             Command::Reinstate(subject) => self.reinstate(subject, at),
+            Command::SetAutopilot { rules, expected } => self.set_autopilot(rules, expected, at),
+            Command::SetLevel(level) => {
+                self.operation.raise(level);
+                Ok(vec![Topic::Operation])
+            }
             Command::PutJoinToken(token) => self.put_join_token(token, stamp.time),
             Command::UseJoinToken { hash, node, key } => {
                 self.use_join_token(&hash, node, key, stamp.time)
@@ -816,6 +853,20 @@ impl State {
         }
     }
 
+    fn set_autopilot(
+        &mut self,
+        rules: Autopilot,
+        expected: Option<Index>,
+        at: Index,
+    ) -> Result<Vec<Topic>, Rejection> {
+        let actual = self.operation.autopilot().modified;
+        if let Some(expected) = expected.filter(|expected| *expected != actual) {
+            return Err(Rejection::IndexMismatch { expected, actual });
+        }
+        self.operation.set_autopilot(rules, at);
+        Ok(vec![Topic::Operation])
+    }
+
     fn put_join_token(&mut self, token: JoinToken, now: UnixTime) -> Result<Vec<Topic>, Rejection> {
         let lapsed: Vec<[u8; 32]> = self
             .join_tokens
@@ -1046,6 +1097,7 @@ impl State {
             sessions: self.sessions.iter().cloned().collect(),
             sessions_index: self.sessions.index(),
             events: self.events.iter().map(|(at, event)| (at, event.clone())).collect(),
+            operation: self.operation.clone(),
             staged: self.staged.clone(),
         }
     }
@@ -1084,6 +1136,7 @@ impl State {
             sessions: Sessions::restore(dump.sessions, dump.sessions_index),
             recent: Recent::default(),
             events: Events::restore(dump.events),
+            operation: dump.operation,
             staged: dump.staged,
         }
     }
@@ -1140,6 +1193,8 @@ pub struct Dump {
     pub sessions_index: Index,
     /// User events, each with the entry that fired it.
     pub events: Vec<(Index, Arc<Event>)>,
+    /// How the servers run themselves.
+    pub operation: Operation,
     /// The parts of a snapshot that is being restored.
     pub staged: Option<Staged>,
 }

@@ -1,7 +1,8 @@
 //! Commands: what a log entry carries, and what a server forwards to its leader.
 
 use hawser_core::clock::{Index, UnixTime};
-use hawser_core::name::NodeName;
+use hawser_core::name::{NodeName, PeerName};
+use hawser_core::peering::{PeerState, Remote};
 use hawser_core::state::{AuthorityChoice, Cluster, Command, JoinToken};
 
 use crate::field::{
@@ -72,6 +73,15 @@ fn shown(hash: &[u8; 32], node: &NodeName, key: Option<[u8; 32]>) -> v1::UseJoin
     v1::UseJoinToken { hash: hash.to_vec(), node: node.to_string(), key }
 }
 
+fn accepted(invitation: &[u8; 32], remote: &Remote) -> v1::AcceptPeering {
+    v1::AcceptPeering { invitation: invitation.to_vec(), remote: Some(remote.into()) }
+}
+
+fn peer_state(name: &PeerName, id: &str, state: PeerState) -> v1::SetPeerState {
+    let (name, id, state) = (name.to_string(), id.to_owned(), state.to_string());
+    v1::SetPeerState { name, id, state }
+}
+
 impl From<&Command> for Kind {
     fn from(command: &Command) -> Self {
         match command {
@@ -97,6 +107,11 @@ impl From<&Command> for Kind {
                 authority: Some(authority.into()),
                 expected: expected.0,
             }),
+            Command::SetAutopilot { rules, expected } => Self::SetAutopilot(v1::SetAutopilot {
+                rules: Some(rules.into()),
+                expected: expected.map(|index| index.0),
+            }),
+            Command::SetLevel(level) => Self::SetLevel(*level),
             Command::Stage(part) => Self::Stage(part.into()),
             Command::Restore { id, parts, choice } => Self::Restore(v1::Restore {
                 id: id.to_string(),
@@ -113,16 +128,11 @@ impl From<&Command> for Kind {
             Command::PutPeering(peering) => Self::PutPeering(peering.into()),
             Command::DropPeering(name) => Self::DropPeering(name.to_string()),
             Command::AcceptPeering { invitation, remote } => {
-                Self::AcceptPeering(v1::AcceptPeering {
-                    invitation: invitation.to_vec(),
-                    remote: Some(remote.into()),
-                })
+                Self::AcceptPeering(accepted(invitation, remote))
             }
-            Command::SetPeerState { name, id, state } => Self::SetPeerState(v1::SetPeerState {
-                name: name.to_string(),
-                id: id.to_string(),
-                state: state.to_string(),
-            }),
+            Command::SetPeerState { name, id, state } => {
+                Self::SetPeerState(peer_state(name, id, *state))
+            }
             Command::SyncPeer(update) => Self::SyncPeer(update.into()),
             Command::Kv(change) => Self::Kv(change.into()),
             Command::CreateSession(session) => Self::CreateSession(session.into()),
@@ -190,6 +200,11 @@ impl TryFrom<Kind> for Command {
                 authority: present("set_authority.authority", set.authority)?.try_into()?,
                 expected: Index(set.expected),
             },
+            Kind::SetAutopilot(set) => Self::SetAutopilot {
+                rules: present("set_autopilot.rules", set.rules)?.into(),
+                expected: set.expected.map(Index),
+            },
+            Kind::SetLevel(level) => Self::SetLevel(level),
             Kind::Stage(part) => Self::Stage(part.try_into()?),
             Kind::Restore(restore) => Self::Restore {
                 id: restore.id.into(),

@@ -18,6 +18,7 @@ mod ca;
 pub mod acl;
 mod peering;
 mod store;
+mod operation;
 mod command;
 mod rejection;
 mod view;

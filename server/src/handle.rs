@@ -17,6 +17,7 @@ use crate::dial::Dialer;
 use crate::history::History;
 use crate::identity::{Identity, now};
 use crate::leader::Leases;
+use crate::operate::Operator;
 use crate::propose::{ProposeError, Proposer, RETRY_EVERY};
 use crate::read::{Consistency, Reader};
 use crate::roster::Roster;
@@ -43,6 +44,7 @@ pub struct Handle {
     pub history: History,
     /// Access control of the API.
     pub acl: Arc<Acl>,
+    pub(crate) operator: Operator,
     pub(crate) dialer: Dialer,
     pub(crate) contacts: Contacts,
 }

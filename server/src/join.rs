@@ -50,6 +50,8 @@ pub(crate) struct Acquaintances(Arc<Mutex<BTreeMap<u64, Member>>>);
 struct Round {
     /// Where an initialised cluster's leader is, or one that may know.
     cluster: Option<String>,
+    /// Whether who knows the leader knows of this server, where it is now.
+    lists_us: bool,
     /// Servers without a cluster, with what they expect.
     waiting: BTreeMap<u64, (Member, u32)>,
 }
@@ -135,9 +137,12 @@ impl Join {
                     }
                 }
                 Some(leader) if self.admit(&self.dialer.address(&leader)).await => {}
-                // All may have moved at once: each tells the others where it is now.
-                _ => match self.ask_all().await.cluster {
-                    Some(server) if !is_listed => drop(self.admit(&server).await),
+                // All may have moved at once: each tells the others where it is now. Or this one was
+                // removed while it was away, and nobody tells it so.
+                _ => match self.ask_all().await {
+                    Round { cluster: Some(server), lists_us, .. } if !(is_listed && lists_us) => {
+                        self.admit(&server).await;
+                    }
                     _ => {}
                 },
             }
@@ -207,6 +212,10 @@ impl Join {
                 if known || round.cluster.is_none() {
                     round.cluster = Some(address);
                 }
+                if known {
+                    let own = v1::Member::from(&self.own);
+                    round.lists_us = answer.members.contains(&own);
+                }
                 continue;
             }
             for other in answer.members.into_iter().take(PEERS_MAX) {
@@ -246,7 +255,9 @@ impl Join {
                 tracing::info!(%address, "this server is admitted");
                 return true;
             }
-            Ok(Err(refused)) if refused.code() == Code::AlreadyExists => {
+            Ok(Err(refused))
+                if matches!(refused.code(), Code::AlreadyExists | Code::FailedPrecondition) =>
+            {
                 tracing::error!(error = refused.message(), "this server is not admitted");
             }
             Ok(Err(refused)) => {
@@ -357,7 +368,7 @@ mod tests {
 
     fn waiting(others: &[(u64, u32)]) -> Round {
         let waiting = others.iter().map(|(id, expect)| (*id, (member(*id), *expect))).collect();
-        Round { cluster: None, waiting }
+        Round { cluster: None, lists_us: false, waiting }
     }
 
     #[test]

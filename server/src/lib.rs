@@ -19,6 +19,8 @@ mod raft;
 pub mod propose;
 pub mod read;
 mod roster;
+mod autopilot;
+mod operate;
 mod leader;
 mod contacts;
 mod handle;

@@ -50,6 +50,15 @@ pub enum ProposeError {
     /// This server stops. The command was not proposed.
     #[error("this server is stopping: ask another")]
     ShuttingDown,
+    /// Not every server understands it yet. The command was not proposed.
+    #[error(
+        "not every server understands this yet: it needs level {needs}; upgrade or remove the \
+         others, which `hawser operator autopilot state` lists with their releases"
+    )]
+    Level {
+        /// The level that it needs.
+        needs: u32,
+    },
     /// The leader's disk is full. The command was not proposed.
     #[error("the disk of the leading server is full: free some of it, and writes go on")]
     DiskFull,
@@ -70,6 +79,8 @@ enum Try {
     Again,
     /// It was certainly not proposed, and will not be soon.
     DiskFull,
+    /// It was certainly not proposed, as long as a server is of an older release.
+    Level,
     Unknown,
 }
 
@@ -127,11 +138,15 @@ impl Proposer {
                 }
                 Try::Unknown => return Err(ProposeError::Unknown),
                 Try::DiskFull => return Err(ProposeError::DiskFull),
-                Try::Again => {}
+                // A cluster that begins has heard from all its servers in a moment.
+                Try::Again | Try::Level => {}
             }
             let pause = Instant::now() + RETRY_EVERY;
             if pause >= deadline {
-                return Err(ProposeError::NoLeader);
+                return Err(match tried {
+                    Try::Level => ProposeError::Level { needs: command.level() },
+                    _ => ProposeError::NoLeader,
+                });
             }
             // Whichever comes first: news of a leader, or the time to ask the same one again.
             drop(timeout_at(pause, status.changed()).await);
@@ -155,6 +170,7 @@ impl Proposer {
             Try::Done(outcome) => Ok((&outcome).into()),
             Try::Again => Err(Status::aborted("this server does not lead")),
             Try::DiskFull => Err(Status::new(DISK_FULL, ProposeError::DiskFull.to_string())),
+            Try::Level => Err(Status::new(LEVEL, "a server is of an older release")),
             Try::Unknown => Err(Status::unknown("the outcome is unknown")),
         }
     }
@@ -162,6 +178,11 @@ impl Proposer {
     async fn propose_here(&self, time: UnixTime, command: Command, deadline: Instant) -> Try {
         if self.0.space.is_full() {
             return Try::DiskFull;
+        }
+        let needs = command.level();
+        let is_raise = matches!(command, Command::SetLevel(_));
+        if needs > 0 && !is_raise && needs > self.0.published.current().operation().level() {
+            return Try::Level;
         }
         match command {
             Command::PutEntry { .. } | Command::DropEntry { .. } => {
@@ -227,6 +248,13 @@ impl Proposer {
         match timeout_at(deadline, client.propose(message)).await {
             Ok(Ok(reply)) => reply.into_inner().try_into().map_or(Try::Unknown, Try::Done),
             Ok(Err(refused)) if refused.code() == DISK_FULL => Try::DiskFull,
+            // An older leader cannot even read it.
+            Ok(Err(refused))
+                if refused.code() == LEVEL
+                    || (refused.code() == Code::InvalidArgument && command.level() > 0) =>
+            {
+                Try::Level
+            }
             Ok(Err(refused)) if certainly_not_taken(&refused) => Try::Again,
             Ok(Err(refused)) => {
                 tracing::warn!(leader = leader.id, code = ?refused.code(), "a forwarded command was lost");
@@ -257,4 +285,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// How a leader with a full disk refuses what was forwarded: a code that no transport makes up.
 const DISK_FULL: Code = Code::FailedPrecondition;
+/// How a leader refuses what some server would not understand.
+const LEVEL: Code = Code::Unimplemented;
 const COMMAND_BYTES_MAX: usize = 8 << 20;

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::acl::Acl;
+use crate::autopilot::Pilot;
 use crate::aws_iam::{self, Verifier};
 use crate::ca::Ca;
 use crate::config::Config;
@@ -32,6 +33,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::join::{self, Acquaintances, InvalidSeed, Join, Seed};
 use crate::leader::{self, Duties, Leases, expire};
 use crate::metrics::Metrics;
+use crate::operate::Operator;
 use crate::peering::{self, PeeringRpc};
 use crate::propose::Proposer;
 use crate::raft::{Raft, Setup};
@@ -163,22 +165,20 @@ impl Server {
             address: config.advertise.to_string(),
         };
         let (stopping, contact) = (CancellationToken::new(), Contact::new());
+        let lease = config.timing.election_max;
+        let reader =
+            Reader::new(raft.clone(), dialer.clone(), published.clone(), contact.clone(), lease);
+        let pilot = Pilot::new(raft.id(), lease);
         let handle = Handle {
             proposer: Proposer::new(
                 raft.clone(),
                 dialer.clone(),
                 metrics,
                 space.clone(),
-                published.clone(),
+                published,
                 stopping.clone(),
             ),
-            reader: Reader::new(
-                raft.clone(),
-                dialer.clone(),
-                published,
-                contact.clone(),
-                config.timing.election_max,
-            ),
+            reader: reader.clone(),
             watches,
             leases: Leases::default(),
             roster: Roster::new(own.clone(), raft.clone(), contact.clone()),
@@ -186,10 +186,12 @@ impl Server {
             ca: Arc::new(Ca::new(identity.clone(), config.leaf_lifetime)),
             history,
             acl: Arc::new(Acl::new(config.acl.clone())),
+            operator: Operator { raft: raft.clone(), dialer: dialer.clone(), pilot, reader },
             dialer: dialer.clone(),
             contacts: Contacts::default(),
         };
         let acquaintances = Acquaintances::default();
+        let operator = handle.operator.clone();
         let answers = Answers {
             own: own.clone(),
             bootstrap_expect: config.bootstrap_expect,
@@ -203,21 +205,10 @@ impl Server {
             history: handle.history.clone(),
             acquaintances: acquaintances.clone(),
             silence: config.timing.election_max * 2,
+            operator,
         };
         let (trusted, _) = watch::channel(trusted_by(&handle));
-        let duties = Duties {
-            raft: raft.clone(),
-            proposer: handle.proposer.clone(),
-            reader: handle.reader.clone(),
-            leases: handle.leases.clone(),
-            space: space.clone(),
-            ca: handle.ca.clone(),
-            cluster: cluster(&config, &identity),
-            lease: config.lease,
-            reap_after: config.reap_after,
-            disk_patience: config.timing.election_max * 2,
-            acl: config.acl.clone(),
-        };
+        let duties = duties(&config, &handle, &own, space);
         let join = Join {
             own,
             bootstrap_expect: config.bootstrap_expect,
@@ -320,6 +311,26 @@ impl Server {
             (Err(_), Some(failed)) => Err(RunError::Storage(failed)),
             (outcome, _) => outcome,
         }
+    }
+}
+
+/// What this server does while it leads.
+fn duties(config: &Config, handle: &Handle, own: &Member, space: Space) -> Duties {
+    Duties {
+        raft: handle.operator.raft.clone(),
+        proposer: handle.proposer.clone(),
+        reader: handle.reader.clone(),
+        leases: handle.leases.clone(),
+        space,
+        ca: handle.ca.clone(),
+        pilot: handle.operator.pilot.clone(),
+        dialer: handle.dialer.clone(),
+        own: own.clone(),
+        cluster: cluster(config, &handle.identity),
+        lease: config.lease,
+        reap_after: config.reap_after,
+        disk_patience: config.timing.election_max * 2,
+        acl: config.acl.clone(),
     }
 }
 

@@ -146,6 +146,14 @@ impl Process {
         self.child = spawn(self.part, &self.config, &self.log, &[]);
     }
 
+    /// Changes its configuration, which holds from the next start on.
+    pub(crate) fn reconfigure(&self, change: impl FnOnce(&mut Value)) {
+        let text = std::fs::read_to_string(&self.config).expect("its configuration");
+        let mut config = serde_json::from_str(&text).expect("JSON");
+        change(&mut config);
+        std::fs::write(&self.config, config.to_string()).expect("written");
+    }
+
     /// Asks it to stop and waits for it.
     pub(crate) fn stop(&mut self) -> std::process::ExitStatus {
         self.signal("-TERM");

@@ -83,6 +83,8 @@ impl State {
                 whole.revocations.push(row.clone());
             }
         }
+        let archived = std::mem::replace(&mut whole.operation, self.operation.clone());
+        whole.operation.adopt(archived, stamp.index);
         whole.applied = stamp.index;
         *self = Self::restore(whole);
         Ok(vec![Topic::Everything])
@@ -140,6 +142,7 @@ impl Dump {
             sessions,
             sessions_index,
             events,
+            operation,
             staged: _,
         } = other;
         self.applied = self.applied.max(applied);
@@ -166,6 +169,9 @@ impl Dump {
         self.sessions.extend(sessions);
         self.sessions_index = self.sessions_index.max(sessions_index);
         self.events.extend(events);
+        if self.operation.is_default() {
+            self.operation = operation;
+        }
     }
 
     /// Makes every row as of `at`: indexes of another log mean nothing in this one, and who waits

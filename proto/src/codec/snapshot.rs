@@ -136,6 +136,9 @@ pub fn write(dump: &Dump, out: &mut impl Write) -> io::Result<()> {
     for kind in store::rows(dump) {
         records.put(kind)?;
     }
+    if !dump.operation.is_default() {
+        records.put(Kind::Operation((&dump.operation).into()))?;
+    }
     records.put(Kind::End(v1::SnapshotEnd { records: records.count }))
 }
 
@@ -271,6 +274,11 @@ fn add(dump: &mut Dump, kind: Kind) -> Result<bool, Invalid> {
             return Ok(dump.authority.replace(authority.try_into()?).is_none());
         }
         Kind::Staged(part) => return stage(dump, part.try_into()?),
+        Kind::Operation(row) => {
+            let is_first = dump.operation.is_default();
+            dump.operation = row.into();
+            return Ok(is_first);
+        }
         Kind::Revocation(row) => dump.revocations.push(row.try_into()?),
         Kind::JoinToken(token) => dump.join_tokens.push(token.try_into()?),
         Kind::Acl(row) => crate::acl::add(&mut dump.acl, row)?,

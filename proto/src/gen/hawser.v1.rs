@@ -657,6 +657,20 @@ pub struct NodeChanges {
     #[prost(string, repeated, tag = "5")]
     pub drop_checks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+/// The rules by which a leader keeps the membership in order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Autopilot {
+    #[prost(bool, tag = "1")]
+    pub cleanup_dead_servers: bool,
+    #[prost(uint64, tag = "2")]
+    pub last_contact_threshold_ms: u64,
+    #[prost(uint64, tag = "3")]
+    pub max_trailing_logs: u64,
+    #[prost(uint32, tag = "4")]
+    pub min_quorum: u32,
+    #[prost(uint64, tag = "5")]
+    pub server_stabilization_time_ms: u64,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Protocol {
@@ -1787,7 +1801,7 @@ pub struct Command {
     pub time_ms: u64,
     #[prost(
         oneof = "command::Kind",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 50, 51, 52, 53"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 26, 27, 40, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 50, 51, 52, 53"
     )]
     pub kind: ::core::option::Option<command::Kind>,
 }
@@ -1817,6 +1831,10 @@ pub mod command {
         PutJoinToken(super::JoinToken),
         #[prost(message, tag = "20")]
         UseJoinToken(super::UseJoinToken),
+        #[prost(message, tag = "26")]
+        SetAutopilot(super::SetAutopilot),
+        #[prost(uint32, tag = "27")]
+        SetLevel(u32),
         #[prost(message, tag = "40")]
         Acl(super::AclChange),
         #[prost(message, tag = "21")]
@@ -1892,6 +1910,13 @@ pub struct SetAuthority {
     pub authority: ::core::option::Option<Authority>,
     #[prost(uint64, tag = "2")]
     pub expected: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetAutopilot {
+    #[prost(message, optional, tag = "1")]
+    pub rules: ::core::option::Option<Autopilot>,
+    #[prost(uint64, optional, tag = "2")]
+    pub expected: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UseJoinToken {
@@ -2292,9 +2317,58 @@ pub struct HelloReply {
     pub leader: ::core::option::Option<Member>,
     #[prost(message, repeated, tag = "5")]
     pub members: ::prost::alloc::vec::Vec<Member>,
+    #[prost(string, tag = "6")]
+    pub release: ::prost::alloc::string::String,
+    /// What this server understands; 0 where none is told.
+    #[prost(uint32, tag = "7")]
+    pub level: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AdmitReply {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AssessRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Assessment {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub servers: ::prost::alloc::vec::Vec<ServerStanding>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServerStanding {
+    #[prost(message, optional, tag = "1")]
+    pub member: ::core::option::Option<Member>,
+    #[prost(bool, tag = "2")]
+    pub is_leader: bool,
+    #[prost(bool, tag = "3")]
+    pub is_voter: bool,
+    #[prost(bool, tag = "4")]
+    pub is_well: bool,
+    /// How long ago it was heard.
+    #[prost(uint64, optional, tag = "5")]
+    pub silence_ms: ::core::option::Option<u64>,
+    #[prost(uint64, tag = "6")]
+    pub last_index: u64,
+    #[prost(uint64, optional, tag = "7")]
+    pub well_since_ms: ::core::option::Option<u64>,
+    #[prost(string, tag = "8")]
+    pub release: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveRequest {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveReply {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandOverRequest {
+    /// 0: whoever is most fit.
+    #[prost(uint64, tag = "1")]
+    pub to: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandOverReply {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HistoryRequest {
     #[prost(uint64, tag = "1")]
@@ -2603,6 +2677,66 @@ pub mod raft_client {
             req.extensions_mut().insert(GrpcMethod::new("hawser.v1.Raft", "Admit"));
             self.inner.unary(req, path, codec).await
         }
+        /// The servers as the leader sees them.
+        pub async fn assess(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AssessRequest>,
+        ) -> std::result::Result<tonic::Response<super::Assessment>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hawser.v1.Raft/Assess");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hawser.v1.Raft", "Assess"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Asks the leader to remove a member, as an operator wants it.
+        pub async fn remove_member(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveRequest>,
+        ) -> std::result::Result<tonic::Response<super::RemoveReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hawser.v1.Raft/RemoveMember",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hawser.v1.Raft", "RemoveMember"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Asks the leader to let another lead, as an operator wants it.
+        pub async fn hand_over(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HandOverRequest>,
+        ) -> std::result::Result<tonic::Response<super::HandOverReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hawser.v1.Raft/HandOver");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hawser.v1.Raft", "HandOver"));
+            self.inner.unary(req, path, codec).await
+        }
         /// One server's share of the traffic history.
         pub async fn history(
             &mut self,
@@ -2678,6 +2812,21 @@ pub mod raft_server {
             &self,
             request: tonic::Request<super::Member>,
         ) -> std::result::Result<tonic::Response<super::AdmitReply>, tonic::Status>;
+        /// The servers as the leader sees them.
+        async fn assess(
+            &self,
+            request: tonic::Request<super::AssessRequest>,
+        ) -> std::result::Result<tonic::Response<super::Assessment>, tonic::Status>;
+        /// Asks the leader to remove a member, as an operator wants it.
+        async fn remove_member(
+            &self,
+            request: tonic::Request<super::RemoveRequest>,
+        ) -> std::result::Result<tonic::Response<super::RemoveReply>, tonic::Status>;
+        /// Asks the leader to let another lead, as an operator wants it.
+        async fn hand_over(
+            &self,
+            request: tonic::Request<super::HandOverRequest>,
+        ) -> std::result::Result<tonic::Response<super::HandOverReply>, tonic::Status>;
         /// One server's share of the traffic history.
         async fn history(
             &self,
@@ -3137,6 +3286,135 @@ pub mod raft_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AdmitSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hawser.v1.Raft/Assess" => {
+                    #[allow(non_camel_case_types)]
+                    struct AssessSvc<T: Raft>(pub Arc<T>);
+                    impl<T: Raft> tonic::server::UnaryService<super::AssessRequest>
+                    for AssessSvc<T> {
+                        type Response = super::Assessment;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AssessRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Raft>::assess(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AssessSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hawser.v1.Raft/RemoveMember" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveMemberSvc<T: Raft>(pub Arc<T>);
+                    impl<T: Raft> tonic::server::UnaryService<super::RemoveRequest>
+                    for RemoveMemberSvc<T> {
+                        type Response = super::RemoveReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Raft>::remove_member(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveMemberSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hawser.v1.Raft/HandOver" => {
+                    #[allow(non_camel_case_types)]
+                    struct HandOverSvc<T: Raft>(pub Arc<T>);
+                    impl<T: Raft> tonic::server::UnaryService<super::HandOverRequest>
+                    for HandOverSvc<T> {
+                        type Response = super::HandOverReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HandOverRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Raft>::hand_over(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HandOverSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -4534,7 +4812,7 @@ pub mod agent_server {
 pub struct SnapshotRecord {
     #[prost(
         oneof = "snapshot_record::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30, 12, 13, 20, 21, 22, 23, 24, 25, 40, 41"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30, 12, 13, 20, 21, 22, 23, 24, 25, 26, 40, 41"
     )]
     pub kind: ::core::option::Option<snapshot_record::Kind>,
 }
@@ -4582,6 +4860,8 @@ pub mod snapshot_record {
         Session(super::SessionRow),
         #[prost(message, tag = "25")]
         Event(super::EventRow),
+        #[prost(message, tag = "26")]
+        Operation(super::Operation),
         #[prost(message, tag = "40")]
         Revocation(super::RevocationRow),
         #[prost(message, tag = "41")]
@@ -4612,6 +4892,21 @@ pub struct SnapshotHeader {
     pub imports_index: u64,
     #[prost(uint64, tag = "100")]
     pub revocations_index: u64,
+}
+/// How the servers run themselves.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Operation {
+    #[prost(message, optional, tag = "1")]
+    pub autopilot: ::core::option::Option<Autopilot>,
+    #[prost(uint64, tag = "2")]
+    pub created: u64,
+    #[prost(uint64, tag = "3")]
+    pub modified: u64,
+    #[prost(uint32, tag = "4")]
+    pub level: u32,
+    /// Ids of servers that a recovery left behind.
+    #[prost(uint64, repeated, tag = "5")]
+    pub given_up: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeRow {

@@ -19,6 +19,7 @@ use hawser_core::entry::{
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intention, Pair};
 use hawser_core::normal::{EscapedSlashes, Forwarded, Rules, Underscores};
+use hawser_core::operation::{Autopilot, Operation};
 use hawser_core::peering::{Import, PeerGateway, PeerState, PeerUpdate, Peering, Remote};
 use hawser_core::permission::Requests;
 use hawser_core::policy::Policies;
@@ -456,6 +457,8 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
             fits: None,
         },
         Command::SetAuthority { authority: authority(), expected: Index(2) },
+        Command::SetAutopilot { rules: autopilot(), expected: Some(Index(7)) },
+        Command::SetLevel(1),
         Command::Stage(RestorePart {
             id: "r".into(),
             number: 0,
@@ -499,6 +502,8 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         },
         Command::DropEntry { .. } => "drop-entry",
         Command::SetAuthority { .. } => "set-authority",
+        Command::SetAutopilot { .. } => "set-autopilot",
+        Command::SetLevel(_) => "set-level",
         Command::Stage(_) => "stage",
         Command::Restore { .. } => "restore",
         Command::Revoke(_) => "revoke",
@@ -771,6 +776,21 @@ pub(crate) fn edge() -> (EdgeKey, Tally) {
 }
 
 /// A state with at least one row in each table.
+pub(crate) fn operation() -> Operation {
+    let (value, created, modified) = (Arc::new(autopilot()), Index(36), Index(37));
+    Operation::restore(Row { value, created, modified }, 1, [7, 9].into())
+}
+
+fn autopilot() -> Autopilot {
+    Autopilot {
+        cleanup_dead_servers: false,
+        last_contact_threshold: Duration::from_millis(1_500),
+        max_trailing_logs: 99,
+        min_quorum: 3,
+        server_stabilization_time: Duration::from_secs(20),
+    }
+}
+
 pub(crate) fn dump() -> Dump {
     fn row<T>(value: T, created: u64) -> Row<T> {
         Row { value: Arc::new(value), created: Index(created), modified: Index(created + 1) }
@@ -801,6 +821,7 @@ pub(crate) fn dump() -> Dump {
         .map(|subject| row(revocation(subject), 34))
         .into(),
         revocations_index: Index(35),
+        operation: operation(),
         staged: Some(Staged {
             id: "r".into(),
             parts: vec![Arc::new(Dump { applied: Index(3), ..Dump::default() })],

@@ -97,7 +97,13 @@ pub(crate) const ACCESS: &[(&str, &str, Access)] = &[
     ("GET", "status/leader", Open),
     ("GET", "status/peers", Open),
     ("GET", "operator/raft/configuration", Needs(Operator, Read)),
+    ("DELETE", "operator/raft/peer", Needs(Operator, Write)),
+    ("POST", "operator/raft/transfer-leader", Needs(Operator, Write)),
+    ("PUT", "operator/raft/transfer-leader", Needs(Operator, Write)),
+    ("GET", "operator/autopilot/configuration", Needs(Operator, Read)),
+    ("PUT", "operator/autopilot/configuration", Needs(Operator, Write)),
     ("GET", "operator/autopilot/health", Needs(Operator, Read)),
+    ("GET", "operator/autopilot/state", Needs(Operator, Read)),
     // It holds every token.
     ("GET", "snapshot", Needs(Acl, Write)),
     // It brings tokens, and all that operators decided.

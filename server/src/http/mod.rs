@@ -22,6 +22,7 @@ mod kv;
 mod session;
 mod txn;
 mod cluster;
+mod operator;
 mod peering;
 mod routes;
 mod gate;
@@ -381,6 +382,7 @@ fn unwritten(refused: ProposeError) -> ApiError {
         ProposeError::Rejected(Rejection::Acl(refusal)) => ApiError::bad_request(refusal),
         ProposeError::Rejected(Rejection::Misfit(misfit)) => ApiError::bad_request(misfit),
         ProposeError::Rejected(rejection) => ApiError::Refused(rejection.to_string()),
+        ProposeError::Level { .. } => ApiError::Refused(refused.to_string()),
         ProposeError::TooLarge { max, .. } => ApiError::TooLarge { max },
         ProposeError::ShuttingDown | ProposeError::DiskFull => {
             ApiError::Unavailable(refused.to_string())

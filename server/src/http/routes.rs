@@ -11,7 +11,7 @@ use super::ask::{Ask, Draw, Found, Plan};
 use super::cluster::Said;
 use super::{
     acl, ca, catalog, cluster, connect, coordinate, discovery, entries, event, health, imports, kv,
-    peering, session, snapshot, txn,
+    operator, peering, session, snapshot, txn,
 };
 use crate::Handle;
 
@@ -166,8 +166,14 @@ pub(crate) const ROUTES: &[Route] = routes![
     GET "imported-services" Read(imports::imported),
     GET "status/leader" Other(cluster::leader),
     GET "status/peers" Other(cluster::peers),
-    GET "operator/raft/configuration" Other(cluster::raft_configuration),
-    GET "operator/autopilot/health" Other(cluster::health),
+    GET "operator/raft/configuration" Other(operator::raft_configuration),
+    DELETE "operator/raft/peer" Other(operator::remove_peer),
+    POST "operator/raft/transfer-leader" Other(operator::transfer_leader),
+    PUT "operator/raft/transfer-leader" Other(operator::transfer_leader),
+    GET "operator/autopilot/configuration" Read(operator::configuration),
+    PUT "operator/autopilot/configuration" Write(operator::configure),
+    GET "operator/autopilot/health" Other(operator::health),
+    GET "operator/autopilot/state" Other(operator::state),
     PUT "hawser/join-token" Other(cluster::join_token),
     GET "hawser/edges" Other(cluster::edges),
     PUT "acl/bootstrap" Other(acl::bootstrap),

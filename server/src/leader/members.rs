@@ -1,92 +1,97 @@
-//! Keeps the membership whole: learners that caught up vote, and half-done changes are ended.
+//! Keeps the membership in order as autopilot's rules say, and the cluster's level as high as all
+//! of its servers reach.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::every;
-use crate::raft::{Raft, Status};
+use futures_util::stream::{self, StreamExt};
+use hawser_core::operation::LEVEL;
+use hawser_core::state::Command;
+use hawser_proto::{Member, v1};
+use tokio::time::timeout;
 
-/// What the membership needs next.
-#[derive(Debug, Eq, PartialEq)]
-enum Step {
-    /// End a change of voters that a former leader left half done.
-    Finish,
-    /// Let a learner vote, in the place of voters of the same name.
-    Promote { id: u64, replaced: BTreeSet<u64> },
-}
+use super::{Duties, every};
+use crate::autopilot::Step;
+use crate::dial::Lane;
+use crate::identity::now;
+use crate::raft::ChangeError;
 
 /// Changes the membership step by step, for as long as this server leads.
-pub(super) async fn run(raft: &Raft) {
+pub(super) async fn run(duties: &Duties) {
+    let Duties { raft, pilot, reader, .. } = duties;
     let mut tick = every(LOOK_EVERY);
     let status = raft.status();
     loop {
         tick.tick().await;
-        let step = next(&status.borrow());
-        let done = match step {
-            None => continue,
-            Some(Step::Finish) => raft.finish_change().await,
-            Some(Step::Promote { id, replaced }) => {
-                tracing::info!(id, replaced = ?replaced, "a server that caught up votes now");
-                raft.promote(id, replaced).await
-            }
+        let step = {
+            let (status, state) = (status.borrow(), reader.current());
+            let rules = &state.operation().autopilot().value;
+            let moment = Instant::now();
+            pilot.observe(&status, rules, (moment, now()));
+            pilot.next(&status, rules, moment)
         };
-        if let Err(failure) = done {
+        let Some(step) = step else { continue };
+        if let Err(failure) = take(duties, step).await {
             tracing::debug!(error = %failure, "the membership stays for the moment");
         }
     }
 }
 
-fn next(status: &Status) -> Option<Step> {
-    if status.is_joint {
-        return Some(Step::Finish);
+async fn take(duties: &Duties, step: Step) -> Result<(), ChangeError> {
+    let raft = &duties.raft;
+    match step {
+        Step::Finish => raft.finish_change().await,
+        Step::Promote { id, replaced } => {
+            tracing::info!(id, ?replaced, "a server that caught up votes now");
+            raft.promote(id, replaced).await
+        }
+        Step::DropLearners(ids) => {
+            tracing::warn!(?ids, "servers that died before they voted are removed");
+            raft.remove_learners(ids).await
+        }
+        Step::DropVoter(id) => {
+            tracing::warn!(id, "a server that died is removed: it joins again when it is back");
+            raft.remove_voter(id).await
+        }
     }
-    let caught_up = |id: &u64| {
-        status.matched.get(id).is_some_and(|matched| matched + LAG_MAX >= status.last_index)
-    };
-    let learner = status
-        .members
-        .iter()
-        .find(|member| !status.voters.contains(&member.id) && caught_up(&member.id))?;
-    let replaced = status
-        .members
-        .iter()
-        .filter(|member| member.name == learner.name && member.id != learner.id)
-        .map(|member| member.id)
-        .filter(|id| status.voters.contains(id))
-        .collect();
-    Some(Step::Promote { id: learner.id, replaced })
+}
+
+/// Asks the servers what they run, and raises the cluster's level once all have reached a higher
+/// one, for as long as this server leads.
+pub(super) async fn level(duties: &Duties) {
+    let mut tick = every(ASK_EVERY);
+    loop {
+        tick.tick().await;
+        let status = duties.raft.status();
+        let members = status.borrow().members.clone();
+        let others = members.into_iter().filter(|member| member.id != duties.own.id);
+        let asked = others.map(|member| async move {
+            let said = hello(duties, &member).await?;
+            duties.pilot.heard(member.id, &said.release, said.level);
+            Some(())
+        });
+        stream::iter(asked).buffer_unordered(ASKED_TOGETHER).count().await;
+
+        let held = duties.reader.current().operation().level();
+        let _turn = duties.pilot.turn.lock().await;
+        let least = duties.pilot.least_level(&status.borrow());
+        if let Some(level) = least.map(|level| level.min(LEVEL)).filter(|level| *level > held) {
+            match duties.proposer.propose(Command::SetLevel(level)).await {
+                Ok(_) => tracing::info!(level, "every server has reached a higher level"),
+                Err(failure) => tracing::warn!(error = %failure, "the level stays for now"),
+            }
+        }
+    }
+}
+
+async fn hello(duties: &Duties, member: &Member) -> Option<v1::HelloReply> {
+    let mut client = duties.dialer.client_of(member, Lane::Request).ok()?;
+    let request = v1::HelloRequest { from: Some((&duties.own).into()), bootstrap_expect: 0 };
+    let said = timeout(HELLO_MAX, client.hello(request)).await.ok()?.ok()?.into_inner();
+    let is_it = said.member.as_ref().is_some_and(|said| said.id == member.id);
+    is_it.then_some(said)
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// How many entries a learner may be behind when it begins to vote.
-const LAG_MAX: u64 = 256;
-
-#[cfg(test)]
-mod tests {
-    use hawser_proto::Member;
-
-    use super::*;
-
-    fn member(id: u64, name: &str) -> Member {
-        let name = name.parse().expect("a name");
-        Member { id, name, address: "127.0.0.1:1".to_owned() }
-    }
-
-    #[test]
-    fn a_learner_votes_once_it_caught_up_and_replaces_its_namesake() {
-        let mut status = Status {
-            is_leader: true,
-            last_index: 10_000,
-            members: vec![member(1, "a"), member(2, "b"), member(3, "c"), member(9, "b")],
-            voters: [1, 2, 3].into(),
-            ..Status::default()
-        };
-        assert_eq!(next(&status), None, "nothing is known of it yet");
-        status.matched.insert(9, 100);
-        assert_eq!(next(&status), None, "far behind");
-        status.matched.insert(9, 9_900);
-        assert_eq!(next(&status), Some(Step::Promote { id: 9, replaced: [2].into() }));
-        status.is_joint = true;
-        assert_eq!(next(&status), Some(Step::Finish), "one change at a time");
-    }
-}
+const ASK_EVERY: Duration = Duration::from_millis(500);
+const HELLO_MAX: Duration = Duration::from_secs(2);
+const ASKED_TOGETHER: usize = 16;

@@ -14,12 +14,15 @@ use std::time::{Duration, Instant};
 use hawser_core::ca::Progress;
 use hawser_core::clock::Index;
 use hawser_core::state::{Cluster, Command, Rejection, State};
+use hawser_proto::Member;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 pub use self::expire::Leases;
 pub(crate) use self::expire::Standing;
+use crate::autopilot::Pilot;
 use crate::ca::Ca;
+use crate::dial::Dialer;
 use crate::identity::now;
 use crate::propose::{ProposeError, Proposer, RETRY_EVERY};
 use crate::raft::Raft;
@@ -34,6 +37,9 @@ pub(crate) struct Duties {
     pub(crate) leases: Leases,
     pub(crate) space: Space,
     pub(crate) ca: Arc<Ca>,
+    pub(crate) pilot: Pilot,
+    pub(crate) dialer: Dialer,
+    pub(crate) own: Member,
     /// What a cluster that begins is called.
     pub(crate) cluster: Cluster,
     pub(crate) lease: Duration,
@@ -70,13 +76,15 @@ impl Duties {
     async fn lead(&self) {
         // Nobody dies of a change of leaders: every lease begins anew.
         self.leases.extend_all();
+        self.pilot.take_over(Instant::now());
         while self.reader.read(Consistency::Default).await.is_err() {
             tokio::time::sleep(RETRY_EVERY).await;
         }
         self.found().await;
         tokio::join!(
             self.keep_authority(),
-            members::run(&self.raft),
+            members::run(self),
+            members::level(self),
             expire::run(self),
             sessions::run(self),
             reap::run(self),

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use futures_util::{Stream, StreamExt};
 use hawser_core::clock::{Index, Stamp};
+use hawser_core::operation::LEVEL;
 use hawser_core::state::{State, Topic};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
@@ -77,6 +78,7 @@ impl Machine {
                     if meta.last_log_id.map(|id| id.index) < purged {
                         break;
                     }
+                    Self::expect_level(&state)?;
                     machine.take(&meta, state, file);
                     return Ok(machine);
                 }
@@ -94,6 +96,19 @@ impl Machine {
                 format!("no snapshot reaches entry {purged}, and the log begins after it"),
             )),
         }
+    }
+
+    /// What a newer release wrote cannot be applied as it means it: then this server must not go on.
+    fn expect_level(state: &State) -> io::Result<()> {
+        let level = state.operation().level();
+        if level <= LEVEL {
+            return Ok(());
+        }
+        let why = format!(
+            "the cluster has reached level {level}, and this release knows {LEVEL}: start the \
+             release that ran here before, or a newer one"
+        );
+        Err(io::Error::new(io::ErrorKind::InvalidData, why))
     }
 
     fn take(&mut self, meta: &SnapshotMeta, state: State, file: snapshot::Snapshot) {
@@ -155,6 +170,7 @@ impl RaftStateMachine<Types> for Machine {
             if applied == 0 {
                 return Ok(());
             }
+            Self::expect_level(&self.state)?;
             // Published before it is answered: who has the answer reads the write.
             self.metrics.applied_index.set(level(self.state.applied().0));
             self.published.publish(self.state.clone(), &changed);
@@ -200,6 +216,7 @@ impl RaftStateMachine<Types> for Machine {
             Ok((state, snapshots.keep(file, &description)?))
         })
         .await??;
+        Self::expect_level(&state)?;
         self.take(meta, state, file);
         self.metrics.snapshots_installed.inc();
         Ok(())

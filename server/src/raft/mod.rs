@@ -277,6 +277,11 @@ impl Raft {
         self.change(ChangeMembers::Batch(vec![promote, remove])).await
     }
 
+    /// Removes a member that votes.
+    pub(crate) async fn remove_voter(&self, id: u64) -> Result<(), ChangeError> {
+        self.change(ChangeMembers::RemoveVoters([id].into())).await
+    }
+
     /// Removes members that do not vote.
     pub(crate) async fn remove_learners(&self, ids: BTreeSet<u64>) -> Result<(), ChangeError> {
         self.change(ChangeMembers::RemoveNodes(ids)).await

@@ -56,6 +56,8 @@ impl fmt::Display for Proposal {
             Command::PutEntry { .. } => "put-entry",
             Command::DropEntry { .. } => "drop-entry",
             Command::SetAuthority { .. } => "set-authority",
+            Command::SetAutopilot { .. } => "set-autopilot",
+            Command::SetLevel(_) => "set-level",
             Command::Stage(_) => "stage",
             Command::Restore { .. } => "restore",
             Command::Revoke(_) => "revoke",

@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use hawser_core::clock::Index;
 use hawser_core::name::NodeName;
+use hawser_core::operation::LEVEL;
 use hawser_core::spiffe::Role;
 use hawser_proto::v1::raft_server::{Raft as Service, RaftServer};
 use hawser_proto::{Member, v1};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::dial::{Dialer, MESSAGE_BYTES_MAX};
+use crate::dial::{Dialer, Lane, MESSAGE_BYTES_MAX};
 use crate::history::History;
 use crate::join::{Acquaintances, is_living};
 use crate::leader::{Leases, Standing};
+use crate::operate::Operator;
 use crate::propose::Proposer;
 use crate::raft::{Raft, SNAPSHOT_TRANSFER_MAX};
 use crate::read::Contact;
@@ -38,6 +40,7 @@ pub(crate) struct Answers {
     pub(crate) acquaintances: Acquaintances,
     /// A member that was not heard for so long does not keep its name from another.
     pub(crate) silence: Duration,
+    pub(crate) operator: Operator,
 }
 
 impl Answers {
@@ -56,6 +59,38 @@ impl Answers {
             "this is server {} ({}), not {target}",
             self.own.id, self.own.name
         )))
+    }
+
+    /// Whether `new` may be one of this cluster's servers: one that a recovery gave up may know of
+    /// writes that this cluster never had, and one of an older release cannot read its log.
+    async fn expect_able(&self, new: &Member) -> Result<(), Status> {
+        let state = self.operator.reader.current();
+        let operation = state.operation();
+        if operation.given_up().contains(&new.id) {
+            return Err(Status::failed_precondition(format!(
+                "server {} ({}) was given up when the cluster was recovered without it, and may \
+                 hold other writes: move its data folder away, and it joins as a new server",
+                new.id, new.name
+            )));
+        }
+        if operation.level() == 0 {
+            return Ok(());
+        }
+        let client = self.dialer.client(&new.address, Lane::Request);
+        let mut client = client.map_err(|why| Status::invalid_argument(why.to_string()))?;
+        let request = v1::HelloRequest { from: Some((&self.own).into()), bootstrap_expect: 0 };
+        let said = timeout(HELLO_MAX, client.hello(request)).await;
+        let said = said.map_err(|_| Status::aborted("it does not answer at its address"))??;
+        let v1::HelloReply { level, release, .. } = said.into_inner();
+        if level < operation.level() {
+            return Err(Status::failed_precondition(format!(
+                "{} runs release {release:?} of level {level}, and the cluster has reached level \
+                 {}: upgrade it",
+                new.name,
+                operation.level()
+            )));
+        }
+        Ok(())
     }
 
     fn discard(incoming: Incoming, status: Status) -> Status {
@@ -261,6 +296,8 @@ impl Service for Answers {
             bootstrap_expect: self.bootstrap_expect.into(),
             leader: leader.map(v1::Member::from),
             members: members.iter().map(v1::Member::from).collect(),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            level: LEVEL,
         }))
     }
 
@@ -278,6 +315,8 @@ impl Service for Answers {
         if status.member(new.id) == Some(&new) {
             return Ok(Response::new(v1::AdmitReply {}));
         }
+        let _turn = self.operator.pilot.turn.lock().await;
+        self.expect_able(&new).await?;
         let namesakes: Vec<u64> = status
             .members
             .iter()
@@ -300,6 +339,36 @@ impl Service for Answers {
         self.raft.put_member(&new).await?;
         tracing::info!(id = new.id, name = %new.name, address = new.address, "a server is admitted");
         Ok(Response::new(v1::AdmitReply {}))
+    }
+
+    async fn assess(
+        &self,
+        request: Request<v1::AssessRequest>,
+    ) -> Result<Response<v1::Assessment>, Status> {
+        caller(&request)?;
+        if !self.raft.status().borrow().is_leader {
+            return Err(Status::aborted("this server does not lead"));
+        }
+        Ok(Response::new(self.operator.assess_here().into()))
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<v1::RemoveRequest>,
+    ) -> Result<Response<v1::RemoveReply>, Status> {
+        caller(&request)?;
+        self.operator.remove_here(request.into_inner().id).await?;
+        Ok(Response::new(v1::RemoveReply {}))
+    }
+
+    async fn hand_over(
+        &self,
+        request: Request<v1::HandOverRequest>,
+    ) -> Result<Response<v1::HandOverReply>, Status> {
+        caller(&request)?;
+        let to = request.into_inner().to;
+        self.operator.hand_over_here((to != 0).then_some(to)).await?;
+        Ok(Response::new(v1::HandOverReply {}))
     }
 
     async fn history(
@@ -325,3 +394,5 @@ async fn next(
         .await
         .map_err(|_| Status::deadline_exceeded("no chunk came for too long"))?
 }
+
+const HELLO_MAX: Duration = Duration::from_secs(2);

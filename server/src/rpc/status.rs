@@ -34,6 +34,7 @@ impl From<ProposeError> for Status {
                 _ => Self::failed_precondition(text),
             },
             ProposeError::TooLarge { .. } => Self::invalid_argument(text),
+            ProposeError::Level { .. } => Self::failed_precondition(text),
             ProposeError::DiskFull => Self::resource_exhausted(text),
             ProposeError::NoLeader | ProposeError::ShuttingDown => Self::unavailable(text),
             // Not `unavailable`: nobody may take it for a call that had no effect.
