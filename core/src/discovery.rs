@@ -65,6 +65,8 @@ pub struct Route {
     pub definition: Option<ServiceRoute>,
     /// Where its requests go.
     pub next: Next,
+    /// Where copies of them go.
+    pub mirror: Option<Destination>,
 }
 
 /// Where requests go next.
@@ -239,9 +241,10 @@ impl Compiler<'_> {
             let mut routes = Vec::with_capacity(router.routes.len() + 1);
             for (n, definition) in router.routes.iter().enumerate() {
                 let next = self.route(&service, n, definition)?;
-                routes.push(Route { definition: Some(definition.clone()), next });
+                let mirror = self.mirror(&service, n, definition)?;
+                routes.push(Route { definition: Some(definition.clone()), next, mirror });
             }
-            routes.push(Route { definition: None, next: self.graph.start.clone() });
+            routes.push(Route { definition: None, next: self.graph.start.clone(), mirror: None });
             self.graph.routes = routes;
         }
         self.keep_reachable();
@@ -278,6 +281,22 @@ impl Compiler<'_> {
             }
             _ => Ok(next),
         }
+    }
+
+    /// Where copies of the requests of one route go.
+    fn mirror(
+        &mut self,
+        service: &ServiceName,
+        n: usize,
+        definition: &ServiceRoute,
+    ) -> Result<Option<Destination>, Misfit> {
+        let mirror = definition.destination.as_ref().and_then(|it| it.mirror.as_ref());
+        let Some(mirror) = mirror else { return Ok(None) };
+        let field = format!("Routes[{n}].Destination.Mirror.");
+        let origin = Origin::new(Kind::ServiceRouter, service, field);
+        let to = named(&mirror.service, service);
+        let subset = Some(mirror.service_subset.as_str()).filter(|subset| !subset.is_empty());
+        self.resolve(&to, subset, &origin).map(Some)
     }
 
     fn leads(&self, next: &Next, end: &Destination) -> bool {
@@ -490,7 +509,11 @@ impl Compiler<'_> {
             .graph
             .resolvers
             .keys()
-            .filter(|end| nexts.iter().any(|next| self.leads(next, end)))
+            .filter(|end| {
+                let is_mirror = |route: &Route| route.mirror.as_ref() == Some(*end);
+                nexts.iter().any(|next| self.leads(next, end))
+                    || self.graph.routes.iter().any(is_mirror)
+            })
             .cloned()
             .collect();
         self.graph.resolvers.retain(|end, _| kept.contains(end));

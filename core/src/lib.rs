@@ -36,6 +36,7 @@ pub mod authorize;
 pub mod anti_entropy;
 pub mod view;
 pub mod route;
+pub mod hedge;
 pub mod retry;
 pub mod traffic;
 pub mod balance;

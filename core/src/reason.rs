@@ -137,6 +137,8 @@ reasons! {
     CallerRateLimited = 76 "caller_rate_limited",
     /// The time that the caller had was over before the application answered.
     DeadlineExceeded = 77 "deadline_exceeded",
+    /// A fault that `FaultInjection` of the route makes on purpose.
+    FaultInjected = 82 "fault_injected",
     /// The connection lived for as long as `Connections` of its service allow.
     DurationLimit = 80 "duration_limit",
     /// A new connection might go to another instance, and `Connections` of the service ask that this

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::entry::Retries;
+use crate::hedge::After;
 
 /// How requests to one service are tried again.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -19,6 +20,8 @@ pub struct Retry {
     pub first_pause: Duration,
     /// Greatest pause before any.
     pub longest_pause: Duration,
+    /// When another instance is asked as well.
+    pub hedge: Option<After>,
     on: Conditions,
 }
 
@@ -59,6 +62,7 @@ impl Retry {
             budget_floor,
             first_pause: FIRST_PAUSE,
             longest_pause: LONGEST_PAUSE,
+            hedge: None,
             on: Conditions {
                 is_for_all: false,
                 reset: true,
@@ -80,6 +84,8 @@ impl Retry {
         self.first_pause = entry.backoff_base.unwrap_or(self.first_pause);
         let longest = self.longest_pause.max(self.first_pause.saturating_mul(10));
         self.longest_pause = entry.backoff_max.unwrap_or(longest);
+        let percentile = entry.hedge_percentile.map(After::Percentile);
+        self.hedge = entry.hedge_after.map(After::Fixed).or(percentile);
         if !entry.retry_on.is_empty() || !entry.retry_on_status_codes.is_empty() {
             self.on = Conditions::compile(&entry.retry_on, &entry.retry_on_status_codes);
         }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use regex::Regex;
 
 use crate::entry::{
-    HeaderMatch, HttpMatch, IdleTimeout, PSEUDO, QueryMatch, RouteDestination, Sticky, pattern,
+    FaultInjection, HeaderMatch, HttpMatch, IdleTimeout, PSEUDO, Percentage, QueryMatch,
+    RouteDestination, Sticky, pattern,
 };
 use crate::retry::Conditions;
 use crate::view::{RouteView, Routing};
@@ -43,6 +44,8 @@ pub struct Rule {
     pub policy: Policy,
     /// Its shares: weight, and the end.
     shares: Vec<(u16, usize)>,
+    /// The end that copies go to, and of which share.
+    pub mirror: Option<(usize, Percentage)>,
 }
 
 /// How the requests of a route are sent.
@@ -56,6 +59,8 @@ pub struct Policy {
     pub per_try_timeout: Option<Duration>,
     /// Whether and when to try again; none leaves it to the service.
     pub retries: Option<Retries>,
+    /// Faults that its requests meet on purpose.
+    pub faults: Option<FaultInjection>,
     /// What stands in place of the path, or of the beginning of it, that was matched.
     rewrite: Option<Rewrite>,
 }
@@ -150,6 +155,10 @@ impl Rule {
             sticky: route.sticky.clone(),
             policy: destination.map(|it| Policy::new(it, http)).unwrap_or_default(),
             shares: route.splits.iter().map(|split| (split.weight.0, split.end)).collect(),
+            mirror: route
+                .mirror
+                .zip(destination.and_then(|it| it.mirror.as_ref()))
+                .map(|(end, mirror)| (end, mirror.percentage)),
         }
     }
 
@@ -196,6 +205,7 @@ impl Policy {
             },
             per_try_timeout: given(destination.per_try_timeout),
             retries: Retries::new(destination),
+            faults: destination.fault_injection.clone(),
             rewrite: rewrite.zip(http).map(|(to, http)| Rewrite {
                 matched: Some(http.path_prefix.len()).filter(|_| http.path_exact.is_empty()),
                 to: to.clone(),
@@ -480,6 +490,7 @@ mod tests {
         Rule::new(&RouteView {
             definition: Some(definition),
             sticky: None,
+            mirror: None,
             splits: weights.iter().enumerate().map(split).collect(),
         })
     }

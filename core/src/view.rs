@@ -9,7 +9,7 @@ pub use crate::catalog::Endpoint;
 use crate::catalog::{Check, Meta, Placed, Protocol, Row};
 use crate::chain::{self, Chain};
 use crate::clock::Index;
-use crate::discovery::{self, Destination, Graph, Next, Resolver, Split};
+use crate::discovery::{self, Destination, Graph, Next, Resolver, Route, Split};
 use crate::entry::{GatewayMode, HeaderEdits, ServiceRoute, Sticky, Target, WHOLE, Weight};
 use crate::filter::Filter;
 use crate::health::Status;
@@ -101,6 +101,8 @@ pub struct RouteView {
     pub sticky: Option<Sticky>,
     /// The shares of its ends.
     pub splits: Vec<SplitView>,
+    /// Which of the ends copies of its requests go to.
+    pub mirror: Option<usize>,
 }
 
 /// One share of a route's requests.
@@ -538,12 +540,12 @@ fn routing(state: &State, graph: &Graph) -> Routing {
         .map(|(key, resolver)| (key.clone(), Arc::new(end(state, key, Some(resolver)))))
         .collect();
     let position = |key: &Destination| ends.iter().position(|(end, _)| end == key);
-    let route = |definition: Option<&ServiceRoute>, next: &Next| match next {
+    let route = |definition: Option<&ServiceRoute>, next: &Next, mirror| match next {
         Next::Resolver(key) => {
             let split =
                 position(key).map(|end| SplitView { weight: WHOLE, end, ..Default::default() });
             let splits = split.into_iter().collect();
-            RouteView { definition: definition.cloned(), sticky: None, splits }
+            RouteView { definition: definition.cloned(), sticky: None, splits, mirror }
         }
         Next::Splitter(service) => {
             let splitter = graph.splitters.get(service);
@@ -560,12 +562,17 @@ fn routing(state: &State, graph: &Graph) -> Routing {
                 definition: definition.cloned(),
                 sticky: splitter.and_then(|splitter| splitter.sticky.clone()),
                 splits: splits.filter_map(split).collect(),
+                mirror,
             }
         }
     };
     let routes = match graph.routes.as_slice() {
-        [] => vec![route(None, &graph.start)],
-        routes => routes.iter().map(|it| route(it.definition.as_ref(), &it.next)).collect(),
+        [] => vec![route(None, &graph.start, None)],
+        routes => {
+            let mirror = |it: &Route| it.mirror.as_ref().and_then(position);
+            let routes = routes.iter();
+            routes.map(|it| route(it.definition.as_ref(), &it.next, mirror(it))).collect()
+        }
     };
     Routing { routes, ends }
 }

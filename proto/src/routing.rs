@@ -43,6 +43,9 @@ impl TryFrom<v1::Routing> for Routing {
         if splits.any(|split| split.end >= ends.len()) {
             return Err(Invalid::new("split_view.end", "there is no such end"));
         }
+        if routes.iter().any(|route| route.mirror.is_some_and(|end| end >= ends.len())) {
+            return Err(Invalid::new("route_view.mirror", "there is no such end"));
+        }
         Ok(Self { routes, ends })
     }
 }
@@ -53,6 +56,7 @@ impl From<&RouteView> for v1::RouteView {
             definition_json: json_out(route.definition.as_ref()),
             sticky_json: json_out(route.sticky.as_ref()),
             splits: route.splits.iter().map(Into::into).collect(),
+            mirror: route.mirror.map(|end| u32::try_from(end).unwrap_or(u32::MAX)),
         }
     }
 }
@@ -65,6 +69,7 @@ impl TryFrom<v1::RouteView> for RouteView {
             definition: json_in("route_view.definition_json", &route.definition_json)?,
             sticky: json_in("route_view.sticky_json", &route.sticky_json)?,
             splits: each(route.splits)?,
+            mirror: route.mirror.map(|end| end as usize),
         })
     }
 }

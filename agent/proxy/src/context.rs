@@ -52,6 +52,8 @@ pub(crate) struct Context {
     pub(crate) connections_max: usize,
     pub(crate) requests: Rc<Cell<usize>>,
     pub(crate) requests_max: usize,
+    /// Copies of requests under way.
+    pub(crate) mirrors: Rc<Cell<usize>>,
 }
 
 /// One request's place under the limit.
@@ -124,6 +126,15 @@ impl Context {
         })
     }
 
+    /// A place for one more copy of a request; none when there are too many.
+    pub(crate) fn mirror_slot(&self) -> Option<Slot> {
+        let count = self.mirrors.get();
+        (count < MIRRORS_MAX).then(|| {
+            self.mirrors.set(count + 1);
+            Slot(self.mirrors.clone())
+        })
+    }
+
     /// Returns within `span` after `token` is cancelled, at a moment of its own: those who wait
     /// for the same do not all act at once.
     pub(crate) async fn after(&self, token: CancellationToken, span: Duration) {
@@ -180,6 +191,8 @@ impl Context {
     }
 }
 
+/// Copies of requests that one worker has under way: none is worth more than what is copied.
+const MIRRORS_MAX: usize = 64;
 /// Flow-control windows: enough for a full stream over a region, bounded for a slow reader.
 pub(crate) const STREAM_WINDOW: u32 = 1024 * 1024;
 pub(crate) const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;

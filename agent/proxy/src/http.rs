@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep};
 
 pub(crate) use crate::report::{ATTEMPT_HEADER, REQUEST_ID_HEADER};
 use crate::report::{Trail, answered};
+use crate::throttle::Throttle;
 use crate::trailers::Trailers;
 
 /// A word of [`Reason`]: set on answers that a proxy gave itself.
@@ -273,6 +274,15 @@ impl Outgoing {
         }
     }
 
+    /// The same once more; none where it is not in memory.
+    pub(crate) fn copy(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Kept(bytes) => Some(Self::Kept(bytes.clone())),
+            Self::Arriving(..) => None,
+        }
+    }
+
     /// Whether it can be sent, again or for the first time.
     pub(crate) const fn is_whole(&self) -> bool {
         !matches!(self, Self::Arriving(None, _))
@@ -406,6 +416,8 @@ pub(crate) struct Body {
     /// Longest silence.
     idle: Option<Duration>,
     silence: Option<Pin<Box<Sleep>>>,
+    /// How fast it may pass; none at any rate.
+    throttle: Option<Box<Throttle>>,
 }
 
 /// Why an answer broke off.
@@ -429,6 +441,7 @@ impl Body {
             timer: None,
             idle: None,
             silence: None,
+            throttle: None,
             trail: None,
         }
     }
@@ -445,6 +458,7 @@ impl Body {
             trail: None,
             idle: None,
             silence: None,
+            throttle: None,
         };
         if is_over {
             body.end(End::Complete);
@@ -461,6 +475,12 @@ impl Body {
     /// The same, broken off when nothing came for `idle`.
     pub(crate) fn silent_for(mut self, idle: Option<Duration>) -> Self {
         self.idle = idle;
+        self
+    }
+
+    /// The same, at no more bytes in a second.
+    pub(crate) fn at_rate(mut self, per_second: Option<u64>) -> Self {
+        self.throttle = per_second.map(|per_second| Box::new(Throttle::new(per_second)));
         self
     }
 
@@ -500,7 +520,11 @@ impl http_body::Body for Body {
             }
             Kind::Stream(incoming) => incoming,
         };
-        match Pin::new(&mut *incoming).poll_frame(cx) {
+        let polled = match &mut this.throttle {
+            None => Pin::new(&mut *incoming).poll_frame(cx),
+            Some(throttle) => throttle.poll_frame(cx, incoming),
+        };
+        match polled {
             Poll::Ready(Some(Ok(mut frame))) => {
                 this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
                 if let Some(trailers) = frame.trailers_mut() {
@@ -508,7 +532,8 @@ impl http_body::Body for Body {
                     answered(this.trail.as_ref(), trailers);
                 }
                 this.silence = None;
-                if incoming.is_end_stream() {
+                let holds = this.throttle.as_ref().is_some_and(|throttle| throttle.holds());
+                if !holds && incoming.is_end_stream() {
                     this.end(End::Complete);
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -530,7 +555,8 @@ impl http_body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.kind.is_end_stream()
+        let holds = self.throttle.as_ref().is_some_and(|throttle| throttle.holds());
+        !holds && self.kind.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

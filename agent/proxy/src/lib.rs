@@ -31,6 +31,7 @@ mod judge;
 mod watch;
 mod report;
 mod trailers;
+mod throttle;
 mod http;
 mod admit;
 mod relay;

@@ -228,6 +228,7 @@ pub(crate) async fn run(start: Start) {
         connections_max: share(limits.connections),
         requests: Rc::default(),
         requests_max: share(limits.requests),
+        mirrors: Rc::default(),
         limits: limits.of_one(start.workers),
     });
     let mut worker = Worker::new(

@@ -8,6 +8,7 @@ mod header_edits;
 mod mesh_gateway;
 mod connections;
 mod inbound_limits;
+mod injection;
 mod load_balancer;
 mod rate_limits;
 mod retries;
@@ -35,6 +36,9 @@ pub use self::exported_services::{Consumer, ExportedService, ExportedServices};
 pub(crate) use self::fault::pattern;
 pub use self::header_edits::HeaderEdits;
 pub use self::inbound_limits::{InboundLimits, Shedding};
+pub use self::injection::{
+    FaultInjection, Injected, InjectedAbort, InjectedBandwidth, InjectedDelay, Mirror, Percentage,
+};
 pub use self::jwt_provider::{
     CacheConfig, Forwarding, HeaderLocation, JsonWebKeySet, JwtProvider, LocalKeys, Location,
     NamedLocation, RemoteKeys,

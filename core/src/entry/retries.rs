@@ -49,6 +49,24 @@ pub struct Retries {
     /// Retries a second that are allowed whatever the share.
     #[serde(alias = "budget_min_per_second", skip_serializing_if = "Option::is_none")]
     pub budget_min_per_second: Option<u32>,
+    /// After how long without an answer a request that may be repeated goes to another instance as
+    /// well; the first good answer counts.
+    #[serde(
+        default,
+        rename = "HedgeAfter",
+        alias = "hedge_after",
+        with = "duration::serde_option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub hedge_after: Option<Duration>,
+    /// The same: as long as this share of the last answers took, in percent.
+    #[serde(
+        default,
+        rename = "HedgePercentile",
+        alias = "hedge_percentile",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub hedge_percentile: Option<u8>,
 }
 
 impl Retries {
@@ -69,6 +87,7 @@ impl Retries {
             (self.per_try_timeout, "PerTryTimeout"),
             (self.backoff_base, "BackoffBase"),
             (self.backoff_max, "BackoffMax"),
+            (self.hedge_after, "HedgeAfter"),
         ];
         let is_bad = |span: Duration| span.is_zero() || span > SPAN_MAX;
         if let Some((_, field)) = spans.into_iter().find(|(span, _)| span.is_some_and(is_bad)) {
@@ -76,6 +95,12 @@ impl Retries {
         }
         if self.backoff_max.is_some_and(|most| self.backoff_base.is_some_and(|base| base > most)) {
             return Err(Fault::new(at("BackoffBase"), "it is above BackoffMax"));
+        }
+        if self.hedge_percentile.is_some_and(|percent| !(50..100).contains(&percent)) {
+            return Err(Fault::new(at("HedgePercentile"), "use 50 to 99"));
+        }
+        if self.hedge_percentile.is_some() && self.hedge_after.is_some() {
+            return Err(Fault::new(at("HedgePercentile"), "it cannot stand beside HedgeAfter"));
         }
         if self.budget_percent.is_some_and(|percent| percent > 100) {
             return Err(Fault::new(at("BudgetPercent"), "100 is the most"));
@@ -122,6 +147,9 @@ mod tests {
             (r#"{"PerTryTimeout":"0s"}"#, "Retries.PerTryTimeout"),
             (r#"{"BackoffBase":"2s","BackoffMax":"1s"}"#, "Retries.BackoffBase"),
             (r#"{"BudgetPercent":101}"#, "Retries.BudgetPercent"),
+            (r#"{"HedgeAfter":"0s"}"#, "Retries.HedgeAfter"),
+            (r#"{"HedgePercentile":100}"#, "Retries.HedgePercentile"),
+            (r#"{"HedgeAfter":"1s","HedgePercentile":95}"#, "Retries.HedgePercentile"),
         ];
         for (json, expected) in cases {
             let parsed: Retries = serde_json::from_str(json).expect(json);

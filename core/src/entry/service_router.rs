@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::EntryMeta;
 use super::fault::{Fault, check_label, check_pattern, check_service, check_tenancy};
 use super::header_edits::{HeaderEdits, check_name};
+use super::injection::{FaultInjection, Mirror};
 use crate::duration;
 
 /// `service-router/<service>`: the first route that a request matches counts; one that matches none
@@ -169,6 +170,12 @@ pub struct RouteDestination {
         skip_serializing_if = "Option::is_none"
     )]
     pub per_try_timeout: Option<Duration>,
+    /// Ours: faults that are made on purpose.
+    #[serde(alias = "fault_injection", skip_serializing_if = "Option::is_none")]
+    pub fault_injection: Option<FaultInjection>,
+    /// Ours: where copies of the requests go.
+    #[serde(alias = "mirror", skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Mirror>,
     /// What is changed in the requests.
     #[serde(alias = "request_headers", skip_serializing_if = "Option::is_none")]
     pub request_headers: Option<HeaderEdits>,
@@ -341,6 +348,9 @@ impl RouteDestination {
             }
         }
         self.check_times(at)?;
+        let (faults, mirror) = (&self.fault_injection, &self.mirror);
+        faults.as_ref().map_or(Ok(()), |faults| faults.check(&field("FaultInjection")))?;
+        mirror.as_ref().map_or(Ok(()), |mirror| mirror.check(&field("Mirror")))?;
         if self.num_retries > RETRIES_MAX {
             return Err(Fault::new(field("NumRetries"), format!("{RETRIES_MAX} is the most")));
         }

@@ -1373,6 +1373,9 @@ pub struct RouteView {
     pub sticky_json: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "3")]
     pub splits: ::prost::alloc::vec::Vec<SplitView>,
+    /// Position among the ends of the one that copies of requests go to.
+    #[prost(uint32, optional, tag = "120")]
+    pub mirror: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SplitView {

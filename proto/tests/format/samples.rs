@@ -648,6 +648,7 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
             definition: Some(route()),
             sticky: Some(sticky()),
             splits: vec![share],
+            mirror: Some(0),
         }],
         ends: vec![(end, Arc::new(service.clone()))],
     };

@@ -14,6 +14,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{Request, Uri};
 use rand::RngCore as _;
 
+use super::inject::Met;
 use super::{Current, Port};
 
 /// Where what is sent to one upstream goes.
@@ -56,6 +57,10 @@ pub(super) struct Way {
     pub(super) port: Rc<Port>,
     /// The rules, and which route and share of them; none where there is but one way.
     taken: Option<(Rc<Rules>, usize, usize)>,
+    /// Where a copy of the request goes.
+    pub(super) mirror: Option<Rc<Port>>,
+    /// What it met on purpose.
+    pub(super) met: Met,
 }
 
 impl Branches {
@@ -119,7 +124,16 @@ impl Branches {
         let mut rotation = self.rules.routes.get(at)?.rotation.borrow_mut();
         let (share, end) = rule.share(&head, &mut rotation)?;
         let port = self.ports.get(end)?.clone();
-        Some(Way { port, taken: Some((self.rules.clone(), at, share)) })
+        let mirror = rule.mirror.filter(|(_, percentage)| {
+            percentage.takes(port.context.random.borrow_mut().next_u64())
+        });
+        let mirror = mirror.and_then(|(end, _)| self.ports.get(end).cloned());
+        Some(Way {
+            port,
+            taken: Some((self.rules.clone(), at, share)),
+            mirror,
+            met: Met::default(),
+        })
     }
 }
 
@@ -134,7 +148,7 @@ impl Port {
         authority: &Authority,
     ) -> Result<Way, Reason> {
         match &*self.branches.borrow() {
-            None => Ok(Way { port: self.clone(), taken: None }),
+            None => Ok(Way { port: self.clone(), taken: None, mirror: None, met: Met::default() }),
             Some(branches) => branches.way(request, authority).ok_or(Reason::NoEndpoint),
         }
     }

@@ -121,11 +121,15 @@ impl Port {
             return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, 0);
         }
         let admitted = Admitted { request, source, upgrade, slot, was_retried, started, id, trail };
-        way.port.clone().carry(way, admitted).await
+        let port = way.port.clone();
+        match way.makes_faults() {
+            false => port.carry(way, admitted).await,
+            true => Box::pin(port.carry_through_faults(way, admitted)).await,
+        }
     }
 
     /// Carries a request that was checked on its way: tries instances, reports once.
-    async fn carry(self: Rc<Self>, way: Way, admitted: Admitted) -> Response<Body> {
+    pub(super) async fn carry(self: Rc<Self>, way: Way, admitted: Admitted) -> Response<Body> {
         let Admitted { request, source, upgrade, slot, was_retried, started, id, trail } = admitted;
         let context = self.context.clone();
         let is_grpc = hygiene::is_grpc(request.headers());
@@ -157,13 +161,14 @@ impl Port {
                 Err(reason) => refuse(hygiene::status(reason), reason, 1),
             };
         }
-        let deadline = Instant::now() + within(&chain, &parts.headers);
+        let deadline = Instant::now() + way.left(within(&chain, &parts.headers));
         let body = Outgoing::prepare(incoming, context.limits.replay_bytes, context.trailers());
         let body = match tokio::time::timeout_at(deadline, body).await {
             Ok(Ok(body)) => body,
             Ok(Err(_)) => return refuse(StatusCode::BAD_REQUEST, Reason::DownstreamReset, 0),
             Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, Reason::RequestTimeout, 0),
         };
+        way.copy(&parts, &body);
         let mut exchange = Exchange {
             hash: affinity.hash,
             policy,
@@ -218,7 +223,8 @@ impl Port {
         };
         let idle = way.policy().and_then(|policy| policy.idle_timeout);
         let arriving = |body| Body::arriving(body, deadline, Box::new(on_end));
-        response.map(|body| arriving(body).noting(trail).silent_for(idle))
+        let rate = way.met.bytes_per_second;
+        response.map(|body| arriving(body).noting(trail).silent_for(idle).at_rate(rate))
     }
 
     /// Reports a request whose sender went away before there was an answer.
@@ -352,8 +358,8 @@ impl Port {
 }
 
 /// A request that may go on, and what its end needs.
-struct Admitted {
-    request: Request<Incoming>,
+pub(super) struct Admitted {
+    pub(super) request: Request<Incoming>,
     /// Where it comes from, if that has a say in where it goes.
     source: Option<SocketAddr>,
     /// What it is to be upgraded to.
@@ -361,9 +367,9 @@ struct Admitted {
     slot: Slot,
     /// Whether it is itself part of a retry further up.
     was_retried: bool,
-    started: Duration,
-    id: HeaderValue,
-    trail: Option<Rc<Trail>>,
+    pub(super) started: Duration,
+    pub(super) id: HeaderValue,
+    pub(super) trail: Option<Rc<Trail>>,
 }
 
 /// What the upgrade of a request needs beside the request.
@@ -393,31 +399,31 @@ struct Told {
 }
 
 /// One request and its tries.
-struct Exchange<'a> {
-    port: &'a Rc<Port>,
+pub(super) struct Exchange<'a> {
+    pub(super) port: &'a Rc<Port>,
     chain: &'a Chain,
     /// What its route says.
     policy: Option<&'a Policy>,
-    terms: &'a Terms,
+    pub(super) terms: &'a Terms,
     /// What leads it to its instance.
     hash: Option<u64>,
     parts: http::request::Parts,
-    is_idempotent: bool,
-    body: Outgoing,
+    pub(super) is_idempotent: bool,
+    pub(super) body: Outgoing,
     /// Whether the request is itself part of a retry further up.
-    was_retried: bool,
+    pub(super) was_retried: bool,
     /// When all tries together must have given an answer.
     deadline: Instant,
-    attempts: u8,
+    pub(super) attempts: u8,
     /// How many of the attempts reached no application.
     free: u8,
-    tried: Vec<PeerId>,
+    pub(super) tried: Vec<PeerId>,
     sent: Rc<Cell<u64>>,
     trail: Option<Rc<Trail>>,
 }
 
 /// An answer worth passing on.
-struct Answer {
+pub(super) struct Answer {
     response: Response<Incoming>,
     /// Set where the callee's proxy answered, and not its application.
     decided: Option<Reason>,
@@ -429,7 +435,7 @@ struct Answer {
 }
 
 /// Why a try did not give an answer to pass on.
-struct Failure {
+pub(super) struct Failure {
     /// Ok where the application answered, with an error.
     reason: Reason,
     end: retry::End,
@@ -464,7 +470,7 @@ impl Failure {
 
 /// How long all tries of a request together may take: as long as the chain says, or its own gRPC
 /// deadline where that is shorter.
-fn within(chain: &Chain, headers: &HeaderMap) -> Duration {
+pub(super) fn within(chain: &Chain, headers: &HeaderMap) -> Duration {
     let asked = hygiene::grpc_timeout(headers);
     asked.map_or(chain.request_timeout, |asked| asked.min(chain.request_timeout))
 }
@@ -486,8 +492,15 @@ fn hand_over(response: &mut Response<Incoming>, way: &Way, cookie: Option<Header
     }
 }
 
+impl Answer {
+    /// Its body.
+    pub(super) fn into_body(self) -> Incoming {
+        self.response.into_body()
+    }
+}
+
 impl<'a> Exchange<'a> {
-    fn new(
+    pub(super) fn new(
         port: &'a Rc<Port>,
         chain: &'a Chain,
         terms: &'a Terms,
@@ -513,9 +526,28 @@ impl<'a> Exchange<'a> {
             trail: None,
         }
     }
+
+    /// The same request for a second try beside the first; none where its body is not in memory.
+    pub(super) fn twin(&self) -> Option<Self> {
+        let (parts, body) = (self.parts.clone(), self.body.copy()?);
+        let twin = Self::new(self.port, self.chain, self.terms, parts, body, self.deadline);
+        let tried = self.tried.clone();
+        let (policy, was_retried) = (self.policy, self.was_retried);
+        Some(Self { policy, was_retried, attempts: self.attempts + 1, tried, ..twin })
+    }
 }
 
 impl Exchange<'_> {
+    /// Makes one try, and no other.
+    ///
+    /// # Errors
+    /// Why it gave no good answer.
+    pub(super) async fn once(&mut self, picked: Picked<'_>) -> Result<Answer, Reason> {
+        self.attempts += 1;
+        let attempted = Box::pin(self.attempt(picked, None)).await;
+        attempted.or_else(|failure| failure.answer.map(|answer| *answer).ok_or(failure.reason))
+    }
+
     /// Tries instances until one answers.
     ///
     /// # Errors
@@ -546,7 +578,10 @@ impl Exchange<'_> {
             let per_try = self.policy.and_then(|policy| policy.per_try_timeout);
             let per_try = may_retry.then_some(per_try.unwrap_or(self.terms.retry.per_try));
             let tried = self.begins(&picked);
-            let attempted = self.attempt(picked, per_try).await;
+            let attempted = match self.hedged_after() {
+                None => self.attempt(picked, per_try).await,
+                Some(after) => Box::pin(self.hedged(picked, per_try, after)).await,
+            };
             if let Some(tried) = tried {
                 let (reason, answer) = match &attempted {
                     Ok(answer) => (answer.decided.unwrap_or(Reason::Ok), Some(answer)),
@@ -660,7 +695,7 @@ impl Exchange<'_> {
     }
 
     /// Makes one try.
-    async fn attempt(
+    pub(super) async fn attempt(
         &mut self,
         picked: Picked<'_>,
         per_try: Option<Duration>,
@@ -731,6 +766,7 @@ impl Exchange<'_> {
             Some(fault) => picked.erred(latency, now, fault),
             None => picked.answered(latency, now),
         }
+        self.took(latency);
         let end = match terms::grpc_status(headers) {
             Some(code) => retry::End::Grpc(code),
             None => retry::End::Status(status.as_u16()),

@@ -5,7 +5,10 @@
 
 mod branch;
 mod dial;
+mod hedge;
 mod http;
+mod inject;
+mod mirror;
 mod reach;
 mod tcp;
 mod terms;
@@ -21,6 +24,7 @@ use hawser_core::budget::Budget;
 use hawser_core::catalog::{Endpoint, Protocol};
 use hawser_core::chain::Chain;
 use hawser_core::entry::{GatewayMode, Target};
+use hawser_core::hedge::Latencies;
 use hawser_core::name::{InstanceId, PeerName, ServiceName};
 use hawser_core::peering::{PeerGateway, PeerService};
 use hawser_core::policy::Policies;
@@ -62,6 +66,8 @@ pub(crate) struct Port {
     usage: Arc<Usage>,
     /// Cancelled when what decides where connections go changes, and made anew.
     changed: RefCell<CancellationToken>,
+    /// How long answers took lately, where hedging asks.
+    latencies: RefCell<Option<Box<Latencies>>>,
 }
 
 /// What the route was made of.
@@ -113,6 +119,7 @@ impl Port {
             terms: RefCell::new(Rc::new(terms)),
             usage,
             changed: RefCell::default(),
+            latencies: RefCell::default(),
         }
     }
 

@@ -16,6 +16,7 @@ pub(super) struct Metrics {
     pub(super) bytes: IntCounterVec,
     pub(super) retries: IntCounterVec,
     pub(super) ejections: IntCounterVec,
+    pub(super) on_purpose: OnPurpose,
     pub(super) refusals: IntCounterVec,
     pub(super) connections: IntGaugeVec,
     pub(super) log_dropped: IntCounterVec,
@@ -23,6 +24,33 @@ pub(super) struct Metrics {
     pub(super) edges_dropped: IntCounter,
     pub(super) overflow: IntCounter,
     pub(super) series: IntGauge,
+}
+
+/// What routes do beside carrying requests.
+pub(super) struct OnPurpose {
+    pub(super) faults: IntCounterVec,
+    pub(super) mirrored: IntCounterVec,
+}
+
+impl OnPurpose {
+    fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counters = |name: &str, help: &str, kind: &str| {
+            let labels = ["source", "destination", kind];
+            registered(registry, IntCounterVec::new(Opts::new(name, help), &labels)?)
+        };
+        Ok(Self {
+            faults: counters(
+                "hawser_proxy_faults_injected_total",
+                "Faults that routes made on purpose.",
+                "fault",
+            )?,
+            mirrored: counters(
+                "hawser_proxy_mirrored_total",
+                "Copies of requests, by what became of them.",
+                "outcome",
+            )?,
+        })
+    }
 }
 
 impl Metrics {
@@ -58,7 +86,7 @@ impl Metrics {
             )?,
             retries: counters(
                 "hawser_proxy_retries_total",
-                "Tries after the first, and those that the budget refused.",
+                "Tries after the first or beside it, and those that the budget refused.",
                 &["source", "destination", "outcome"],
             )?,
             ejections: counters(
@@ -66,6 +94,7 @@ impl Metrics {
                 "Instances ejected after failures in a row, counted by each worker.",
                 &["source", "destination"],
             )?,
+            on_purpose: OnPurpose::register(registry)?,
             refusals: counters(
                 "hawser_proxy_refusals_total",
                 "Connections refused before anything was relayed.",

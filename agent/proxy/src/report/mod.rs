@@ -504,6 +504,27 @@ impl Pair {
         *count += 1;
     }
 
+    /// Counts a second try beside one that takes long.
+    pub(crate) fn hedged(&self) {
+        let (_, source, destination) = &self.key;
+        let labels = [source.as_str(), destination.as_str(), "hedged"];
+        self.shared.metrics.retries.with_label_values(&labels).inc();
+    }
+
+    /// Counts a fault made on purpose.
+    pub(crate) fn injected(&self, fault: &str) {
+        let (_, source, destination) = &self.key;
+        let labels = [source.as_str(), destination.as_str(), fault];
+        self.shared.metrics.on_purpose.faults.with_label_values(&labels).inc();
+    }
+
+    /// Counts a copy of a request, by what became of it.
+    pub(crate) fn mirrored(&self, outcome: &str) {
+        let (_, source, destination) = &self.key;
+        let labels = [source.as_str(), destination.as_str(), outcome];
+        self.shared.metrics.on_purpose.mirrored.with_label_values(&labels).inc();
+    }
+
     /// Counts an ejection.
     pub(crate) fn ejected(&self) {
         self.is_dirty.set(true);
