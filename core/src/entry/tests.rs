@@ -251,7 +251,17 @@ fn a_bad_entry_is_refused_with_its_field() {
             to(r#"{"RequestHeaders":{"Add":{"x-hawser-reason":"ok"}}}"#),
             "Destination.RequestHeaders.Add: \"x-hawser-reason\" is written",
         ),
-        ("service-router/web", to(r#"{"Mirror":{}}"#), "unknown field `Mirror`"),
+        (
+            "service-router/web",
+            to(r#"{"Mirror":{"Percentage":5}}"#),
+            "Destination.Mirror: name a Service or a ServiceSubset",
+        ),
+        (
+            "service-router/web",
+            to(r#"{"FaultInjection":{"Abort":{"HTTPStatus":500}}}"#),
+            "Destination.FaultInjection.Abort.Percentage: it must be above 0",
+        ),
+        ("service-router/web", to(r#"{"Copies":{}}"#), "unknown field `Copies`"),
     ];
     for (key, json, expected) in cases {
         let json: String = json;
