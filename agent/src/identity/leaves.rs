@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use hawser_core::ca::Validity;
 use hawser_core::clock::UnixTime;
 use hawser_core::name::ServiceName;
 use hawser_core::spiffe::{Role, SpiffeId};
@@ -80,6 +81,27 @@ struct Next {
     failing_since: Option<UnixTime>,
     /// It is planned already for what made it outdated.
     is_hurried: bool,
+}
+
+impl Next {
+    /// Makes it sooner where it is later than anything could have planned it: the clock was ahead
+    /// then. `held` is when the credential that there is holds.
+    fn pull_in(&mut self, held: Option<&Validity>, now: UnixTime) {
+        let latest = match held {
+            Some(held) if self.failing_since.is_none() => {
+                let latest = held.renew_at(now, PERMILLE_MAX).unwrap_or(now);
+                latest.max(now.plus(RENEW_GAP_MIN))
+            }
+            _ => now.plus(BACKOFF_MAX),
+        };
+        if self.at > latest {
+            self.at = latest;
+            self.is_hurried = false;
+        }
+        if self.failing_since.is_some_and(|since| since > now) {
+            self.failing_since = Some(now);
+        }
+    }
 }
 
 impl Leaves {
@@ -174,6 +196,7 @@ impl Leaves {
                 failing_since: None,
                 is_hurried: false,
             });
+            next.pull_in(credential.map(|held| &held.validity), now);
             if let (Some(trust), Some(held)) = (&trust, credential)
                 && !trust.roots.is_empty()
                 && !next.is_hurried
@@ -279,5 +302,39 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const HURRY_WITHIN: Duration = Duration::from_secs(3);
 const RENEW_GAP_MIN: Duration = Duration::from_secs(1);
 const WAIT_MIN: Duration = Duration::from_millis(20);
+const PERMILLE_MAX: u16 = 1000;
 /// Sleeps are cut short, so that a clock that jumps is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_clock_that_was_ahead_planned_is_pulled_in() {
+        let noon = UnixTime::from_secs(1_000_000);
+        let hour = |hours: u64| noon.plus(Duration::from_secs(hours * 3_600));
+        let held = Validity { not_before: noon, not_after: hour(24) };
+        let out = Validity { not_before: noon, not_after: noon };
+        let latest = held.renew_at(noon, PERMILLE_MAX).expect("it holds");
+        let soon = noon.plus(RENEW_GAP_MIN);
+        let cases = [
+            // the credential, whether it fails, the plan, expected, why
+            (Some(&held), false, hour(13), hour(13), "as planned"),
+            (Some(&held), false, hour(30), latest, "after it has run out: the clock was ahead"),
+            (Some(&out), false, hour(30), soon, "it ran out: at once"),
+            (Some(&out), false, soon, soon, "but in no tight loop"),
+            (Some(&held), true, hour(30), noon.plus(BACKOFF_MAX), "a failure is tried again"),
+            (None, false, hour(30), noon.plus(BACKOFF_MAX), "a new service waits for none"),
+        ];
+        for (held, fails, at, expected, why) in cases {
+            let failing_since = fails.then(|| hour(30));
+            let backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
+            let mut next = Next { at, backoff, failing_since, is_hurried: true };
+            next.pull_in(held, noon);
+            assert_eq!(next.at, expected, "{why}");
+            assert_eq!(next.is_hurried, at == expected, "{why}: planned anew");
+            assert!(next.failing_since.is_none_or(|since| since <= noon), "{why}");
+        }
+    }
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hawser_core::view::View;
 use hawser_proto::v1;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Request;
@@ -25,6 +25,7 @@ pub(crate) async fn run(
 ) {
     let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
     let mut changes = membership.subscribe();
+    let mut renewed_at: Option<Instant> = None;
     loop {
         let Some(held) = changes.borrow_and_update().clone() else {
             tokio::select! {
@@ -42,6 +43,7 @@ pub(crate) async fn run(
             }
             _ => due,
         };
+        let due = due.max(now.plus(gap(renewed_at, Instant::now())));
         // What changes is looked at again, but not what is due already put off by it.
         let waits = due.since(now) > VIEWS_WITHIN;
         tokio::select! {
@@ -56,6 +58,7 @@ pub(crate) async fn run(
         match renew(&servers, &held).await {
             Ok(renewed) => {
                 backoff.reset();
+                renewed_at = Some(Instant::now());
                 if let Err(why) = renewed.keep(&folder) {
                     tracing::error!(%why, "the node certificate could not be kept on disk");
                 }
@@ -71,6 +74,13 @@ pub(crate) async fn run(
             }
         }
     }
+}
+
+/// How long to leave a certificate alone that was renewed at `renewed_at`: where the host's clock is
+/// ahead, each new one has run out as it comes.
+fn gap(renewed_at: Option<Instant>, now: Instant) -> Duration {
+    let since = renewed_at.map(|at| now.duration_since(at));
+    since.map_or(Duration::ZERO, |since| AGAIN_AFTER.saturating_sub(since))
 }
 
 async fn renew(servers: &Servers, held: &Membership) -> Result<Membership, RenewError> {
@@ -109,9 +119,26 @@ pub(crate) enum RenewError {
 const CALL: Duration = Duration::from_secs(10);
 /// Never in a tight loop, whatever a server signs.
 const GAP_MIN: Duration = Duration::from_secs(1);
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// Longer than a fleet takes to ask for new certificates.
 const VIEWS_WITHIN: Duration = Duration::from_secs(90);
 const BACKOFF_BASE: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// Sleeps are cut short, so that a clock that jumps is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_was_just_renewed_is_left_alone() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for (renewed_at, now, expected) in
+            [(None, 0, 0), (Some(at(0)), 0, 10), (Some(at(0)), 9, 1), (Some(at(0)), 60, 0)]
+        {
+            assert_eq!(gap(renewed_at, at(now)), Duration::from_secs(expected), "{now} s");
+        }
+    }
+}
