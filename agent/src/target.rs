@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use hawser_api::definition::CheckKind;
+use http::Method;
 use http::uri::Authority;
 
 use crate::resolve;
@@ -63,6 +64,22 @@ pub(crate) fn is_local(kind: &CheckKind, own: &[Option<IpAddr>]) -> bool {
             }
             Err(_) => target.host.eq_ignore_ascii_case("localhost"),
         },
+    }
+}
+
+/// Whether this host has `address`, so that a socket here can have it.
+pub(crate) fn is_here(address: IpAddr) -> bool {
+    std::net::UdpSocket::bind((address, 0)).is_ok()
+}
+
+/// Whether `kind` only learns that somebody is there: it says nothing that whoever declared it chose.
+pub(crate) fn is_harmless(kind: &CheckKind) -> bool {
+    match kind {
+        CheckKind::Http { method, headers, body, .. } => {
+            method == Method::GET && headers.is_empty() && body.is_empty()
+        }
+        CheckKind::Tcp { .. } | CheckKind::Grpc { .. } => true,
+        CheckKind::Ttl(_) | CheckKind::Script { .. } | CheckKind::Alias { .. } => true,
     }
 }
 

@@ -14,7 +14,7 @@ use hawser_api::definition::{CheckKind, CheckSpec};
 use hawser_core::health::Status;
 use hawser_core::name::CheckId;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
@@ -89,13 +89,14 @@ async fn watch_one(local: Arc<Local>, spec: Arc<CheckSpec>) {
         _ => {
             sleep(clock::up_to(spec.interval.min(FIRST_RUN_WITHIN))).await;
             loop {
-                let started = tokio::time::Instant::now();
-                let found = timeout(spec.timeout, once(&spec.kind)).await.unwrap_or_else(|_| {
+                let started = Instant::now();
+                let run = once(&spec.kind, local.shows_answer(&spec));
+                let found = timeout(spec.timeout, run).await.unwrap_or_else(|_| {
                     Found::critical(format_args!("no answer within {:?}", spec.timeout))
                 });
                 local.observe(&spec, found.status, &found.output);
                 let next = clock::jittered(spec.interval).max(INTERVAL_MIN);
-                tokio::time::sleep_until(started + next).await;
+                sleep_until(started + next).await;
             }
         }
     }
@@ -105,8 +106,7 @@ async fn watch_one(local: Arc<Local>, spec: Arc<CheckSpec>) {
 async fn lapse(local: &Local, spec: &Arc<CheckSpec>) {
     let mut said = None;
     while let Some(at) = local.lapses_at(spec) {
-        let wait = at.since(clock::now());
-        if wait.is_zero() {
+        if at <= Instant::now() {
             if said != Some(at) {
                 local.observe(spec, Status::Critical, "TTL expired");
                 said = Some(at);
@@ -114,13 +114,13 @@ async fn lapse(local: &Local, spec: &Arc<CheckSpec>) {
             // The next report wakes nobody; look again soon.
             sleep(TTL_LOOK_EVERY).await;
         } else {
-            sleep(wait).await;
+            sleep_until(at).await;
         }
     }
 }
 
-/// Runs a check once.
-async fn once(kind: &CheckKind) -> Found {
+/// Runs a check once; `shows_answer`: what an HTTP check was answered is part of the finding.
+async fn once(kind: &CheckKind, shows_answer: bool) -> Found {
     let target = match target::of(kind) {
         Some(Ok(target)) => Some(target),
         Some(Err(why)) => return Found::critical(why),
@@ -136,7 +136,8 @@ async fn once(kind: &CheckKind) -> Found {
             let name = tls_server_name.as_deref().unwrap_or(&host);
             let is_secure = url.scheme_str() == Some("https");
             let tls = is_secure.then(|| (trust(*tls_skip_verify), name));
-            probe::http(HttpRequest { target, url, method, headers, body, tls }).await
+            let ask = HttpRequest { target, url, method, headers, body, tls, shows_answer };
+            probe::http(ask).await
         }
         (CheckKind::Tcp { .. }, Some(target)) => probe::tcp(&target).await,
         (
@@ -173,6 +174,8 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::config::ScriptChecks;
+    use crate::local::Rules;
 
     /// An HTTP server that gives every connection the same answer.
     async fn answering(answer: &'static str) -> SocketAddr {
@@ -209,17 +212,56 @@ mod tests {
             ("HTTP/1.1 500 Oh\r\n\r\n", Status::Critical),
             ("SSH-2.0-x\r\n", Status::Critical),
         ] {
-            let found = once(&http(answering(answer).await)).await;
+            let found = once(&http(answering(answer).await), true).await;
             assert_eq!(found.status, status, "{answer:?}: {}", found.output);
             assert!(!found.output.contains("s3cret"), "{}", found.output);
         }
     }
 
     #[tokio::test]
+    async fn what_a_foreign_address_answers_is_not_shown() {
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\ns3cret";
+        for (shows_answer, expected) in [(true, true), (false, false)] {
+            let found = once(&http(answering(answer).await), shows_answer).await;
+            assert_eq!(found.status, Status::Passing);
+            assert_eq!(found.output.contains("Output: s3cret"), expected, "{}", found.output);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ttl_check_lapses_by_a_clock_that_nobody_sets() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let definition = serde_json::json!({ "Name": "web", "Check": { "TTL": "10s" } });
+        let rules = Rules {
+            scripts: ScriptChecks::Off,
+            address: [127, 0, 0, 1].into(),
+            bind: [127, 0, 0, 1].into(),
+            ports: 21_000..=21_255,
+        };
+        let services = vec![definition.try_into().expect("good")];
+        let opened = Local::open(rules, folder.path().to_owned(), services, vec![]);
+        let local = Arc::new(opened.expect("opened").0);
+        let id: CheckId = "service:web".parse().expect("an id");
+        local.report(&id, Status::Passing, "ok").expect("a ttl");
+        let drain = CancellationToken::new();
+        let running = tokio::spawn(run(local.clone(), drain.clone()));
+        let mut changes = local.changes();
+        // The wall stands still meanwhile: only the other clock is moved.
+        let lapsed = timeout(Duration::from_secs(60), async {
+            while local.all_checks()[0].status != Status::Critical {
+                changes.changed().await.expect("it lives");
+            }
+        });
+        lapsed.await.expect("it lapsed");
+        drain.cancel();
+        running.await.expect("no panic");
+    }
+
+    #[tokio::test]
     async fn a_long_body_is_cut() {
         let body = "x".repeat(100_000);
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n{body}");
-        let found = once(&http(answering(answer.leak()).await)).await;
+        let found = once(&http(answering(answer.leak()).await), true).await;
         assert_eq!(found.status, Status::Passing);
         assert!(found.output.len() < 5000, "{}", found.output.len());
     }
@@ -228,12 +270,12 @@ mod tests {
     async fn a_tcp_check_connects_or_fails() {
         let address = answering("").await;
         let kind = |address: String| CheckKind::Tcp { address: address.into() };
-        assert_eq!(once(&kind(address.to_string())).await.status, Status::Passing);
+        assert_eq!(once(&kind(address.to_string()), true).await.status, Status::Passing);
         let closed = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = closed.local_addr().expect("bound");
         drop(closed);
-        assert_eq!(once(&kind(address.to_string())).await.status, Status::Critical);
-        let metadata = once(&kind("169.254.169.254:80".into())).await;
+        assert_eq!(once(&kind(address.to_string()), true).await.status, Status::Critical);
+        let metadata = once(&kind("169.254.169.254:80".into()), true).await;
         assert!(metadata.output.contains("checks do not ask there"), "{}", metadata.output);
     }
 }

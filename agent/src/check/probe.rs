@@ -70,6 +70,8 @@ pub(crate) struct HttpRequest<'a> {
     pub(crate) body: &'a Arc<str>,
     /// None: in clear text.
     pub(crate) tls: Option<(Trust, &'a str)>,
+    /// Whether the body of the answer is part of what is found.
+    pub(crate) shows_answer: bool,
 }
 
 /// Connects, and that is all.
@@ -116,7 +118,10 @@ async fn http_on(
     let request = request.body(Full::new(Bytes::copy_from_slice(ask.body.as_bytes())))?;
     let response = send.send_request(request).await?;
     let code = response.status();
-    let printed = printed(response.into_body()).await;
+    let printed = match ask.shows_answer {
+        true => printed(response.into_body()).await,
+        false => "(not shown: this host does not have the address that was asked)".to_owned(),
+    };
     let status = match code {
         _ if code.is_success() => Status::Passing,
         StatusCode::TOO_MANY_REQUESTS => Status::Warning,

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hawser_api::definition::{CheckDefinition, CheckKind, CheckSpec, Service, ServiceDefinition};
+use hawser_api::definition::{CheckDefinition, CheckKind, CheckSpec, ServiceDefinition, Sidecar};
 use hawser_core::anti_entropy::Rows;
 use hawser_core::catalog::{Check, Instance};
 use hawser_core::clock::UnixTime;
@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::config::{Gateway, ScriptChecks};
+use crate::target;
 use ports::Ports;
 use store::{Remembered, Store};
 
@@ -61,7 +62,7 @@ pub(crate) struct Standing {
     pub(crate) spec: Arc<CheckSpec>,
     /// What is reported.
     pub(crate) status: Status,
-    /// When somebody last reported, for a TTL check.
+    /// When somebody last reported, for a TTL check: by the wall, to be kept on disk.
     pub(crate) reported_at: Option<UnixTime>,
 }
 
@@ -95,6 +96,15 @@ pub enum RegisterError {
              file"
     )]
     ForeignTarget {
+        /// Which check.
+        check: CheckId,
+    },
+    /// It would ask an address that the API chose more than whether somebody is there.
+    #[error(
+        "check {check}: a check registered by the API may only GET from an address that this host \
+             does not have, without Header and Body: declare it in a file"
+    )]
+    ForeignRequest {
         /// Which check.
         check: CheckId,
     },
@@ -183,6 +193,8 @@ struct Inner {
     ports: Ports,
     maintenance: BTreeMap<Option<InstanceId>, Arc<str>>,
     remembered: BTreeMap<CheckId, Remembered>,
+    /// Checks of definitions that came by the API, deregistered since by themselves.
+    dropped: BTreeSet<CheckId>,
 }
 
 struct Entry {
@@ -191,7 +203,12 @@ struct Entry {
     is_own: bool,
     origin: Origin,
     gauge: Gauge,
+    /// By the wall, to be kept on disk.
     reported_at: Option<UnixTime>,
+    /// When a report is due, for a TTL check: by a clock that nobody sets.
+    lapses_at: Option<Instant>,
+    /// The API chose an address that this host does not have: the answer is not shown.
+    is_foreign: bool,
     output: Arc<str>,
     published: Arc<str>,
     published_at: Option<Instant>,
@@ -227,9 +244,12 @@ impl Local {
                 refused.extend(local.declare_service(definition, Origin::Api, false).err());
             }
         }
+        local.drop_again(kept.dropped);
         for definition in kept.checks {
             let id = &definition.check().id;
-            if !local.lock().checks.contains_key(id) {
+            // One beside a service's own of the same id came after it.
+            let is_free = |held: &Entry| held.origin == Origin::Api;
+            if local.lock().checks.get(id).is_none_or(is_free) {
                 refused.extend(local.declare_check(definition, Origin::Api).err());
             }
         }
@@ -294,6 +314,7 @@ impl Local {
         let kept = definition.clone();
         self.declare_service(definition, Origin::Api, replaces_checks)?;
         self.store.keep_service(&kept)?;
+        self.store.keep_dropped(&self.lock().dropped);
         Ok(())
     }
 
@@ -347,7 +368,7 @@ impl Local {
             if inner.services.get(id).is_some_and(|held| held.origin == Origin::Own) {
                 return Err(Unknown::Own(id.clone()));
             }
-            inner.services.remove(id).ok_or_else(|| Unknown::Service(id.clone()))?;
+            let gone = inner.services.remove(id).ok_or_else(|| Unknown::Service(id.clone()))?;
             let mut dropped = Vec::new();
             inner.checks.retain(|check, entry| {
                 let stays = entry.spec.instance.as_ref() != Some(id);
@@ -358,6 +379,14 @@ impl Local {
             });
             if inner.maintenance.remove(&Some(id.clone())).is_some() {
                 self.store.keep_maintenance(&inner.maintenance);
+            }
+            let defined = gone.definition.service().checks.iter().map(|check| &check.id);
+            let count = inner.dropped.len();
+            for check in defined {
+                inner.dropped.remove(check);
+            }
+            if inner.dropped.len() < count {
+                self.store.keep_dropped(&inner.dropped);
             }
             dropped
         };
@@ -371,10 +400,30 @@ impl Local {
 
     /// Removes a check.
     pub(crate) fn deregister_check(&self, id: &CheckId) -> Result<(), Unknown> {
-        self.lock().checks.remove(id).ok_or_else(|| Unknown::Check(id.clone()))?;
+        {
+            let mut inner = self.lock();
+            let gone = inner.checks.remove(id).ok_or_else(|| Unknown::Check(id.clone()))?;
+            let is_in_definition = gone.origin == Origin::Api && inner.is_defined(id, &gone.spec);
+            if is_in_definition && inner.dropped.len() < CHECKS_MAX {
+                inner.dropped.insert(id.clone());
+                self.store.keep_dropped(&inner.dropped);
+            }
+        }
         self.store.forget_check(id);
         self.wake();
         Ok(())
+    }
+
+    /// Takes away what was deregistered before the restart, and forgets of it what is no more.
+    fn drop_again(&self, dropped: BTreeSet<CheckId>) {
+        let mut inner = self.lock();
+        for id in dropped {
+            let is_there = |held: &Entry| held.is_own && held.origin == Origin::Api;
+            if inner.checks.get(&id).is_some_and(is_there) {
+                inner.checks.remove(&id);
+                inner.dropped.insert(id);
+            }
+        }
     }
 
     /// Puts a service, or with none the whole node, into maintenance with `reason`, or with none
@@ -404,10 +453,11 @@ impl Local {
     pub(crate) fn report(&self, id: &CheckId, status: Status, output: &str) -> Result<(), Unknown> {
         let mut inner = self.lock();
         let entry = inner.checks.get_mut(id).ok_or_else(|| Unknown::Check(id.clone()))?;
-        if !matches!(entry.spec.kind, CheckKind::Ttl(_)) {
+        let CheckKind::Ttl(lifetime) = entry.spec.kind else {
             return Err(Unknown::NotTtl(id.clone()));
-        }
+        };
         entry.reported_at = Some(clock::now());
+        entry.lapses_at = Some(Instant::now() + lifetime);
         let changed = entry.take(status, output);
         drop(inner);
         self.announce(changed);
@@ -428,15 +478,14 @@ impl Local {
     }
 
     /// When the last report on a TTL check lapses; none when nobody ever reported.
-    pub(crate) fn lapses_at(&self, spec: &Arc<CheckSpec>) -> Option<UnixTime> {
+    pub(crate) fn lapses_at(&self, spec: &Arc<CheckSpec>) -> Option<Instant> {
         let inner = self.lock();
-        let entry = inner.checks.get(&spec.id).filter(|entry| Arc::ptr_eq(&entry.spec, spec))?;
-        match (&entry.spec.kind, entry.reported_at) {
-            (CheckKind::Ttl(lifetime), Some(reported_at)) => {
-                Some(Ttl { lifetime: *lifetime, reported_at }.lapses_at())
-            }
-            _ => None,
-        }
+        inner.checks.get(&spec.id).filter(|entry| Arc::ptr_eq(&entry.spec, spec))?.lapses_at
+    }
+
+    /// Whether the answer to a run of `spec` may be shown to whoever may read checks.
+    pub(crate) fn shows_answer(&self, spec: &CheckSpec) -> bool {
+        self.lock().checks.get(&spec.id).is_some_and(|entry| !entry.is_foreign)
     }
 
     /// Every service, by id.
@@ -599,8 +648,10 @@ impl Local {
         if !inner.services.contains_key(&id) && inner.services.len() >= SERVICES_MAX {
             return Err(RegisterError::Full { what: "services", max: SERVICES_MAX });
         }
-        for check in &service.checks {
-            self.admit_check(&inner, check, origin, service.instance.address)?;
+        let mut checks = Vec::new();
+        for check in service.checks {
+            let is_foreign = self.admit_check(&inner, &check, origin, service.instance.address)?;
+            checks.push((check, is_foreign));
         }
         let mesh_port = match &service.sidecar {
             Some(sidecar) if sidecar.local_address.is_some() => {
@@ -624,19 +675,15 @@ impl Local {
             }
             _ => None,
         };
-        inner.admit_upstreams(&service)?;
+        inner.admit_upstreams(&id, service.sidecar.as_ref())?;
         let instance = Instance { mesh_port, gateway, ..service.instance };
-        inner.checks.retain(|_, entry| {
-            let is_ours = entry.spec.instance.as_ref() == Some(&id);
-            let stays = service.checks.iter().any(|check| check.id == entry.spec.id);
-            !is_ours || stays || !(entry.is_own || replaces_checks)
-        });
-        for check in service.checks {
-            inner.put_check(check, true, origin);
-        }
+        let replaced = inner.replace_checks(&id, checks, origin, replaces_checks);
         inner.services.insert(id, Arc::new(Declared { definition, instance, origin }));
         self.store.keep_ports(inner.ports.all());
         drop(inner);
+        for check in replaced {
+            self.store.forget_check(&check);
+        }
         self.wake();
         Ok(())
     }
@@ -658,20 +705,22 @@ impl Local {
                 None => return Err(RegisterError::UnknownService { instance: id.clone() }),
             },
         };
-        self.admit_check(&inner, &spec, origin, address)?;
-        inner.put_check(spec, false, origin);
+        let is_foreign = self.admit_check(&inner, &spec, origin, address)?;
+        inner.put_check(spec, false, origin, is_foreign);
         drop(inner);
         self.wake();
         Ok(())
     }
 
+    /// Refuses what `origin` may not declare; answers whether it asks an address that is not the
+    /// host's, on the word of the API alone.
     fn admit_check(
         &self,
         inner: &Inner,
         spec: &CheckSpec,
         origin: Origin,
         address: Option<IpAddr>,
-    ) -> Result<(), RegisterError> {
+    ) -> Result<bool, RegisterError> {
         match inner.checks.get(&spec.id) {
             Some(held) if held.spec.instance != spec.instance => {
                 return Err(RegisterError::CheckTaken { check: spec.id.clone() });
@@ -689,11 +738,18 @@ impl Local {
         if matches!(spec.kind, CheckKind::Script { .. }) && !may_script {
             return Err(RegisterError::ScriptsOff { check: spec.id.clone() });
         }
-        let own = [Some(self.rules.address), Some(self.rules.bind), address];
-        if origin == Origin::Api && !crate::target::is_local(&spec.kind, &own) {
-            return Err(RegisterError::ForeignTarget { check: spec.id.clone() });
+        let own = [Some(self.rules.address), Some(self.rules.bind), None];
+        if origin != Origin::Api || target::is_local(&spec.kind, &own) {
+            return Ok(false);
         }
-        Ok(())
+        let Some(address) = address.filter(|_| target::is_local(&spec.kind, &[address])) else {
+            return Err(RegisterError::ForeignTarget { check: spec.id.clone() });
+        };
+        let is_foreign = !target::is_here(address);
+        if is_foreign && !target::is_harmless(&spec.kind) {
+            return Err(RegisterError::ForeignRequest { check: spec.id.clone() });
+        }
+        Ok(is_foreign)
     }
 
     fn is_from_file(&self, id: &InstanceId) -> bool {
@@ -719,10 +775,19 @@ impl Local {
 }
 
 impl Inner {
+    /// Whether the definition of the service that `spec` is about has a check with this id.
+    fn is_defined(&self, id: &CheckId, spec: &CheckSpec) -> bool {
+        let service = spec.instance.as_ref().and_then(|instance| self.services.get(instance));
+        service.is_some_and(|held| held.definition.service().checks.iter().any(|c| c.id == *id))
+    }
+
     /// Refuses the local ports of upstreams that other services have.
-    fn admit_upstreams(&self, service: &Service) -> Result<(), RegisterError> {
-        let id = &service.instance.id;
-        for upstream in service.sidecar.iter().flat_map(|sidecar| &sidecar.upstreams) {
+    fn admit_upstreams(
+        &self,
+        id: &InstanceId,
+        sidecar: Option<&Sidecar>,
+    ) -> Result<(), RegisterError> {
+        for upstream in sidecar.into_iter().flat_map(|sidecar| &sidecar.upstreams) {
             let others = self.services.values().filter(|held| held.instance.id != *id);
             for held in others {
                 let theirs = held.definition.service().sidecar.iter().flat_map(|s| &s.upstreams);
@@ -735,13 +800,39 @@ impl Inner {
         Ok(())
     }
 
-    fn put_check(&mut self, spec: CheckSpec, is_own: bool, origin: Origin) {
+    /// Puts the checks of a service's definition in place of those that it had, and with `all` of
+    /// those that were registered beside it; answers which of these are gone.
+    fn replace_checks(
+        &mut self,
+        service: &InstanceId,
+        checks: Vec<(CheckSpec, bool)>,
+        origin: Origin,
+        all: bool,
+    ) -> Vec<CheckId> {
+        let mut replaced = Vec::new();
+        self.checks.retain(|id, entry| {
+            let is_ours = entry.spec.instance.as_ref() == Some(service);
+            let stays = checks.iter().any(|(check, _)| check.id == *id);
+            let goes = is_ours && (stays || entry.is_own || all);
+            if goes && !entry.is_own {
+                replaced.push(id.clone());
+            }
+            !goes || stays
+        });
+        for (check, is_foreign) in checks {
+            self.dropped.remove(&check.id);
+            self.put_check(check, true, origin, is_foreign);
+        }
+        replaced
+    }
+
+    fn put_check(&mut self, spec: CheckSpec, is_own: bool, origin: Origin, is_foreign: bool) {
         let id = spec.id.clone();
         if let Some(held) = self.checks.get_mut(&id)
             && *held.spec == spec
         {
             // Declared again as it was: its history stands.
-            (held.is_own, held.origin) = (is_own, origin);
+            (held.is_own, held.origin, held.is_foreign) = (is_own, origin, is_foreign);
             return;
         }
         let remembered = self.remembered.remove(&id).filter(|kept| kept.kind == spec.kind.as_str());
@@ -749,16 +840,20 @@ impl Inner {
             Some(kept) => (kept.status, kept.reported_at),
             None => (spec.initial, None),
         };
-        let reported_at = match spec.kind {
-            // The first report is owed within one lifetime of the declaration.
-            CheckKind::Ttl(_) => reported_at.or_else(|| Some(clock::now())),
-            _ => None,
+        let (reported_at, lapses_at) = match spec.kind {
+            CheckKind::Ttl(lifetime) => {
+                let (reported_at, left) = taken_up(lifetime, reported_at, clock::now());
+                (Some(reported_at), Some(Instant::now() + left))
+            }
+            _ => (None, None),
         };
         let entry = Entry {
             is_own,
             origin,
             gauge: Gauge::new(spec.thresholds, status),
             reported_at,
+            lapses_at,
+            is_foreign,
             output: "".into(),
             published: "".into(),
             published_at: None,
@@ -834,6 +929,20 @@ impl Entry {
             output: output.clone(),
             instance: self.spec.instance.clone(),
         }
+    }
+}
+
+/// When the report on a TTL check counts as given, and for how much longer it holds, at `now`; the one
+/// that was kept on disk is the last whose status differed. One that has lapsed since says nothing
+/// about the service: the next is owed within one lifetime, as it is after the declaration.
+fn taken_up(lifetime: Duration, kept: Option<UnixTime>, now: UnixTime) -> (UnixTime, Duration) {
+    let is_good = |reported_at: &UnixTime| {
+        let kept = Ttl { lifetime, reported_at: *reported_at };
+        *reported_at <= now && !kept.has_lapsed(now)
+    };
+    match kept.filter(is_good) {
+        Some(reported_at) => (reported_at, lifetime.saturating_sub(now.since(reported_at))),
+        None => (now, lifetime),
     }
 }
 
@@ -930,6 +1039,108 @@ mod tests {
         assert_eq!(local.service("web").expect("there").instance.port, 2);
         assert!(local.reload(vec![service(json!({ "Name": "db" }))], vec![]).is_empty());
         assert_eq!(ids(&local), ["db"]);
+    }
+
+    #[test]
+    fn a_report_that_was_kept_counts_only_while_it_holds() {
+        let noon = UnixTime::from_secs(1_000_000);
+        let ago = |seconds: u64| UnixTime::from_secs(1_000_000 - seconds);
+        let ttl = Duration::from_secs(30);
+        for (kept, expected, left, why) in [
+            (None, noon, 30, "declared just now"),
+            (Some(ago(10)), ago(10), 20, "it holds a while"),
+            (Some(ago(30)), noon, 30, "it lapsed: nothing was written while nothing changed"),
+            (Some(ago(90_000)), noon, 30, "a day ago"),
+            (Some(noon.plus(ttl)), noon, 30, "the clock was ahead"),
+        ] {
+            let expected = (expected, Duration::from_secs(left));
+            assert_eq!(taken_up(ttl, kept, noon), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn what_is_gone_stays_so_after_a_restart() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let web = |checks: Value| service(json!({ "Name": "web", "Port": 1, "Checks": checks }));
+        let both = || json!([{ "CheckID": "a", "TTL": "1h" }, { "CheckID": "b", "TTL": "1h" }]);
+        let beside = |id: &str, ttl: &str| -> CheckDefinition {
+            let check = json!({ "ID": id, "Name": id, "TTL": ttl, "ServiceID": "web" });
+            check.try_into().expect("good")
+        };
+        let id = |text: &str| -> CheckId { text.parse().expect("an id") };
+        let held = |local: &Local| -> Vec<String> {
+            let shown = |check: &Standing| match check.spec.kind {
+                CheckKind::Ttl(ttl) => format!("{} {}", check.spec.id, ttl.as_secs()),
+                _ => String::new(),
+            };
+            local.checks().iter().map(shown).collect()
+        };
+        let again = |local: Local| {
+            let before = held(&local);
+            drop(local);
+            let local = open(folder.path(), &[]);
+            assert_eq!(held(&local), before, "as before the restart");
+            local
+        };
+        let local = open(folder.path(), &[]);
+        local.register_service(web(both()), false).expect("taken");
+        local.register_check(beside("c", "5s")).expect("taken");
+        local.register_check(beside("b", "6s")).expect("taken");
+        assert_eq!(held(&local), ["a 3600", "b 6", "c 5"]);
+        let local = again(local);
+        local.deregister_check(&id("a")).expect("there");
+        local.deregister_check(&id("b")).expect("there");
+        assert_eq!(held(&local), ["c 5"]);
+        let local = again(local);
+        let local = again(local);
+        local.register_service(web(both()), true).expect("taken");
+        assert_eq!(held(&local), ["a 3600", "b 3600"], "named again, and the one beside replaced");
+        let local = again(local);
+        local.register_check(beside("a", "7s")).expect("taken");
+        local.register_service(web(both()), false).expect("taken");
+        assert_eq!(held(&local), ["a 3600", "b 3600"], "the definition came last");
+        let local = again(local);
+        local.deregister_check(&id("a")).expect("there");
+        local.deregister_service(&"web".parse().expect("an id")).expect("there");
+        local.register_service(web(both()), false).expect("taken");
+        assert_eq!(held(&again(local)), ["a 3600", "b 3600"], "another service of the same id");
+    }
+
+    #[test]
+    fn an_address_that_the_api_chose_is_only_looked_at() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let local = open(folder.path(), &[]);
+        // For documentation: no host has it.
+        let at = |check: Value| {
+            service(json!({ "Name": "x", "Address": "192.0.2.7", "Port": 80, "Check": check }))
+        };
+        let http = |more: Value| {
+            let mut check = json!({ "HTTP": "http://192.0.2.7/up", "Interval": "1s" });
+            let fields = more.as_object().expect("an object").clone();
+            check.as_object_mut().expect("an object").extend(fields);
+            check
+        };
+        for (check, is_taken, why) in [
+            (http(json!({})), true, "a container is asked whether it is up"),
+            (json!({ "TCP": "192.0.2.7:80", "Interval": "1s" }), true, "no more than a connection"),
+            (json!({ "GRPC": "192.0.2.7:80", "Interval": "1s" }), true, "no more than its health"),
+            (http(json!({ "Method": "PUT" })), false, "it may change something"),
+            (http(json!({ "Header": { "X-Token": ["x"] } })), false, "it may pass for somebody"),
+            (http(json!({ "Body": "x" })), false, "it may say something"),
+            (json!({ "TCP": "192.0.2.8:80", "Interval": "1s" }), false, "somebody else's"),
+        ] {
+            let taken = local.register_service(at(check), false);
+            assert_eq!(taken.is_ok(), is_taken, "{why}: {taken:?}");
+            if is_taken {
+                let spec = local.checks()[0].spec.clone();
+                assert!(!local.shows_answer(&spec), "{why}");
+            }
+        }
+        let here = json!({ "Name": "y", "Address": "127.0.0.2", "Port": 80, "Check":
+            { "HTTP": "http://127.0.0.2/up", "Method": "PUT", "Interval": "1s" } });
+        local.register_service(service(here), false).expect("this host's own address");
+        let check = local.checks().into_iter().find(|check| check.spec.id.as_str() == "service:y");
+        assert!(local.shows_answer(&check.expect("there").spec));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the host's declarations keep on disk: one file per service and check, 0600.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,7 @@ pub(super) struct Kept {
     pub(super) ports: BTreeMap<InstanceId, u16>,
     pub(super) maintenance: BTreeMap<Option<InstanceId>, Arc<str>>,
     pub(super) statuses: BTreeMap<CheckId, Remembered>,
+    pub(super) dropped: BTreeSet<CheckId>,
 }
 
 impl Store {
@@ -56,6 +57,7 @@ impl Store {
             ports: one(&folder.join(PORTS)).unwrap_or_default(),
             maintenance: maintenance.into_iter().collect(),
             statuses: one(&folder.join(STATUSES)).unwrap_or_default(),
+            dropped: one(&folder.join(DROPPED)).unwrap_or_default(),
         };
         Ok((Self { folder }, kept))
     }
@@ -94,6 +96,14 @@ impl Store {
     pub(super) fn keep_maintenance(&self, held: &BTreeMap<Option<InstanceId>, Arc<str>>) {
         let pairs: Vec<_> = held.iter().collect();
         said(keep(&self.folder.join(MAINTENANCE), &pairs));
+    }
+
+    /// Keeps which checks of definitions were deregistered by themselves.
+    pub(super) fn keep_dropped(&self, dropped: &BTreeSet<CheckId>) {
+        let path = self.folder.join(DROPPED);
+        if one::<BTreeSet<CheckId>>(&path).unwrap_or_default() != *dropped {
+            said(keep(&path, dropped));
+        }
     }
 
     /// Keeps how the checks stand.
@@ -146,3 +156,4 @@ const CHECKS: &str = "checks";
 const PORTS: &str = "ports.json";
 const MAINTENANCE: &str = "maintenance.json";
 const STATUSES: &str = "statuses.json";
+const DROPPED: &str = "dropped.json";
