@@ -338,7 +338,7 @@ impl Agent {
             config.http.map(|address| listen(address, &mut inherited.sockets)).transpose()?;
         let dns = config.dns.map(|config| bind(config, &mut inherited.sockets)).transpose()?;
         let listening = Listening::new(&proxy, http.as_ref(), dns.as_ref())?;
-        let addresses = listening.addresses()?;
+        let (addresses, stopping) = (listening.addresses()?, CancellationToken::new());
         let host = Arc::new(Host {
             node: Node {
                 name: config.node,
@@ -350,7 +350,7 @@ impl Agent {
             datacenter: config.datacenter,
             is_server: config.is_server,
             version: config.version,
-            acl: token::Acl::new(config.acl),
+            acl: token::Acl::open(config.acl, &folder, stopping.clone()),
             bind: config.bind,
             local,
             servers,
@@ -364,14 +364,14 @@ impl Agent {
             logs: config.logs,
             listeners: listeners_of(proxy.clone()),
             reloads: watch::Sender::new(0),
-            stopping: CancellationToken::new(),
+            stopping,
             leave: CancellationToken::new(),
             changes: Arc::default(),
             holds: watch::Sender::new(false),
         });
         let ready = watch::Sender::new(host.missing().is_empty());
         if let Some(before) = inherited.before {
-            hand_over::ready(&before)?;
+            hand_over::ready(&before, &folder)?;
             tracing::info!("this process took the agent's sockets over");
         }
         Ok(Self {
@@ -635,7 +635,11 @@ async fn hand_over(
     lock: &File,
 ) -> Result<Successor, HandOverError> {
     tracing::info!("another process takes over");
-    let turn = timeout(LEAVE, host.changes.clone().write_owned()).await.ok();
+    let Ok(turn) = timeout(LEAVE, host.changes.clone().write_owned()).await else {
+        // What is declared right now would be lost between the two.
+        asker.refuse("what its API was asked for is not done yet: try again".to_owned()).await;
+        return Err(HandOverError::Busy);
+    };
     let holding = Holding::begin(&host.holds, turn);
     host.local.save_states();
     let view = host.views.borrow().clone();
@@ -650,11 +654,11 @@ async fn hand_over(
 /// The API leaves new connections alone and changes nothing, until this is dropped.
 struct Holding<'a> {
     holds: &'a watch::Sender<bool>,
-    _turn: Option<OwnedRwLockWriteGuard<()>>,
+    _turn: OwnedRwLockWriteGuard<()>,
 }
 
 impl<'a> Holding<'a> {
-    fn begin(holds: &'a watch::Sender<bool>, turn: Option<OwnedRwLockWriteGuard<()>>) -> Self {
+    fn begin(holds: &'a watch::Sender<bool>, turn: OwnedRwLockWriteGuard<()>) -> Self {
         holds.send_replace(true);
         Self { holds, _turn: turn }
     }
@@ -1480,6 +1484,25 @@ mod tests {
         assert!(left.is_ok_and(|left| left.is_ok()), "it stayed");
         agent.stop().await.expect("a good end");
         server.kill().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nothing_is_handed_over_while_a_declaration_is_under_way() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fake = Fake::new();
+        let server = fake.listen(None).await;
+        let join = Join::Token(fake.token());
+        let agent = Running::start(folder.path(), server.address, join, &[web()]).await;
+        until_ready(&agent).await;
+        let declaring = agent.handle.host.changes.read().await;
+        let path = folder.path().join("data");
+        let taken = tokio::task::spawn_blocking(move || hand_over::take(&path).map(drop)).await;
+        let taken = taken.expect("no panic");
+        assert!(matches!(taken, Err(HandOverError::Refused(_))), "{taken:?}");
+        drop(declaring);
+        let beat = json!({ "Name": "beat", "Port": 7 }).to_string();
+        assert_eq!(agent.put("/v1/agent/service/register", &beat).await.0, 200, "it goes on");
+        agent.stop().await.expect("a good end");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

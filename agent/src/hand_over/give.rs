@@ -61,6 +61,16 @@ impl Offer {
 }
 
 impl Asker {
+    /// Tells it that it will not take over now, and why.
+    pub(crate) async fn refuse(self, why: String) {
+        let Self { connection, .. } = self;
+        let refused = Message::Refused { why };
+        let told = blocking(move || channel::send(&connection, &refused, &[])).await;
+        if let Err(why) = told {
+            tracing::debug!(%why, "the successor was not told that it is refused");
+        }
+    }
+
     /// Sends it `sockets` and waits until it serves from them.
     ///
     /// # Errors

@@ -33,6 +33,9 @@ pub enum HandOverError {
     /// It runs as another user.
     #[error("the other process runs as user {0}")]
     Stranger(u32),
+    /// This process is in the middle of what it was asked for.
+    #[error("this agent has not done yet what its API was asked for")]
+    Busy,
     /// It will not be replaced.
     #[error("the running agent refuses: {0}")]
     Refused(String),
@@ -167,6 +170,23 @@ const DNS_TCP: &str = "dns-tcp";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_successor_does_not_speak_beside_a_predecessor_that_went_back() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let ended = || {
+            let (mine, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+            // It can be told something, and says nothing.
+            theirs.shutdown(std::net::Shutdown::Write).expect("shut");
+            (mine, theirs)
+        };
+        let waiting = channel::listen(folder.path(), SOCKET).expect("bound");
+        let (connection, _other) = ended();
+        assert!(ready(&connection, folder.path()).is_err(), "it waits for another: it goes on");
+        drop(waiting);
+        let (connection, _other) = ended();
+        ready(&connection, folder.path()).expect("it is gone");
+    }
 
     #[test]
     fn sockets_are_known_again_by_their_names() {

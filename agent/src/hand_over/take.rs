@@ -45,12 +45,15 @@ pub(crate) fn take(folder: &Path) -> Result<Option<Taken>, HandOverError> {
 /// Says that this process serves, and waits until the other speaks for the node no more.
 ///
 /// # Errors
-/// [`HandOverError`] when the other cannot be told: then it still serves, and this one must not.
-pub(crate) fn ready(connection: &UnixStream) -> Result<(), HandOverError> {
+/// [`HandOverError`] when the other cannot be told, or waits for another successor already: then it
+/// still serves, and this one must not.
+pub(crate) fn ready(connection: &UnixStream, folder: &Path) -> Result<(), HandOverError> {
     channel::send(connection, &Message::Ready, &[])?;
     match channel::receive(connection) {
         Ok((Message::Leaving, _)) => Ok(()),
         Ok(_) => Err(HandOverError::Unexpected),
+        // It stopped waiting for this one, and went back to serve.
+        Err(why) if channel::connect(folder, SOCKET)?.is_some() => Err(why),
         // It was told, or it is gone: either way it does not speak for long.
         Err(why) => {
             tracing::warn!(%why, "the agent before this one did not say that it leaves");
