@@ -9,8 +9,7 @@ use std::time::Duration;
 use hawser_core::catalog::Locality;
 use hawser_core::jwt::KeyRing;
 use hawser_core::view::View;
-use http::header::{self, HeaderValue};
-use http::{Response, StatusCode, Version};
+use hawser_http1::server::Settings;
 use hyper_util::rt::TokioTimer;
 use rand::Rng as _;
 use rand::rngs::SmallRng;
@@ -30,6 +29,8 @@ use crate::watch::Watchlist;
 /// What everything in one worker needs.
 pub(crate) struct Context {
     pub(crate) limits: Limits,
+    /// What HTTP/1.1 connections of callers, of applications here, and to applications share.
+    pub(crate) http1: Http1,
     pub(crate) locality: Locality,
     pub(crate) clock: Monotonic,
     pub(crate) view: RefCell<Arc<View>>,
@@ -56,6 +57,30 @@ pub(crate) struct Context {
     pub(crate) mirrors: Rc<Cell<usize>>,
 }
 
+/// What HTTP/1.1 connections share.
+pub(crate) struct Http1 {
+    pub(crate) inbound: Settings,
+    pub(crate) outbound: Settings,
+    pub(crate) client: Rc<hawser_http1::Limits>,
+}
+
+impl Http1 {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let (limits, date) = (Rc::new(limits.http1()), Rc::default());
+        let settings =
+            |refusal| Settings { limits: limits.clone(), date: Rc::clone(&date), refusal };
+        Self {
+            inbound: settings(
+                "x-hawser-reason: bad_request\r\nx-hawser-decided-by: server_proxy\r\n",
+            ),
+            outbound: settings(
+                "x-hawser-reason: bad_request\r\nx-hawser-decided-by: client_proxy\r\n",
+            ),
+            client: limits.clone(),
+        }
+    }
+}
+
 /// One request's place under the limit.
 pub(crate) struct Slot(Rc<Cell<usize>>);
 
@@ -75,34 +100,24 @@ impl Drop for ConnectionHeld {
 }
 
 impl Context {
-    /// Ends when an HTTP connection must be told to finish.
+    /// Ends when an idle HTTP/1.1 connection is to be closed.
     ///
     /// Where another process accepts in this one's place, nothing hurries: closing an idle
-    /// connection would lose the request that may be on its way in it. So an HTTP/1.1 connection
-    /// ends with its next answer, see [`Context::say_last`], and one of HTTP/2 is told once it
-    /// shows itself as that by a request, with `is_http2`.
-    pub(crate) async fn finishing(&self, is_http2: &Notify) {
+    /// connection would lose the request that may be on its way in it. So it ends with its next
+    /// answer then, which says so.
+    pub(crate) async fn idle_ends(&self) {
         self.drain.cancelled().await;
         if self.is_succeeded.load(Ordering::Acquire) {
-            is_http2.notified().await;
+            std::future::pending::<()>().await;
         }
     }
 
-    /// Makes `response` the last of its connection, where connections end so.
-    pub(crate) fn say_last<B>(
-        &self,
-        version: Version,
-        response: &mut Response<B>,
-        is_http2: &Notify,
-    ) {
-        if !self.drain.is_cancelled() {
-            return;
-        }
-        if version == Version::HTTP_2 {
-            is_http2.notify_one();
-        } else if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
+    /// Ends when an HTTP/2 connection must be told to finish: where nothing hurries, once it has
+    /// shown by a request, with `has_asked`, that it is used.
+    pub(crate) async fn finishing(&self, has_asked: &Notify) {
+        self.drain.cancelled().await;
+        if self.is_succeeded.load(Ordering::Acquire) {
+            has_asked.notified().await;
         }
     }
 

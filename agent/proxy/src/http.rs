@@ -14,7 +14,6 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 pub(crate) use crate::report::{ATTEMPT_HEADER, REQUEST_ID_HEADER};
@@ -238,6 +237,65 @@ pub(crate) fn verdict(headers: &HeaderMap) -> Option<Reason> {
     Some(word.parse().unwrap_or(Reason::UpstreamProtocol))
 }
 
+/// A message's body as it arrives, in either protocol.
+pub(crate) enum Incoming {
+    Http1(hawser_http1::Body),
+    Http2(hyper::body::Incoming),
+}
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("the connection of the body failed")]
+    Http1(#[source] hawser_http1::Error),
+    #[error("the stream of the body failed")]
+    Http2(#[source] hyper::Error),
+}
+
+impl Incoming {
+    /// Whether the message asks for a change of its connection's protocol.
+    pub(crate) fn is_upgrade(&self) -> bool {
+        matches!(self, Self::Http1(body) if body.is_upgrade())
+    }
+
+    /// What becomes of the connection, where the message asks to change its protocol.
+    pub(crate) fn on_upgrade(&mut self) -> Option<hawser_http1::OnUpgrade> {
+        match self {
+            Self::Http1(body) => body.on_upgrade(),
+            Self::Http2(_) => None,
+        }
+    }
+}
+
+impl http_body::Body for Incoming {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match self.get_mut() {
+            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(Broken::Http1),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Broken::Http2),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
+}
+
 /// A request's body on its way: kept where it is small, so that it can be sent again.
 pub(crate) enum Outgoing {
     /// Nothing.
@@ -257,7 +315,7 @@ impl Outgoing {
         incoming: Incoming,
         most: u64,
         trailers: Rc<Trailers>,
-    ) -> Result<Self, hyper::Error> {
+    ) -> Result<Self, Broken> {
         if incoming.is_end_stream() {
             return Ok(Self::Empty);
         }
@@ -348,12 +406,12 @@ impl Kind {
 
 impl http_body::Body for Sending {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = &mut *self;
         let frame = match &mut this.kind {
             Kind::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
@@ -424,7 +482,7 @@ pub(crate) struct Body {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error("the upstream broke off")]
-    Upstream(#[source] hyper::Error),
+    Upstream(#[source] Broken),
     #[error("the answer took longer than the request's timeout")]
     Timeout,
 }

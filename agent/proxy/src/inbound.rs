@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use hawser_core::catalog::Protocol;
 use hawser_core::chain::Chain;
 use hawser_core::clock::Index;
@@ -20,16 +21,15 @@ use hawser_core::normal::Forwarded;
 use hawser_core::policy::Policies;
 use hawser_core::reason::{DecidedBy, Reason};
 use hawser_core::view::ServiceView;
+use hawser_http1::{OnUpgrade, client, server};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::Authority;
 use http::{Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admit::{admit, sound};
 use crate::context::Context;
 use crate::guard::{Admitted, Guard, Intake, Load, Refused};
-use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing};
+use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Outgoing};
 use crate::judge::{Upgraded, judge};
 use crate::lifespan::Lifespan;
 use crate::pool::{Idle, Line, Lines};
@@ -186,13 +186,16 @@ impl Port {
             let view = context.view.borrow();
             (Ruled::new(&view, &caller.id, &self.service, is_http), view.index)
         };
+        let made_known = HeaderValue::try_from(format!("By={};URI={}", identity.id, caller.id))
+            .map_err(|_| Reason::MalformedIdentity)?;
         let rule = ruled.rule();
         let listed = context.watched.watch(caller, peer, Some(ruled));
         listed.watched.note(&context.view.borrow(), rule);
         let pair = context.report.pair(Reporter::Server, &source, &self.service);
         let (listed, protocol) = (Rc::new((listed, open)), chain.protocol);
+        let (port, caller) = (self.clone(), made_known);
         let connection =
-            Connection { port: self.clone(), listed, source, pair, protocol, view_index, from };
+            Connection { port, listed, source, pair, protocol, view_index, from, caller };
         if is_http {
             let superseded = identity.superseded.clone();
             Box::pin(connection.serve_http(stream, wire, superseded)).await;
@@ -244,6 +247,8 @@ struct Connection {
     view_index: Index,
     /// The host that the connection came from.
     from: HeaderValue,
+    /// Who proved to be at its other end, and to whom.
+    caller: HeaderValue,
 }
 
 impl Connection {
@@ -328,60 +333,62 @@ impl Connection {
     async fn serve_http(self, stream: TlsStream<Wide>, wire: Wire, superseded: CancellationToken) {
         let (context, listed) = (self.port.context.clone(), self.listed.clone());
         let renewed = context.after(superseded, RENEWED_WITHIN);
-        let watched = &listed.0.watched;
-        let limits = &context.limits;
-        let is_upgradable = wire != Wire::H2;
-        let is_http2 = Rc::new(Notify::new());
-        let seen = is_http2.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
-            let (connection, seen) = (self.clone(), seen.clone());
-            async move {
-                let (context, version) = (connection.port.context.clone(), request.version());
-                let mut response = connection.answer(request, is_upgradable).await;
-                context.say_last(version, &mut response, &seen);
-                Ok::<_, std::convert::Infallible>(response)
-            }
+        if wire != Wire::H2 {
+            return self.serve_http1(stream, renewed).await;
+        }
+        let cut = &listed.0.watched.cut;
+        let service = service_fn(move |request: Request<_>| {
+            let answering = self.clone().answer(request.map(Incoming::Http2));
+            async move { Ok::<_, std::convert::Infallible>(answering.await) }
         });
-        let io = TokioIo::new(stream);
-        if wire == Wire::H2 {
-            let mut builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
-            context.tune_http2(&mut builder);
-            let mut serving = std::pin::pin!(builder.serve_connection(io, service));
+        let mut builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
+        context.tune_http2(&mut builder);
+        let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            biased;
+            () = cut.cancelled() => return,
+            _ = serving.as_mut() => return,
+            () = context.drain.cancelled() => serving.as_mut().graceful_shutdown(),
+            () = renewed => serving.as_mut().graceful_shutdown(),
+        }
+        tokio::select! {
+            () = cut.cancelled() => {}
+            _ = serving => {}
+        }
+    }
+
+    /// Serves a caller whose proxy is not one of ours; until its leaf is to be shown anew, when
+    /// `renewed` ends.
+    async fn serve_http1(self, stream: TlsStream<Wide>, renewed: impl Future<Output = ()>) {
+        let (context, listed) = (self.port.context.clone(), self.listed.clone());
+        let (connection, ending) = (self.clone(), context.drain.child_token());
+        let answer = move |request: Request<_>| self.clone().answer(request.map(Incoming::Http1));
+        let idle_ends = async {
+            ending.cancelled().await;
+            if context.drain.is_cancelled() {
+                context.idle_ends().await;
+            }
+        };
+        let (ahead, settings) = (BytesMut::new(), &context.http1.inbound);
+        let serving = server::serve(stream, ahead, settings, answer, &ending, idle_ends);
+        let (mut serving, mut renewed) = (std::pin::pin!(serving), std::pin::pin!(renewed));
+        let ended = loop {
             tokio::select! {
                 biased;
-                () = watched.cut.cancelled() => return,
-                _ = serving.as_mut() => return,
-                () = context.drain.cancelled() => serving.as_mut().graceful_shutdown(),
-                () = renewed => serving.as_mut().graceful_shutdown(),
+                () = listed.0.watched.cut.cancelled() => return,
+                ended = serving.as_mut() => break ended,
+                () = renewed.as_mut(), if !ending.is_cancelled() => ending.cancel(),
             }
-            tokio::select! {
-                () = watched.cut.cancelled() => {}
-                _ = serving => {}
-            }
-        } else {
-            let mut builder = hyper::server::conn::http1::Builder::new();
-            builder
-                .timer(TokioTimer::new())
-                .header_read_timeout(limits.head)
-                .max_headers(limits.headers)
-                .max_buf_size(limits.header_bytes as usize);
-            let mut serving = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
-            tokio::select! {
-                biased;
-                () = watched.cut.cancelled() => return,
-                _ = serving.as_mut() => return,
-                () = context.finishing(&is_http2) => serving.as_mut().graceful_shutdown(),
-                () = renewed => serving.as_mut().graceful_shutdown(),
-            }
-            tokio::select! {
-                () = watched.cut.cancelled() => {}
-                _ = serving => {}
-            }
+        };
+        if let Some(fault) = ended.err().and_then(|error| error.fault()) {
+            let record = connection.record(Reason::BadRequest, context.clock.now());
+            let status = Some(fault.status().as_u16());
+            connection.pair.record(&Record { status, ..record });
         }
     }
 
     /// Answers one request, and reports it once its answer has ended.
-    async fn answer(self, mut request: Request<Incoming>, is_upgradable: bool) -> Response<Body> {
+    async fn answer(self, mut request: Request<Incoming>) -> Response<Body> {
         let context = self.port.context.clone();
         let started = context.clock.now();
         let is_grpc = hygiene::is_grpc(request.headers());
@@ -407,8 +414,8 @@ impl Connection {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::ViewMissing);
         };
         let within = hygiene::deadline(request.headers());
-        let upgrade =
-            self.cleanse(request.headers_mut(), rules.forwarded, within).filter(|_| is_upgradable);
+        let upgrade = self.cleanse(request.headers_mut(), rules.forwarded, within);
+        let upgrade = upgrade.filter(|_| request.body().is_upgrade());
         forward(trail.as_ref(), request.headers_mut());
         let came = upgrade.is_some().then(|| request.headers().clone());
         let proved = match self.judge(&mut request, &authority) {
@@ -527,24 +534,13 @@ impl Connection {
         loop {
             let is_kept = kept.is_some();
             let mut sender = match kept.take() {
-                Some(mut sender) => match sender.ready().await {
-                    Ok(()) => sender,
-                    Err(_) => continue,
-                },
+                Some(sender) => sender,
                 None => {
                     let stream = port.dial(chain.local_connect_timeout).await?;
-                    let (sender, connection) = http1::Builder::new()
-                        .max_headers(limits.headers)
-                        .max_buf_size(limits.header_bytes as usize)
-                        .handshake(TokioIo::new(stream))
-                        .await
-                        .map_err(|_| Reason::ApplicationUnreachable)?;
-                    tokio::task::spawn_local(connection);
-                    sender
+                    client::handshake(stream, context.http1.client.clone())
                 }
             };
-            let try_ = Request::from_parts(parts.clone(), body.body(sent));
-            match sender.try_send_request(try_).await {
+            match sender.try_send_request(&parts, body.body(sent)).await {
                 Ok(response) => {
                     let (port, clock) = (port.clone(), context.clock);
                     let keep = move |end: End| {
@@ -553,19 +549,19 @@ impl Connection {
                             port.idle.keep(sender, clock.now(), most);
                         }
                     };
-                    return Ok((response, Box::new(keep)));
+                    return Ok((response.map(Incoming::Http1), Box::new(keep)));
                 }
-                Err(mut failed) => {
-                    let is_untaken = failed.take_message().map(|unsent| {
-                        body.restore(unsent.into_body());
-                    });
-                    let error = failed.into_error();
-                    let may_repeat = is_untaken.is_some()
-                        || (hygiene::is_idempotent(&parts.method) && body.is_repeatable());
-                    if is_kept && may_repeat && body.is_whole() && !error.is_parse() {
+                Err(failed) => {
+                    if let Some(unsent) = failed.body {
+                        body.restore(unsent);
+                    }
+                    let may_repeat = body.is_whole()
+                        && (!failed.was_sent
+                            || (hygiene::is_idempotent(&parts.method) && body.is_repeatable()));
+                    if is_kept && may_repeat && failed.error.fault().is_none() {
                         continue;
                     }
-                    return Err(application_reason(&error));
+                    return Err(http1_reason(&failed.error, failed.was_sent));
                 }
             }
         }
@@ -604,7 +600,10 @@ impl Connection {
             let place = port.lines.place(most, limits.streams, connect).await?;
             let try_ = Request::from_parts(parts.clone(), body.body(sent));
             match place.sender().try_send_request(try_).await {
-                Ok(response) => return Ok((response, Box::new(move |_| drop(place)))),
+                Ok(response) => {
+                    let response = response.map(Incoming::Http2);
+                    return Ok((response, Box::new(move |_| drop(place))));
+                }
                 Err(mut failed) => {
                     let is_untaken = failed.take_message().map(|unsent| {
                         body.restore(unsent.into_body());
@@ -633,20 +632,20 @@ impl Connection {
     ) -> Result<Sent, Reason> {
         let port = &self.port;
         let stream = port.dial(chain.local_connect_timeout).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|_| Reason::ApplicationUnreachable)?;
-        tokio::task::spawn_local(connection.with_upgrades());
-        let downstream = hyper::upgrade::on(&mut request);
+        let mut sender = client::handshake(stream, port.context.http1.client.clone());
+        let downstream = request.body_mut().on_upgrade();
         let headers = request.headers_mut();
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, to);
-        let request = request
-            .map(|incoming| Outgoing::Arriving(Some(incoming), port.context.trailers()).body(sent));
-        let mut response =
-            sender.send_request(request).await.map_err(|error| application_reason(&error))?;
+        let (parts, incoming) = request.into_parts();
+        let body = Outgoing::Arriving(Some(incoming), port.context.trailers()).body(sent);
+        let sending = sender.try_send_request(&parts, body).await;
+        let response = sending.map_err(|failed| http1_reason(&failed.error, failed.was_sent))?;
+        let mut response = response.map(Incoming::Http1);
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let upstream = hyper::upgrade::on(&mut response);
+            let upstream = response.body_mut().on_upgrade();
+            let (downstream, upstream) =
+                downstream.zip(upstream).ok_or(Reason::UpstreamProtocol)?;
             let (context, listed) = (port.context.clone(), self.listed.clone());
             let life = Lifespan::new(&chain.policies, context.limits.tcp_idle);
             context.clone().tracker.spawn_local(async move {
@@ -669,13 +668,10 @@ impl Connection {
     ) -> Option<HeaderValue> {
         let attempt = headers.get(hygiene::ATTEMPT_HEADER).cloned();
         let upgrade = hygiene::strip(headers, forwarded);
-        let added =
-            [(hygiene::ATTEMPT_HEADER, attempt), (hygiene::CALLER_HEADER, self.caller_header())];
-        for (name, value) in added {
-            if let Some(value) = value {
-                headers.insert(name, value);
-            }
+        if let Some(attempt) = attempt {
+            headers.insert(hygiene::ATTEMPT_HEADER, attempt);
         }
+        headers.insert(hygiene::CALLER_HEADER, self.caller.clone());
         hygiene::attest_origin(headers, &self.from);
         if let Some(left) = deadline {
             hygiene::tell_grpc(headers, left);
@@ -701,11 +697,6 @@ impl Connection {
         self.watched().upgraded.keep(&upgraded);
         upgraded
     }
-
-    fn caller_header(&self) -> Option<HeaderValue> {
-        let by = self.port.identity.borrow().as_ref().map(|identity| identity.id.to_string())?;
-        HeaderValue::try_from(format!("By={by};URI={}", self.watched().peer.id)).ok()
-    }
 }
 
 /// Waits for an answer for as long as its caller does.
@@ -723,17 +714,16 @@ type Sent = (Response<Incoming>, Box<dyn FnOnce(End)>);
 /// Relays two upgraded connections until they end or are cut.
 pub(crate) async fn relay_upgraded(
     context: &Rc<Context>,
-    downstream: hyper::upgrade::OnUpgrade,
-    upstream: hyper::upgrade::OnUpgrade,
+    downstream: OnUpgrade,
+    upstream: OnUpgrade,
     cut: &CancellationToken,
     life: &Lifespan,
 ) -> (Moved, Result<(), Reason>) {
     let _counted = context.hold_connection();
     let mut moved = Moved::default();
-    let Ok((downstream, upstream)) = tokio::try_join!(downstream, upstream) else {
+    let Ok((mut downstream, mut upstream)) = tokio::try_join!(downstream, upstream) else {
         return (moved, Err(Reason::DownstreamReset));
     };
-    let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
     let ended = tokio::select! {
         biased;
         () = cut.cancelled() => Err(Reason::PolicyCut),
@@ -780,6 +770,19 @@ pub(crate) fn is_unprocessed(error: &hyper::Error) -> bool {
         source = inner.source();
     }
     false
+}
+
+/// The reason behind a failed exchange with an application that speaks HTTP/1.1.
+fn http1_reason(error: &hawser_http1::Error, was_sent: bool) -> Reason {
+    if error.fault().is_some() {
+        Reason::UpstreamProtocol
+    } else if error.is_message() {
+        Reason::DownstreamReset
+    } else if was_sent {
+        Reason::UpstreamReset
+    } else {
+        Reason::ApplicationUnreachable
+    }
 }
 
 fn application_reason(error: &hyper::Error) -> Reason {

@@ -15,8 +15,10 @@ pub struct Limits {
     pub handshake: Duration,
     /// Most TLS handshakes of callers under way at once, over all workers.
     pub handshakes: usize,
-    /// Longest wait for the head of an HTTP/1.1 request, idle time between requests included.
+    /// Longest time from the first byte of an HTTP/1.1 request's head to its last.
     pub head: Duration,
+    /// How long an HTTP/1.1 connection may wait for a request; after a request up to twice as long.
+    pub http_idle: Duration,
     /// Longest time that nothing moves on a TCP connection.
     pub tcp_idle: Duration,
     /// Longest try of a request while another try is possible and within the budget.
@@ -65,6 +67,17 @@ impl Limits {
         self.workers = workers;
         self
     }
+
+    /// Those of one HTTP/1.1 connection.
+    pub(crate) fn http1(&self) -> hawser_http1::Limits {
+        hawser_http1::Limits {
+            head_bytes: self.header_bytes as usize,
+            fields: self.headers,
+            target_bytes: self.target_bytes,
+            head: self.head,
+            idle: self.http_idle,
+        }
+    }
 }
 
 impl Default for Limits {
@@ -75,7 +88,8 @@ impl Default for Limits {
             requests: 65_536,
             handshake: Duration::from_secs(5),
             handshakes: 1_024,
-            head: Duration::from_secs(120),
+            head: Duration::from_secs(30),
+            http_idle: Duration::from_secs(300),
             tcp_idle: Duration::from_secs(3_600),
             per_try: Duration::from_secs(2),
             retries: 2,

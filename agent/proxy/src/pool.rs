@@ -8,7 +8,9 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::{LocalBoxFuture, Shared};
 use hawser_core::reason::Reason;
-use hyper::client::conn::{http1, http2};
+use hawser_http1::client::SendRequest;
+use hyper::client::conn::http2;
+use tokio::net::TcpStream;
 
 use crate::gateways::Gateway;
 use crate::http::Sending;
@@ -142,24 +144,20 @@ impl Lines {
 /// Idle HTTP/1.1 connections of one worker to one application.
 #[derive(Default)]
 pub(crate) struct Idle {
-    senders: RefCell<Vec<(http1::SendRequest<Sending>, Duration)>>,
+    senders: RefCell<Vec<(SendRequest<TcpStream>, Duration)>>,
 }
 
 impl Idle {
     /// The connection used last, if it was used within `within` and still lives.
-    pub(crate) fn take(
-        &self,
-        now: Duration,
-        within: Duration,
-    ) -> Option<http1::SendRequest<Sending>> {
+    pub(crate) fn take(&self, now: Duration, within: Duration) -> Option<SendRequest<TcpStream>> {
         let mut senders = self.senders.borrow_mut();
-        while let Some((sender, since)) = senders.pop() {
+        while let Some((mut sender, since)) = senders.pop() {
             if now.saturating_sub(since) > within {
                 // Those below it are older still.
                 senders.clear();
                 return None;
             }
-            if !sender.is_closed() {
+            if sender.is_ready() {
                 return Some(sender);
             }
         }
@@ -167,16 +165,19 @@ impl Idle {
     }
 
     /// Keeps a connection for the next request, if there is room.
-    pub(crate) fn keep(&self, sender: http1::SendRequest<Sending>, now: Duration, most: usize) {
+    pub(crate) fn keep(&self, sender: SendRequest<TcpStream>, now: Duration, most: usize) {
         let mut senders = self.senders.borrow_mut();
         if senders.len() < most && !sender.is_closed() {
             senders.push((sender, now));
         }
     }
 
-    /// Closes those that were not used within `within`.
+    /// Closes those that were not used within `within`, and those that the application closed.
     pub(crate) fn sweep(&self, now: Duration, within: Duration) {
-        self.senders.borrow_mut().retain(|(_, since)| now.saturating_sub(*since) <= within);
+        let is_fresh = |since: &Duration| now.saturating_sub(*since) <= within;
+        self.senders
+            .borrow_mut()
+            .retain_mut(|(sender, since)| is_fresh(since) && sender.is_ready());
     }
 }
 

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Monotonic;
-use crate::context::Context;
+use crate::context::{Context, Http1};
 use crate::gateway::{self, Gateway};
 use crate::gateways::Gateways;
 use crate::guard::Intake;
@@ -206,31 +206,39 @@ enum Port {
     Gateway(Rc<Gateway>),
 }
 
+impl Start {
+    /// What everything in the worker shares, with its share of the limits.
+    fn context(&self) -> Rc<Context> {
+        let share = |all: usize| (all / self.workers).max(1);
+        Rc::new(Context {
+            http1: Http1::new(&self.limits),
+            locality: self.locality.clone(),
+            clock: Monotonic::start(),
+            view: RefCell::new(Arc::default()),
+            keys: RefCell::default(),
+            trailers: RefCell::default(),
+            report: Local::new(self.shared.clone()),
+            buffers: Arc::default(),
+            watched: Rc::default(),
+            gateways: Gateways::default(),
+            handshakes: Semaphore::new(share(self.limits.handshakes)),
+            random: RefCell::new(SmallRng::from_os_rng()),
+            drain: self.drain.clone(),
+            is_succeeded: self.is_succeeded.clone(),
+            tracker: TaskTracker::new(),
+            connections: Cell::new(0),
+            connections_max: share(self.limits.connections),
+            requests: Rc::default(),
+            requests_max: share(self.limits.requests),
+            mirrors: Rc::default(),
+            limits: self.limits.clone().of_one(self.workers),
+        })
+    }
+}
+
 /// Runs a worker until it is told to drain and everything has ended, or to cut.
 pub(crate) async fn run(start: Start) {
-    let (limits, share) = (start.limits, |all: usize| (all / start.workers).max(1));
-    let context = Rc::new(Context {
-        locality: start.locality,
-        clock: Monotonic::start(),
-        view: RefCell::new(Arc::default()),
-        keys: RefCell::default(),
-        trailers: RefCell::default(),
-        report: Local::new(start.shared),
-        buffers: Arc::default(),
-        watched: Rc::default(),
-        gateways: Gateways::default(),
-        handshakes: Semaphore::new(share(limits.handshakes)),
-        random: RefCell::new(SmallRng::from_os_rng()),
-        drain: start.drain.clone(),
-        is_succeeded: start.is_succeeded,
-        tracker: TaskTracker::new(),
-        connections: Cell::new(0),
-        connections_max: share(limits.connections),
-        requests: Rc::default(),
-        requests_max: share(limits.requests),
-        mirrors: Rc::default(),
-        limits: limits.of_one(start.workers),
-    });
+    let context = start.context();
     let mut worker = Worker::new(
         context.clone(),
         (start.number, start.workers),

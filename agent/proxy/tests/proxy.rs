@@ -517,3 +517,104 @@ async fn where_every_instance_is_critical_the_answer_says_so_at_once() {
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(answer.headers()["x-hawser-reason"], "no_endpoint");
 }
+
+/// Sends `bytes` on one connection, and reads until `count` answers of `body` have come.
+async fn answers(world: &World, bytes: &[u8], body: &str, count: usize) -> String {
+    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+    stream.write_all(bytes).await.expect("open");
+    let (mut all, mut buffer) = (String::new(), [0; 4096]);
+    while all.matches(body).count() < count {
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut buffer)).await;
+        let Ok(Ok(read @ 1..)) = read else { break };
+        all += &String::from_utf8_lossy(&buffer[..read]);
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_sent_before_their_turn_are_answered_in_order() {
+    let mut world = World::new(Protocol::Http);
+    world.http_echo("a").await;
+    world.start().await;
+    let requests = "GET /1 HTTP/1.1\r\nhost: db\r\n\r\n\
+                    POST /2 HTTP/1.1\r\nhost: db\r\ncontent-length: 5\r\n\r\nhello\
+                    POST /3 HTTP/1.1\r\nhost: db\r\ntransfer-encoding: chunked\r\n\r\n\
+                    5\r\nhello\r\n0\r\n\r\nGET /4 HTTP/1.1\r\nhost: db\r\n\r\n";
+    let all = answers(&world, requests.as_bytes(), "a GET /4", 1).await;
+    let places: Vec<_> = ["a GET /1 ", "a POST /2 ", "a POST /3 ", "a GET /4 "]
+        .iter()
+        .map(|line| all.find(line).unwrap_or_else(|| panic!("no {line}: {all}")))
+        .collect();
+    assert!(places.is_sorted(), "{all}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_application_says_unasked_is_nobodys_answer() {
+    let mut world = World::new(Protocol::Http);
+    let forged = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\
+                   content-length: 6\r\n\r\nforged";
+    world.http_raw(forged, 9).await;
+    world.start().await;
+    for _ in 0..20 {
+        assert_eq!(get(world.outbound, "/").await.into_body(), "ok");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_closes_without_a_word_costs_no_request() {
+    let mut world = World::new(Protocol::Http);
+    world.http_raw(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 1).await;
+    world.start().await;
+    for n in 0..50 {
+        assert_eq!(get(world.outbound, "/").await.status(), StatusCode::OK, "request {n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ambiguous_answer_is_not_passed_on() {
+    let cases: &[(&[u8], &str)] = &[
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab", "two lengths"),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            "a length and a coding",
+        ),
+        (b"HTTP/1.1 200 OK\r\nx: a\r\n b\r\ncontent-length: 0\r\n\r\n", "a folded field"),
+        (b"HTTP/1.1 200 OK\ncontent-length: 0\n\n", "bare line feeds"),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "a switch that nobody asked for"),
+    ];
+    for (answer, why) in cases {
+        let mut world = World::new(Protocol::Http);
+        world.http_raw(answer, 1).await;
+        world.start().await;
+        let answer = get(world.outbound, "/").await;
+        assert_eq!(answer.status(), StatusCode::BAD_GATEWAY, "{why}");
+        assert_eq!(answer.headers()["x-hawser-reason"], "upstream_protocol", "{why}");
+        world.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_sent_right_behind_an_upgrade_are_not_lost() {
+    let mut world = World::new(Protocol::Http);
+    world.upgrading().await;
+    world.start().await;
+    let request = "GET /ws HTTP/1.1\r\nhost: db\r\nconnection: Upgrade\r\n\
+                   upgrade: websocket\r\n\r\nearly";
+    let all = answers(&world, request.as_bytes(), "early", 1).await;
+    assert!(all.starts_with("HTTP/1.1 101 ") && all.ends_with("\r\n\r\nearly"), "{all}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http2_without_tls_is_told_from_its_first_bytes() {
+    let mut world = World::new(Protocol::Http);
+    world.http_echo("a").await;
+    world.start().await;
+    let mut sender = world::http2(world.outbound).await;
+    let request = Request::get("http://db/x").body(http_body_util::Full::new(Bytes::new()));
+    let answer = sender.send_request(request.expect("good")).await.expect("answered");
+    assert_eq!(answer.status(), StatusCode::OK);
+    // So is a method that begins as the preface does.
+    let put = "PRI / HTTP/1.1\r\nhost: db\r\nconnection: close\r\n\r\n";
+    let all = answers(&world, put.as_bytes(), "HTTP/1.1 ", 1).await;
+    assert!(all.starts_with("HTTP/1.1 "), "{all}");
+}

@@ -5,16 +5,17 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use hawser_core::balance::{Ask, Fault, Outcome, PeerId};
 use hawser_core::chain::Chain;
 use hawser_core::name::PeerName;
 use hawser_core::reason::{DecidedBy, Reason};
 use hawser_core::retry;
 use hawser_core::traffic::{Policy, Retries};
+use hawser_http1::{ReadAhead, client, server};
 use http::header::{self, HeaderValue};
-use http::{HeaderMap, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::client::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::RngCore as _;
@@ -29,41 +30,67 @@ use super::terms::{self, Affinity, Terms};
 use super::{Picked, Port};
 use crate::admit::{admit, sound};
 use crate::context::Slot;
-use crate::http::{self as hygiene, Body, End, LocalExecutor, Outgoing, Sending};
+use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Outgoing, Sending};
 use crate::inbound::{address, is_unprocessed, relay_upgraded};
 use crate::lifespan::Lifespan;
 use crate::pool::{Line, Place};
 use crate::relay::Moved;
 use crate::report::{Owner, Record, Trail, Try, Unanswered, Upstream, answered, forward};
+use crate::socket::Severable;
 use crate::tls::{self, ALPN_H2};
 use crate::usage::Held;
 
 impl Port {
     pub(super) async fn serve_http(self: Rc<Self>, socket: TcpStream) {
         let context = self.context.clone();
-        let limits = &context.limits;
         let source = if self.hashes_source() { socket.peer_addr().ok() } else { None };
-        let port = self;
-        let is_http2 = Rc::new(Notify::new());
-        let seen = is_http2.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
-            let (port, seen) = (port.clone(), seen.clone());
+        let mut ahead = BytesMut::new();
+        let is_http2 = tokio::select! {
+            biased;
+            () = context.idle_ends() => return,
+            read = tokio::time::timeout(context.limits.http_idle, is_http2(&socket, &mut ahead)) => {
+                match read {
+                    Ok(Ok(is_http2)) => is_http2,
+                    Ok(Err(_)) | Err(_) => return,
+                }
+            }
+        };
+        if is_http2 {
+            let stream = ReadAhead::new(ahead.freeze(), socket);
+            return Box::pin(self.serve_http2(stream, source)).await;
+        }
+        let port = &self;
+        let answer =
+            |request: Request<_>| port.clone().answer(request.map(Incoming::Http1), source);
+        let (settings, drain) = (&context.http1.outbound, &context.drain);
+        let ended =
+            server::serve(socket, ahead, settings, answer, drain, context.idle_ends()).await;
+        if let Some(fault) = ended.err().and_then(|error| error.fault()) {
+            let record = self.record(Reason::BadRequest, context.clock.now());
+            let status = Some(fault.status().as_u16());
+            self.pair.record(&Record { status, attempts: 0, ..record });
+        }
+    }
+
+    /// Serves HTTP/2 without TLS, from an application that knows that it is spoken here.
+    async fn serve_http2(self: Rc<Self>, stream: ReadAhead<TcpStream>, source: Option<SocketAddr>) {
+        let context = self.context.clone();
+        let limits = &context.limits;
+        let has_asked = Rc::new(Notify::new());
+        let asked = has_asked.clone();
+        let service = service_fn(move |request: Request<_>| {
+            let answering = self.clone().answer(request.map(Incoming::Http2), source);
+            let (context, asked) = (self.context.clone(), asked.clone());
             async move {
-                let (context, version) = (port.context.clone(), request.version());
-                let mut response = port.answer(request, source).await;
-                context.say_last(version, &mut response, &seen);
+                let response = answering.await;
+                if context.drain.is_cancelled() {
+                    asked.notify_one();
+                }
                 Ok::<_, std::convert::Infallible>(response)
             }
         });
-        let mut builder = hyper_util::server::conn::auto::Builder::new(LocalExecutor);
+        let mut builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
         builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.head)
-            .max_headers(limits.headers)
-            .max_buf_size(limits.header_bytes as usize);
-        builder
-            .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.streams)
             .max_header_list_size(limits.header_bytes)
@@ -71,12 +98,11 @@ impl Port {
             .max_local_error_reset_streams(crate::context::ERROR_RESETS_MAX)
             .initial_stream_window_size(crate::context::STREAM_WINDOW)
             .initial_connection_window_size(crate::context::CONNECTION_WINDOW);
-        let io = TokioIo::new(socket);
-        let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(io, service));
+        let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             biased;
             _ = serving.as_mut() => return,
-            () = context.finishing(&is_http2) => serving.as_mut().graceful_shutdown(),
+            () = context.finishing(&has_asked) => serving.as_mut().graceful_shutdown(),
         }
         let _ = serving.await;
     }
@@ -116,7 +142,7 @@ impl Port {
         if let Err(reason) = way.change(&mut request) {
             return refuse(hygiene::status(reason), reason, 0);
         }
-        let upgrade = upgrade.filter(|_| request.version() == Version::HTTP_11);
+        let upgrade = upgrade.filter(|_| request.body().is_upgrade());
         if upgrade.is_none() && address(&mut request, &authority, false).is_none() {
             return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, 0);
         }
@@ -248,28 +274,22 @@ impl Port {
         let (Dialled { stream, listed, .. }, instance, peer) =
             self.dial_http1(chain, affinity.hash).await?;
         let (upstream, cluster) = (instance.upstream.clone(), instance.peer().cloned());
-        let broken = |error: hyper::Error| peer_reason(&error);
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        let listed = Rc::new(listed);
-        let held = listed.clone();
-        context.tracker.spawn_local(async move {
-            tokio::select! {
-                () = held.watched.cut.cancelled() => {}
-                _ = connection.with_upgrades() => {}
-            }
-        });
-        let downstream = hyper::upgrade::on(&mut request);
+        let (listed, limits) = (Rc::new(listed), context.http1.client.clone());
+        let stream = Severable::new(stream, &listed.watched.cut);
+        let mut sender = client::handshake(stream, limits);
+        let downstream = request.body_mut().on_upgrade();
         request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         request.headers_mut().insert(header::UPGRADE, to);
         let target = request.uri().path_and_query().cloned();
         *request.uri_mut() = target.map_or_else(http::Uri::default, http::Uri::from);
-        let body = |it| Outgoing::Arriving(Some(it), context.trailers()).body(&Rc::default());
-        let sending = sender.send_request(request.map(body));
-        let mut response = tokio::time::timeout(chain.request_timeout, sending)
+        let (parts, incoming) = request.into_parts();
+        let body = Outgoing::Arriving(Some(incoming), context.trailers()).body(&Rc::default());
+        let sending = sender.try_send_request(&parts, body);
+        let response = tokio::time::timeout(chain.request_timeout, sending)
             .await
             .map_err(|_| Reason::RequestTimeout)?
-            .map_err(broken)?;
+            .map_err(|failed| http1_reason(&failed.error))?;
+        let mut response = response.map(Incoming::Http1);
         let status = sound(&response)?.status();
         if let Some(cookie) = affinity.cookie {
             response.headers_mut().append(header::SET_COOKIE, cookie);
@@ -292,13 +312,14 @@ impl Port {
                 response.headers_mut().insert(hygiene::REASON_HEADER, said);
             }
             let on_end = move |_: End, bytes: u64| {
-                let _held = (sender, places);
+                let _held = (sender, listed, places);
                 let reason = verdict.unwrap_or(Reason::Ok);
                 self.pair.record(&Record { reason, bytes_received: bytes, ..record });
             };
             return Ok(response.map(|body| Body::arriving(body, None, Box::new(on_end))));
         }
-        let onward = hyper::upgrade::on(&mut response);
+        let onward = response.body_mut().on_upgrade();
+        let (downstream, onward) = downstream.zip(onward).ok_or(Reason::UpstreamProtocol)?;
         let moves = self.moves(&instance, &chain.policies);
         let life = Lifespan::new(&chain.policies, context.limits.tcp_idle).moving(moves);
         self.balancer.borrow_mut().open(peer);
@@ -733,6 +754,7 @@ impl Exchange<'_> {
         }
         let decided = hygiene::verdict(response.headers());
         let cluster = picked.instance.peer().cloned();
+        let response = response.map(Incoming::Http2);
         let answer = Answer { response, decided, place, upstream, cluster, at: now };
         let latency = now.saturating_sub(began);
         match decided {
@@ -875,6 +897,35 @@ impl Port {
     }
 }
 
+/// Whether the first bytes that arrive are those of HTTP/2; keeps them in `ahead`.
+async fn is_http2(socket: &TcpStream, ahead: &mut BytesMut) -> std::io::Result<bool> {
+    while ahead.len() < PREFACE.len() && PREFACE.starts_with(ahead) {
+        socket.readable().await?;
+        // On the stack: a connection that says nothing holds no buffer.
+        let mut first = [0; 4 * 1024];
+        match socket.try_read(&mut first) {
+            Ok(0) => return Ok(false),
+            Ok(count) => ahead.extend_from_slice(&first[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(ahead.starts_with(PREFACE))
+}
+
+/// The reason behind a failed exchange in HTTP/1.1 with a peer's proxy.
+fn http1_reason(error: &hawser_http1::Error) -> Reason {
+    match error {
+        hawser_http1::Error::Fault(_) => Reason::UpstreamProtocol,
+        hawser_http1::Error::Message(_) => Reason::DownstreamReset,
+        hawser_http1::Error::Io(error) => match tls::reason(error) {
+            Reason::HandshakeFailed | Reason::HandshakeTimeout => Reason::UpstreamReset,
+            reason => reason,
+        },
+        hawser_http1::Error::Incomplete | hawser_http1::Error::Closed => Reason::UpstreamReset,
+    }
+}
+
 /// The reason behind a failure in a connection to a peer's proxy.
 fn peer_reason(error: &hyper::Error) -> Reason {
     if error.is_user() || error.is_body_write_aborted() {
@@ -896,3 +947,6 @@ fn peer_reason(error: &hyper::Error) -> Reason {
     }
     Reason::UpstreamReset
 }
+
+/// What a client of HTTP/2 says first (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -619,6 +619,29 @@ impl World {
         self.instance(address)
     }
 
+    /// Answers each head on a connection with `answer` as it is, `per_connection` times, and then
+    /// closes it.
+    pub(crate) async fn http_raw(&mut self, answer: &'static [u8], per_connection: usize) {
+        let (listener, address) = listener().await;
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    for _ in 0..per_connection {
+                        let mut head = Vec::new();
+                        while !head.ends_with(b"\r\n\r\n") {
+                            let Ok(octet) = socket.read_u8().await else { return };
+                            head.push(octet);
+                        }
+                        if socket.write_all(answer).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        self.instance(address);
+    }
+
     /// HTTP/2: answers with the request's body and gRPC's trailers.
     pub(crate) async fn grpc_echo(&mut self) -> SocketAddr {
         let (listener, address) = listener().await;
