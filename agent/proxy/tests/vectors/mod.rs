@@ -1,5 +1,7 @@
 //! Attacks and bad input, each with its exact outcome.
 
+mod frames;
 mod http;
+mod http2;
 mod requests;
 mod tls;
