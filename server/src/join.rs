@@ -16,6 +16,7 @@ use tonic::Code;
 use crate::config::PORT;
 use crate::dial::{Dialer, Lane};
 use crate::raft::{Raft, Status};
+use crate::read::Contact;
 
 /// What joining needs.
 pub(crate) struct Join {
@@ -27,6 +28,9 @@ pub(crate) struct Join {
     pub(crate) raft: Raft,
     pub(crate) dialer: Dialer,
     pub(crate) acquaintances: Acquaintances,
+    pub(crate) contact: Contact,
+    /// A leader that was not heard for so long leads this server no more.
+    pub(crate) silence: Duration,
 }
 
 /// An address to find other servers at.
@@ -120,16 +124,19 @@ impl Join {
         loop {
             let (is_listed, leader) = {
                 let status = status.borrow_and_update();
-                let leader = status.leader.and_then(|id| status.member(id));
+                // What a server knew when it stopped, it still knows when it starts.
+                let is_heard = status.is_leader || self.contact.age() <= self.silence;
+                let leader = status.leader.filter(|_| is_heard).and_then(|id| status.member(id));
                 let is_listed = status.member(self.own.id) == Some(&self.own);
                 (is_listed, leader.cloned())
             };
             match leader {
                 Some(_) if is_listed => {
-                    if status.changed().await.is_err() {
-                        return;
+                    // Silence is no news.
+                    match timeout(self.silence, status.changed()).await {
+                        Ok(Err(_)) => return,
+                        Ok(Ok(())) | Err(_) => continue,
                     }
-                    continue;
                 }
                 Some(leader) if leader.id == self.own.id => {
                     if let Err(failure) = self.raft.put_member(&self.own).await {

@@ -13,6 +13,7 @@ mod space;
 mod snapshot;
 pub mod archive;
 pub mod store;
+pub mod recover;
 pub mod watch;
 mod dial;
 mod raft;

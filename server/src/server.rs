@@ -138,7 +138,6 @@ impl Server {
         let dialer = Dialer::new(tls::dial_config(&identity)?);
         let (store, snapshots, history) = open(&config, &identity, &metrics).await?;
 
-        let store = Arc::new(store);
         let store_failed = store.failed();
         let refused = metrics.connections_refused.clone();
         let watches = Watches::new(metrics.watches.clone());
@@ -148,7 +147,7 @@ impl Server {
             cluster_id: identity.cluster_id(),
             timing: &config.timing,
             snapshot_every: config.snapshot_every,
-            store,
+            store: Arc::new(store),
             snapshots: snapshots.clone(),
             published: published.clone(),
             dialer: dialer.clone(),
@@ -191,7 +190,6 @@ impl Server {
             contacts: Contacts::default(),
         };
         let acquaintances = Acquaintances::default();
-        let operator = handle.operator.clone();
         let answers = Answers {
             own: own.clone(),
             bootstrap_expect: config.bootstrap_expect,
@@ -200,12 +198,12 @@ impl Server {
             snapshots,
             proposer: handle.proposer.clone(),
             leases: handle.leases.clone(),
-            contact,
+            contact: contact.clone(),
             space: space.clone(),
             history: handle.history.clone(),
             acquaintances: acquaintances.clone(),
-            silence: config.timing.election_max * 2,
-            operator,
+            silence: lease * 2,
+            operator: handle.operator.clone(),
         };
         let (trusted, _) = watch::channel(trusted_by(&handle));
         let duties = duties(&config, &handle, &own, space);
@@ -217,6 +215,8 @@ impl Server {
             raft: raft.clone(),
             dialer,
             acquaintances,
+            contact,
+            silence: lease * 2,
         };
         let agents = AgentRpc::service(handle.clone(), config.lease, aws_iam, stopping.clone());
         let peers = PeeringRpc::service(handle.clone(), stopping.clone());

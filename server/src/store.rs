@@ -142,6 +142,11 @@ enum Write {
         upto: u64,
         id: Vec<u8>,
     },
+    Recover {
+        server_id: u64,
+        upto: u64,
+        id: Vec<u8>,
+    },
 }
 
 impl Store {
@@ -161,11 +166,10 @@ impl Store {
         let path = folder.join(FILE);
         let io = |source| OpenError::Io { path: path.clone(), source };
         std::fs::create_dir_all(folder).map_err(io)?;
-        let damaged =
-            |why: String| OpenError::Damaged { path: path.clone(), folder: folder.to_owned(), why };
         if !path.try_exists().map_err(io)? {
             if snapshot::exist(folder) {
-                return Err(damaged("it is missing, and its snapshots are there".to_owned()));
+                let why = "it is missing, and its snapshots are there".to_owned();
+                return Err(OpenError::Damaged { path, folder: folder.to_owned(), why });
             }
             let owner = Owner {
                 server_id: rand::random_range(1..=u64::MAX),
@@ -174,6 +178,37 @@ impl Store {
             };
             create(folder, &path, &owner).map_err(io)?;
         }
+        let opened = Self::open_any(folder, fsync)?;
+        let owner = opened.owner();
+        if owner.cluster_id != cluster_id {
+            let (found, expected) = (owner.cluster_id.clone(), cluster_id.to_owned());
+            return Err(OpenError::OtherCluster { path, found, expected });
+        }
+        if owner.node != node {
+            return Err(OpenError::OtherNode {
+                path,
+                found: owner.node.clone(),
+                expected: node.to_owned(),
+            });
+        }
+
+        Ok(opened)
+    }
+
+    /// Whether `folder` holds a store.
+    pub fn exists(folder: &Path) -> bool {
+        folder.join(FILE).is_file()
+    }
+
+    /// Opens the store that is in `folder`, whosever it is; otherwise as [`Self::open`].
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub fn open_any(folder: &Path, fsync: Histogram) -> Result<Self, OpenError> {
+        let path = folder.join(FILE);
+        let io = |source| OpenError::Io { path: path.clone(), source };
+        let damaged =
+            |why: String| OpenError::Damaged { path: path.clone(), folder: folder.to_owned(), why };
         let opened = catch_unwind(AssertUnwindSafe(|| load(&path)))
             .map_err(|_| damaged("its pages contradict each other".to_owned()))?;
         let Loaded { database, owner, slots, last } = opened.map_err(|failure| match failure {
@@ -181,18 +216,6 @@ impl Store {
             LoadError::Io(source) => io(source),
             LoadError::Damaged(why) => damaged(why),
         })?;
-        if owner.cluster_id != cluster_id {
-            let (found, expected) = (owner.cluster_id, cluster_id.to_owned());
-            return Err(OpenError::OtherCluster { path, found, expected });
-        }
-        if owner.node != node {
-            return Err(OpenError::OtherNode {
-                path,
-                found: owner.node,
-                expected: node.to_owned(),
-            });
-        }
-
         let database = Arc::new(database);
         let shared = Arc::new(Mutex::new(Shared { pending: BTreeMap::new(), slots, last }));
         let (jobs, queue) = mpsc::channel();
@@ -308,6 +331,15 @@ impl Store {
             shared.last = None;
         }
         Ok(())
+    }
+
+    /// Gives the folder a new server's id and removes the log, which is in a snapshot up to `upto`,
+    /// in one commit: durable on return. For a recovery alone; what is open still knows the old id.
+    ///
+    /// # Errors
+    /// The disk's, which is final.
+    pub async fn recover(&self, server_id: u64, upto: u64, id: Vec<u8>) -> io::Result<()> {
+        self.finish(Write::Recover { server_id, upto, id }).await
     }
 
     /// The entries of `from..to` that are there, in order, as of one moment.
@@ -468,6 +500,16 @@ impl Writer {
                         log.retain_in(..=*upto, |_, _| false)?;
                         let key = Slot::Purged.key();
                         slots.insert(key, seal(key.as_bytes(), id).as_slice())?;
+                    }
+                    Write::Recover { server_id, upto, id } => {
+                        log.retain_in(..=*upto, |_, _| false)?;
+                        for slot in [Slot::Purged, Slot::Committed] {
+                            let key = slot.key();
+                            slots.insert(key, seal(key.as_bytes(), id).as_slice())?;
+                        }
+                        let (key, id) = ("server_id", server_id.to_string());
+                        let sealed = seal(key.as_bytes(), id.as_bytes());
+                        transaction.open_table(OWNER)?.insert(key, sealed.as_slice())?;
                     }
                 }
             }

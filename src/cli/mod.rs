@@ -31,6 +31,7 @@ mod output;
 mod peering;
 mod pin;
 mod reasons;
+mod recover;
 mod serve;
 mod services;
 mod snapshot;
@@ -61,6 +62,8 @@ enum Command {
     Keygen,
     /// Print what hosts that join by AWS IAM know the servers by; it is no secret.
     Pin(pin::Arguments),
+    /// Go on with this server alone, after a majority of the servers was lost for ever.
+    Recover(recover::Arguments),
     /// Say why traffic goes or does not: the words of access logs, metrics and refusals.
     Reasons(reasons::Arguments),
     /// Print the release.
@@ -83,6 +86,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Join(arguments) => join::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Keygen => keygen::run().map(|()| ExitCode::SUCCESS),
         Command::Pin(arguments) => pin::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Recover(arguments) => recover::run(&arguments),
         Command::Reasons(arguments) => reasons::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Version => output::print(concat!("Hawser v", env!("CARGO_PKG_VERSION"), "\n"))
             .map(|()| ExitCode::SUCCESS),

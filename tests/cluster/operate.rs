@@ -162,3 +162,79 @@ fn operators_hand_over_remove_and_set_rules() {
     let none = request(net.http(asked), "DELETE", "/v1/operator/raft/peer", None);
     assert_eq!(none.expect("an answer").status, 400);
 }
+
+/// What `hawser recover` prints for host `n`.
+fn recover(net: &Net, n: u8, arguments: &[&str]) -> Result<String, String> {
+    let folder = net.folder().join(format!("n{n}"));
+    let folder = folder.to_str().expect("text");
+    let ran = hawser(&[&["recover", "--data-dir", folder], arguments].concat());
+    match ran.status.success() {
+        true => Ok(String::from_utf8_lossy(&ran.stdout).into_owned()),
+        false => Err(String::from_utf8_lossy(&ran.stderr).into_owned()),
+    }
+}
+
+#[test]
+fn two_of_three_servers_lost_for_ever_cost_no_acknowledged_write() {
+    let net = Net::new();
+    let mut servers = three(&net);
+    let keys: Vec<String> = (0..60).map(|number| format!("key-{number}")).collect();
+    for (number, key) in (0..).zip(&keys) {
+        let through = net.http(1 + number % 3);
+        eventually("an acknowledged write", || put(through, key));
+    }
+    let used = recover(&net, 1, &["--yes"]).expect_err("it runs");
+    assert!(used.contains("another process uses this data folder"), "{used}");
+    // Any of the three may be the one that is left: it knows all that was acknowledged once it
+    // has applied it.
+    eventually("it to have the last write", || {
+        get_json(net.http(1), &format!("/v1/kv/{}?stale", keys.last().expect("a key")))
+    });
+    for server in &mut servers {
+        server.kill();
+    }
+
+    let said = recover(&net, 1, &[]).expect("it reads");
+    assert!(said.contains("Nothing was changed"), "{said}");
+    for other in ["n2", "n3"] {
+        assert!(said.contains(&format!("Given up for ever: {other} at ")), "{said}");
+    }
+    let said = recover(&net, 1, &["--yes"]).expect("it is the whole cluster");
+    assert!(said.contains("whole cluster now"), "{said}");
+    servers[0].restart();
+    eventually("a write to the one that is left", || put(net.http(1), "alone"));
+    for key in &keys {
+        has(net.http(1), key).unwrap_or_else(|| panic!("{key} was acknowledged, and is lost"));
+    }
+    assert_eq!(voters(net.http(1)), Some(names(["n1"])));
+
+    let added = [joining(&net, 4), joining(&net, 5)];
+    for n in [4, 5] {
+        eventually("a new server to have everything", || has(net.http(n), "alone"));
+        for key in &keys {
+            has(net.http(n), key).unwrap_or_else(|| panic!("{key} is lost on n{n}"));
+        }
+    }
+    eventually("three to vote again", || {
+        voters(net.http(1)).filter(|voters| *voters == names(["n1", "n4", "n5"]))
+    });
+
+    // One that was given up, and comes back with its disk, stays out and is told why.
+    servers[1].restart();
+    eventually("it to be refused", || {
+        servers[1].log().contains("was given up when the cluster was recovered").then_some(())
+    });
+    assert_eq!(voters(net.http(1)), Some(names(["n1", "n4", "n5"])));
+    servers[1].kill();
+    servers[0].kill();
+    eventually("the others to go on without the one that was left", || put(net.http(4), "on"));
+    drop(added);
+}
+
+#[test]
+fn there_is_nothing_to_recover_where_no_cluster_was() {
+    let net = Net::new();
+    std::fs::create_dir_all(net.folder().join("n1/server")).expect("a folder");
+    let refused = recover(&net, 1, &["--yes"]).expect_err("it is empty");
+    assert!(refused.contains("never part of a cluster"), "{refused}");
+}
