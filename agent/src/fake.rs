@@ -281,6 +281,7 @@ fn founded(mesh_root: &Made) -> State {
         },
         leaf_lifetime: Duration::from_secs(3600),
         policy: Policy::default(),
+        retired: Vec::new(),
         created: Index(0),
         index: Index(0),
     };

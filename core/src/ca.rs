@@ -100,6 +100,9 @@ pub struct Authority {
     pub leaf_lifetime: Duration,
     /// What else an operator may set.
     pub policy: Policy,
+    /// The ids of roots that were trusted once and must never be again, whatever brings them back:
+    /// the newest last.
+    pub retired: Vec<Arc<str>>,
     /// The entry that made it.
     pub created: Index,
     /// The entry that last changed any of this.
@@ -166,6 +169,21 @@ impl Authority {
         self.roots.iter().find(|root| !root.active && root.rotated_out.is_none())
     }
 
+    /// Trusts the roots with these ids no more, for good.
+    pub fn retire(&mut self, ids: &[Arc<str>]) {
+        self.roots.retain(|root| !ids.contains(&root.id));
+        self.remember_retired(ids);
+    }
+
+    /// Notes `ids` among those that must never be trusted again: only the newest are known for ever.
+    pub(crate) fn remember_retired(&mut self, ids: &[Arc<str>]) {
+        let new: Vec<Arc<str>> =
+            ids.iter().filter(|id| !self.retired.contains(id)).cloned().collect();
+        self.retired.extend(new);
+        let surplus = self.retired.len().saturating_sub(RETIRED_MAX);
+        self.retired.drain(..surplus);
+    }
+
     /// The next step of its life: one at a time.
     ///
     /// `longest` is how long a certificate may be in use at most after it was signed: by then a
@@ -216,6 +234,7 @@ pub fn reissue_within(certificates: usize) -> Duration {
 }
 
 const DAY_SECS: u64 = 86_400;
+const RETIRED_MAX: usize = 64;
 const REISSUE_EACH: Duration = Duration::from_millis(5);
 const REISSUE_MIN: Duration = Duration::from_secs(2);
 const REISSUE_MAX: Duration = Duration::from_secs(60);
@@ -277,6 +296,7 @@ mod tests {
             },
             leaf_lifetime: day,
             policy: Policy { overlap: day, ..Policy::default() },
+            retired: Vec::new(),
             created: Index(1),
             index: Index(1),
         };

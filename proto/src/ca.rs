@@ -104,6 +104,7 @@ impl From<&Authority> for v1::Authority {
             overlap_ms: millis(authority.policy.overlap).max(1),
             is_set: authority.policy.is_set,
             created: authority.created.0,
+            retired: authority.retired.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -125,6 +126,7 @@ impl TryFrom<v1::Authority> for Authority {
                 overlap: or(authority.overlap_ms, Policy::default().overlap),
                 is_set: authority.is_set,
             },
+            retired: authority.retired.into_iter().map(Into::into).collect(),
             // Older releases did not say.
             created: match authority.created {
                 0 => Index(authority.index),

@@ -246,7 +246,7 @@ impl Ca {
             Due::Activate => self.activate(&mut authority, now)?,
             Due::Retire(ids) => {
                 tracing::info!(roots = ?ids, "roots are trusted no more");
-                authority.roots.retain(|root| !ids.contains(&root.id));
+                authority.retire(&ids);
             }
         }
         Ok(Some(Command::SetAuthority { authority, expected: present.index }))
@@ -463,6 +463,7 @@ impl Ca {
             intermediate,
             leaf_lifetime: self.leaf_lifetime,
             policy,
+            retired: Vec::new(),
             created: Index(0),
             index: Index(0),
         })

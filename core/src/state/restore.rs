@@ -103,7 +103,14 @@ fn chosen(
         (Some(own), Some(old), AuthorityChoice::Restore) => (old, own),
         (own, old, _) => return own.or(old),
     };
+    // What either has retired is trusted by neither again, unless it is what signs from now on.
+    let kept = goes.retired.iter().filter(|id| stays.active().is_none_or(|root| root.id != **id));
+    let kept: Vec<Arc<str>> = kept.cloned().collect();
+    stays.retire(&kept);
     for mut root in goes.roots {
+        if stays.retired.contains(&root.id) {
+            continue;
+        }
         if stays.roots.len() < ROOTS_MAX && stays.roots.iter().all(|held| held.id != root.id) {
             root.active = false;
             root.rotated_out = Some(stamp.time);
@@ -230,12 +237,18 @@ const ROOTS_MAX: usize = 4;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::ca::{Intermediate, Policy, Root, Validity};
     use crate::clock::UnixTime;
     use crate::kv::{Change, Write};
     use crate::name::NodeName;
     use crate::revocation::{Revocation, Subject};
     use crate::state::{Command, JoinToken};
+
+    const VALIDITY: Validity =
+        Validity { not_before: UnixTime::from_secs(0), not_after: UnixTime::from_secs(9) };
 
     fn apply(state: &mut State, command: Command) -> Result<Vec<Topic>, Rejection> {
         let index = Index(state.applied().0 + 1);
@@ -259,6 +272,76 @@ mod tests {
     fn revoked(service: &str) -> Revocation {
         let subject = Subject::Service(service.parse().expect("a name"));
         Revocation { subject, reason: "".into(), at: UnixTime::from_secs(9) }
+    }
+
+    fn authority(active: &str, others: &[&str], retired: &[&str]) -> Authority {
+        let root = |id: &str| Root {
+            id: id.into(),
+            name: "".into(),
+            certificate: [].into(),
+            serial: 1,
+            validity: VALIDITY,
+            active: id == active,
+            sealed_key: [].into(),
+            cross: None,
+            rotated_out: None,
+            created: Index(1),
+            modified: Index(1),
+        };
+        Authority {
+            roots: [active].iter().chain(others).map(|id| root(id)).collect(),
+            intermediate: Intermediate {
+                certificate: [].into(),
+                validity: VALIDITY,
+                sealed_key: [].into(),
+            },
+            leaf_lifetime: Duration::from_secs(1),
+            policy: Policy::default(),
+            retired: retired.iter().map(|id| (*id).into()).collect(),
+            created: Index(1),
+            index: Index(1),
+        }
+    }
+
+    #[test]
+    fn a_root_that_was_retired_is_not_trusted_again_by_a_restoration() {
+        use AuthorityChoice::{Keep, Restore};
+        let cases = [
+            // own, the snapshot's, choice, the roots that are trusted, why
+            (
+                ("b", [].as_slice(), ["a"].as_slice()),
+                ("a", [].as_slice(), [].as_slice()),
+                Keep,
+                vec!["b"],
+                "it was stolen, and retired since",
+            ),
+            (("b", &[], &[]), ("a", &[], &[]), Keep, vec!["b", "a"], "another's is, for a while"),
+            (
+                ("b", &[], &["a"]),
+                ("a", &["c"], &[]),
+                Restore,
+                vec!["a", "c", "b"],
+                "it signs again",
+            ),
+            (("b", &[], &["c"]), ("a", &["c"], &[]), Restore, vec!["a", "b"], "c signs nothing"),
+            (("b", &[], &[]), ("a", &[], &["b"]), Keep, vec!["b", "a"], "what signs goes on"),
+        ];
+        for ((own, others, retired), (old, older, gone), choice, expected, why) in cases {
+            let own = Some(authority(own, others, retired));
+            let old = Some(authority(old, older, gone));
+            let stamp = Stamp { index: Index(9), time: UnixTime::from_secs(9) };
+            let chosen = chosen(own, old, choice, stamp).expect("there are two");
+            let ids: Vec<&str> = chosen.roots.iter().map(|root| &*root.id).collect();
+            assert_eq!(ids, expected, "{why}");
+            assert!(chosen.active().is_some(), "{why}");
+        }
+        let mut held = authority("a", &[], &[]);
+        let many: Vec<Arc<str>> = (0..100).map(|n| format!("r{n}").into()).collect();
+        held.retire(&many);
+        held.retire(&many[90..]);
+        let (first, last) = (held.retired.first(), held.retired.last());
+        assert_eq!(first.map(|id| &**id), Some("r36"), "the newest 64");
+        assert_eq!(last.map(|id| &**id), Some("r99"));
     }
 
     #[test]

@@ -571,6 +571,9 @@ pub struct Authority {
     pub is_set: bool,
     #[prost(uint64, tag = "104")]
     pub created: u64,
+    /// The ids of roots that must never be trusted again, the newest last.
+    #[prost(string, repeated, tag = "105")]
+    pub retired: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A part of a snapshot that is to be restored.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -387,6 +387,7 @@ fn authority() -> Authority {
             overlap: Duration::from_secs(60),
             is_set: true,
         },
+        retired: Vec::new(),
         created: Index(3),
         index: Index(4),
     }
