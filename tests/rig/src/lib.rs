@@ -9,6 +9,7 @@ pub mod process;
 pub mod net;
 pub mod metadata;
 pub mod application;
+pub mod backend;
 pub mod cluster;
 pub mod regions;
 
