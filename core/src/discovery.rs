@@ -173,6 +173,7 @@ pub fn compile_as(
 /// # Errors
 /// [`Misfit`], the first thing that does not fit.
 pub fn check(old: &Entries, new: &Entries, key: &EntryKey) -> Result<(), Misfit> {
+    check_plaintext(old, new, key)?;
     if !CONCERN_CHAINS.contains(&key.kind) {
         return Ok(());
     }
@@ -192,6 +193,23 @@ pub fn check(old: &Entries, new: &Entries, key: &EntryKey) -> Result<(), Misfit>
         }
     }
     Ok(())
+}
+
+/// Callers without TLS pass only where `mesh` allows it, so that nobody opens a service by chance.
+fn check_plaintext(old: &Entries, new: &Entries, key: &EntryKey) -> Result<(), Misfit> {
+    let Some(permissive) = new.unallowed_plaintext() else { return Ok(()) };
+    if old.unallowed_plaintext().is_some() && key != permissive {
+        return Ok(());
+    }
+    let allow = "AllowEnablingPermissiveMutualTLS";
+    let (field, why) = if key.kind == Kind::Mesh {
+        let EntryKey { kind, name } = permissive;
+        (allow, format!("{kind}/{name} has MutualTLSMode permissive: make it strict first"))
+    } else {
+        let why = format!("permissive needs {allow}: true in mesh/mesh: write that first");
+        ("MutualTLSMode", why)
+    };
+    Err(Misfit { key: key.clone(), field: field.to_owned(), why })
 }
 
 struct Compiler<'a> {
@@ -757,6 +775,40 @@ mod tests {
                 (other, _) => panic!("{key:?}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn plaintext_needs_the_word_of_the_mesh() {
+        let permissive = r#"{"MutualTLSMode":"permissive"}"#;
+        let allowed = ("mesh/mesh", r#"{"AllowEnablingPermissiveMutualTLS":true}"#);
+        let web = ("service-defaults/web", permissive);
+        let strict = ("service-defaults/web", r#"{"MutualTLSMode":"strict"}"#);
+        let all = ("proxy-defaults/global", permissive);
+        let cases: &[(&[(&str, &str)], (&str, &str), Option<&str>)] = &[
+            // what there is, what is written, refused
+            (&[], web, Some("service-defaults/web: MutualTLSMode: permissive needs")),
+            (&[], all, Some("proxy-defaults/global: MutualTLSMode: permissive needs")),
+            (&[], strict, None),
+            (&[allowed], web, None),
+            (&[allowed], all, None),
+            (&[allowed, web], ("mesh/mesh", "{}"), Some("service-defaults/web has MutualTLSMode")),
+            (&[allowed, web], strict, None),
+        ];
+        for (there, (key, json), expected) in cases {
+            let old = entries(there);
+            let mut new = old.clone();
+            let entry = entry(key, json);
+            new.put(entry.clone(), Index(9));
+            match (check(&old, &new, entry.key()), expected) {
+                (Ok(()), None) => {}
+                (Err(refused), Some(expected)) => {
+                    assert!(refused.to_string().contains(expected), "{refused}");
+                }
+                (other, _) => panic!("{key} {json}: {other:?}"),
+            }
+        }
+        let both = entries(&[allowed, all, strict]);
+        assert!(both.takes_plaintext(&name("db")) && !both.takes_plaintext(&name("web")));
     }
 
     #[test]

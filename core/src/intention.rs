@@ -202,6 +202,21 @@ impl Intentions {
             .unwrap_or(Decision { action: default, reason: Reason::Default })
     }
 
+    /// Whether it matters who calls `service`: an intention decides about single requests, asks for a
+    /// token, or denies somebody by name. Who shows no identity would get around it.
+    pub fn need_callers_of(&self, service: &ServiceName) -> bool {
+        let covers = |pair: &Pair| match &pair.destination {
+            Side::Exact(name) => name == service,
+            Side::Any => true,
+        };
+        let names = |pair: &Pair| pair.peer.is_some() || matches!(pair.source, Side::Exact(_));
+        self.iter().map(|row| &row.value).any(|intention| {
+            covers(&intention.pair)
+                && (intention.requests.is_some()
+                    || (intention.action == Action::Deny && names(&intention.pair)))
+        })
+    }
+
     /// Stores `intention` as of entry `at`; an equal one stays as it was.
     pub fn put(&mut self, intention: Intention, at: Index) {
         let pair = intention.pair.clone();
@@ -292,6 +307,28 @@ mod tests {
             let Reason::Intention(pair) = decided.reason else { panic!("{why}") };
             assert_eq!(pair.precedence(), precedence, "{why}");
         }
+    }
+
+    #[test]
+    fn who_calls_matters_where_somebody_is_denied_by_name() {
+        let cases: &[(&[(&str, &str, Action)], bool, &str)] = &[
+            (&[], false, "nobody says anything"),
+            (&[("web", "db", Allow)], false, "who is allowed loses nothing"),
+            (&[("*", "db", Deny), ("web", "db", Allow)], false, "nobody is denied by name"),
+            (&[("cron", "db", Deny)], true, "cron would pass without its name"),
+            (&[("cron", "*", Deny)], true, "wherever it is said"),
+            (&[("cron", "api", Deny)], false, "elsewhere"),
+        ];
+        for (rules, expected, why) in cases {
+            let all = intentions(rules);
+            assert_eq!(all.need_callers_of(&name("db")), *expected, "{why}");
+        }
+        let mut all = Intentions::default();
+        let source = "web".parse().expect("a side");
+        let pair = Pair { source, destination: "db".parse().expect("a side"), peer: None };
+        let requests = Some(Arc::default());
+        all.put(Intention { requests, ..intention(pair, Allow) }, Index(1));
+        assert!(all.need_callers_of(&name("db")), "a request, or its token, decides");
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub struct Policies {
     /// How long a connection to it may live.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Connections>,
+    /// Whether its instances take callers without TLS.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub takes_plaintext: bool,
 }
 
 impl Policies {
@@ -43,6 +46,7 @@ impl Policies {
             retries: defaults.and_then(|entry| entry.retries.as_deref().cloned()),
             rates: defaults.and_then(|entry| entry.rate_limits.as_deref().cloned()),
             inbound: defaults.and_then(|entry| entry.inbound_limits.as_deref().cloned()),
+            takes_plaintext: entries.takes_plaintext(service),
             connections: defaults.and_then(|entry| entry.connections.as_deref().cloned()),
         }
     }

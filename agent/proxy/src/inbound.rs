@@ -66,6 +66,8 @@ pub(crate) struct Port {
     load: Rc<RefCell<Load>>,
     /// What the view says of the service, and the guard that was made of it.
     current: RefCell<(Option<Arc<ServiceView>>, Rc<Guard>)>,
+    /// Cancelled when callers without TLS may pass no more.
+    pub(crate) plain: RefCell<CancellationToken>,
 }
 
 impl Port {
@@ -93,6 +95,7 @@ impl Port {
             intake,
             load,
             current: RefCell::new((None, Rc::new(guard))),
+            plain: RefCell::default(),
         };
         port.refresh();
         port
@@ -100,6 +103,9 @@ impl Port {
 
     /// Takes over what the view says now of the service.
     pub(crate) fn refresh(&self) {
+        if !self.takes_plaintext() {
+            self.plain.replace(CancellationToken::new()).cancel();
+        }
         let service = self.context.view.borrow().services.get(&self.service).cloned();
         let mut current = self.current.borrow_mut();
         if current.0.as_ref().map(Arc::as_ptr) == service.as_ref().map(Arc::as_ptr) {
@@ -155,6 +161,9 @@ impl Port {
         if chain.inbound_connections_max.is_some_and(|most| open.before >= most as usize) {
             return Err(Reason::Overloaded);
         }
+        if chain.policies.takes_plaintext && Box::pin(self.is_plaintext(&socket)).await? {
+            return Box::pin(self.serve_plain(socket, &chain)).await;
+        }
         let from = socket.peer_addr().map_err(|_| Reason::DownstreamReset)?.ip().to_string();
         let from = HeaderValue::try_from(from).map_err(|_| Reason::DownstreamReset)?;
         let identity = self.identity.borrow().clone().ok_or(Reason::NoIdentity)?;
@@ -206,7 +215,7 @@ impl Port {
     }
 
     /// Connects to the application.
-    async fn dial(&self, within: Duration) -> Result<TcpStream, Reason> {
+    pub(crate) async fn dial(&self, within: Duration) -> Result<TcpStream, Reason> {
         let stream = socket::connect(self.application.get(), within)
             .await
             .map_err(|_| Reason::ApplicationUnreachable)?;

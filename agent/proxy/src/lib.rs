@@ -42,6 +42,7 @@ mod usage;
 mod guard;
 mod context;
 mod inbound;
+mod plain;
 mod outbound;
 mod gateway;
 mod worker;

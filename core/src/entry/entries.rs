@@ -7,6 +7,7 @@ use rpds::RedBlackTreeMapSync;
 use super::exported_services::{ANY, ExportedService};
 use super::jwt_provider::JwtProvider;
 use super::mesh_gateway::GatewayMode;
+use super::mutual_tls::MutualTlsMode;
 use super::service_defaults::ServiceDefaults;
 use super::service_resolver::{ServiceResolver, Subset};
 use super::service_router::ServiceRouter;
@@ -86,6 +87,37 @@ impl Entries {
             Some(Body::Mesh(entry)) => entry.rules(),
             _ => normal::Rules::default(),
         }
+    }
+
+    /// Whether instances of `service` take callers without TLS.
+    pub(crate) fn takes_plaintext(&self, service: &ServiceName) -> bool {
+        let own = self.service_defaults(service).map(|entry| entry.mutual_tls_mode);
+        match own.unwrap_or_default() {
+            MutualTlsMode::Permissive => true,
+            MutualTlsMode::Strict => false,
+            MutualTlsMode::Inherit => self.takes_plaintext_by_default(),
+        }
+    }
+
+    fn takes_plaintext_by_default(&self) -> bool {
+        match self.body(Kind::ProxyDefaults, PROXY_DEFAULTS_NAME) {
+            Some(Body::ProxyDefaults(all)) => all.mutual_tls_mode == MutualTlsMode::Permissive,
+            _ => false,
+        }
+    }
+
+    /// An entry that lets callers without TLS pass though `mesh` does not allow that.
+    pub(crate) fn unallowed_plaintext(&self) -> Option<&EntryKey> {
+        if matches!(self.body(Kind::Mesh, MESH_NAME), Some(Body::Mesh(mesh)) if mesh.allow_permissive)
+        {
+            return None;
+        }
+        let row = self.rows.values().find(|row| match row.value.body() {
+            Body::ServiceDefaults(entry) => entry.mutual_tls_mode == MutualTlsMode::Permissive,
+            Body::ProxyDefaults(entry) => entry.mutual_tls_mode == MutualTlsMode::Permissive,
+            _ => false,
+        })?;
+        Some(row.value.key())
     }
 
     pub(crate) fn jwt_provider(&self, name: &str) -> Option<&JwtProvider> {

@@ -14,6 +14,11 @@ pub struct Mesh {
     /// What holds for HTTP.
     #[serde(rename = "HTTP", alias = "http", skip_serializing_if = "is_default")]
     pub http: MeshHttp,
+    /// Whether `MutualTLSMode` may be `permissive` anywhere.
+    #[serde(rename = "AllowEnablingPermissiveMutualTLS")]
+    #[serde(alias = "allow_enabling_permissive_mutual_tls", default)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub allow_permissive: bool,
     /// Free pairs.
     #[serde(alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,

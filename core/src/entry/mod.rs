@@ -6,6 +6,7 @@
 mod fault;
 mod header_edits;
 mod mesh_gateway;
+mod mutual_tls;
 mod connections;
 mod inbound_limits;
 mod injection;
@@ -50,6 +51,7 @@ pub use self::load_balancer::{
 };
 pub use self::mesh::{Mesh, MeshHttp, MeshIncoming, RequestNormalization};
 pub use self::mesh_gateway::{GatewayMode, MeshGatewayConfig};
+pub use self::mutual_tls::MutualTlsMode;
 pub use self::proxy_defaults::{ProxyDefaults, ProxyDefaultsConfig};
 pub use self::rate_limits::{
     ANY_CALLER, CallerRateLimit, InstanceRateLimits, RateLimits, RouteRateLimit,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::EntryMeta;
 use super::fault::{Fault, check_protocol};
 use super::mesh_gateway::MeshGatewayConfig;
+use super::mutual_tls::MutualTlsMode;
 
 /// `proxy-defaults/global`: what holds for every service.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,13 @@ pub struct ProxyDefaults {
     /// How services of peers are reached, where `service-defaults` do not say.
     #[serde(alias = "mesh_gateway", skip_serializing_if = "MeshGatewayConfig::is_default")]
     pub mesh_gateway: MeshGatewayConfig,
+    /// Whether callers without TLS pass, where `service-defaults` do not say.
+    #[serde(
+        rename = "MutualTLSMode",
+        alias = "mutual_tls_mode",
+        skip_serializing_if = "MutualTlsMode::is_default"
+    )]
+    pub mutual_tls_mode: MutualTlsMode,
     /// Free pairs.
     #[serde(alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,

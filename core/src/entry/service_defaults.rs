@@ -9,6 +9,7 @@ use super::connections::Connections;
 use super::fault::{Fault, check_protocol};
 use super::inbound_limits::InboundLimits;
 use super::mesh_gateway::MeshGatewayConfig;
+use super::mutual_tls::MutualTlsMode;
 use super::rate_limits::RateLimits;
 use super::retries::Retries;
 use super::upstream::UpstreamConfig;
@@ -46,6 +47,14 @@ pub struct ServiceDefaults {
         skip_serializing_if = "Option::is_none"
     )]
     pub connections: Option<Box<Connections>>,
+    /// Whether callers without TLS pass.
+    #[serde(
+        default,
+        rename = "MutualTLSMode",
+        alias = "mutual_tls_mode",
+        skip_serializing_if = "MutualTlsMode::is_default"
+    )]
+    pub mutual_tls_mode: MutualTlsMode,
     /// How the service is reached where it is a peer's.
     #[serde(alias = "mesh_gateway", skip_serializing_if = "MeshGatewayConfig::is_default")]
     pub mesh_gateway: MeshGatewayConfig,

@@ -12,9 +12,9 @@ use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::entry::{
     Body, Consumer, Entry, EntryKey, ExportedService, ExportedServices, Failover, FailoverTarget,
     GatewayMode, HeaderEdits, HeaderMatch, HttpMatch, IdleTimeout, JwtProvider, Kind, Mesh,
-    MeshGatewayConfig, ProxyDefaults, ProxyDefaultsConfig, QueryMatch, RouteDestination,
-    RouteMatch, ServiceDefaults, ServiceResolver, ServiceRoute, ServiceRouter, ServiceSplit,
-    ServiceSplitter, Sticky, Subset, Target, Weight,
+    MeshGatewayConfig, MutualTlsMode, ProxyDefaults, ProxyDefaultsConfig, QueryMatch,
+    RouteDestination, RouteMatch, ServiceDefaults, ServiceResolver, ServiceRoute, ServiceRouter,
+    ServiceSplit, ServiceSplitter, Sticky, Subset, Target, Weight,
 };
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intention, Pair};
@@ -165,6 +165,7 @@ fn entries() -> [Entry; 8] {
             Body::ProxyDefaults(ProxyDefaults {
                 config: ProxyDefaultsConfig { protocol: Some("http".into()) },
                 mesh_gateway: MeshGatewayConfig { mode: GatewayMode::Local },
+                mutual_tls_mode: MutualTlsMode::Strict,
                 meta: note(),
             }),
         ),
@@ -180,6 +181,7 @@ fn entries() -> [Entry; 8] {
                 inbound_limits: policies().inbound.map(Box::new),
                 connections: policies().connections.map(Box::new),
                 mesh_gateway: MeshGatewayConfig { mode: GatewayMode::None },
+                mutual_tls_mode: MutualTlsMode::Permissive,
                 meta: note(),
             }),
         ),

@@ -30,6 +30,7 @@ pub(super) struct Metrics {
 pub(super) struct OnPurpose {
     pub(super) faults: IntCounterVec,
     pub(super) mirrored: IntCounterVec,
+    pub(super) plaintext: IntCounterVec,
 }
 
 impl OnPurpose {
@@ -38,6 +39,10 @@ impl OnPurpose {
             let labels = ["source", "destination", kind];
             registered(registry, IntCounterVec::new(Opts::new(name, help), &labels)?)
         };
+        let plaintext = Opts::new(
+            "hawser_proxy_plaintext_connections_total",
+            "Connections of callers without TLS, by their address.",
+        );
         Ok(Self {
             faults: counters(
                 "hawser_proxy_faults_injected_total",
@@ -48,6 +53,10 @@ impl OnPurpose {
                 "hawser_proxy_mirrored_total",
                 "Copies of requests, by what became of them.",
                 "outcome",
+            )?,
+            plaintext: registered(
+                registry,
+                IntCounterVec::new(plaintext, &["service", "address"])?,
             )?,
         })
     }

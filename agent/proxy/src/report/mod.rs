@@ -10,7 +10,7 @@ mod trail;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -152,6 +152,25 @@ pub(crate) struct Shared {
     settings: watch::Sender<Settings>,
     spans: mpsc::Sender<Vec<Span>>,
     gathered: Mutex<Option<mpsc::Receiver<Vec<Span>>>>,
+    plaintext: Mutex<Addresses>,
+}
+
+/// The addresses that callers without TLS came from, as many as are told apart.
+#[derive(Default)]
+struct Addresses(BTreeSet<IpAddr>);
+
+impl Addresses {
+    /// The label for `address`, and whether it is seen for the first time.
+    fn label(&mut self, address: IpAddr) -> (String, bool) {
+        if self.0.contains(&address) {
+            return (address.to_string(), false);
+        }
+        if self.0.len() >= ADDRESSES_MAX {
+            return (OTHER.to_owned(), false);
+        }
+        self.0.insert(address);
+        (address.to_string(), true)
+    }
 }
 
 /// What workers take over at their next turn.
@@ -191,6 +210,7 @@ impl Shared {
             settings: watch::Sender::default(),
             spans,
             gathered: Mutex::new(Some(gathered)),
+            plaintext: Mutex::default(),
         };
         shared.set(log, trace_ppm)?;
         Ok(shared)
@@ -335,6 +355,16 @@ impl Local {
         let mut refusals = self.refusals.borrow_mut();
         let key = (service.clone(), reporter, reason);
         *refusals.entry(key).or_default() += 1;
+    }
+
+    /// Counts a caller without TLS by its address, and tells of each once.
+    pub(crate) fn plaintext(&self, service: &ServiceName, from: IpAddr) {
+        let (label, is_new) = lock(&self.shared.plaintext).label(from);
+        if is_new {
+            tracing::warn!(%service, %from, "a caller without TLS passes: MutualTLSMode permissive");
+        }
+        let labels = [service.as_str(), label.as_str()];
+        self.shared.metrics.on_purpose.plaintext.with_label_values(&labels).inc();
     }
 
     /// Counts accepted connections up or down.
@@ -792,6 +822,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What is counted together because there is no room to count it apart.
 const OTHER: &str = "other";
+/// Addresses of callers without TLS that are told apart.
+const ADDRESSES_MAX: usize = 256;
 /// Series of one process: pairs × clusters × routes.
 const SERIES_MAX: usize = 2_000;
 /// Ways of one pair: clusters × routes.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hawser_core::catalog::Protocol;
+use hawser_core::intention::Action;
 use hawser_core::policy::Policies;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -261,4 +262,56 @@ async fn trailers_carry_nothing_that_heads_are_judged_by() {
     let answer = send_raw(world.outbound, request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(answer.contains("x-seen: x-checksum\r\n"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_without_tls_pass_where_asked_and_are_counted_and_cut() {
+    let permissive = policies(r#"{"takes_plaintext":true}"#);
+    let mut world = World::new(Protocol::Tcp);
+    world.policies = permissive.clone();
+    world.tcp_echo().await;
+    world.start().await;
+    let mut plain = TcpStream::connect(world.inbound()).await.expect("listening");
+    ping(&mut plain).await;
+    // Those of the mesh pass beside it.
+    drop(asked(&world).await);
+    let labels = [("service", "db"), ("address", "127.0.0.1")];
+    let counted = world.server_count("hawser_proxy_plaintext_connections_total", &labels);
+    assert!((counted - 1.0).abs() < f64::EPSILON, "{counted}");
+    world.policies = Policies::default();
+    world.republish();
+    let _ = end(plain).await;
+    let mut refused = TcpStream::connect(world.inbound()).await.expect("listening");
+    refused.write_all(b"ping").await.expect("open");
+    let _ = end(refused).await;
+    eventually("it is refused", || {
+        world.server_reasons().iter().any(|reason| reason == "plaintext" || reason == "policy_cut")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_without_tls_never_get_around_who_is_denied_or_what_is_judged() {
+    let requests = json!({ "Permissions": [
+        { "Action": "allow", "HTTP": { "PathPrefix": "/" } } ] });
+    let judged = Some(serde_json::from_value(requests).expect("Consul's shape"));
+    for (protocol, action, requests) in [
+        (Protocol::Tcp, Action::Deny, None),
+        (Protocol::Tcp, Action::Allow, judged),
+        (Protocol::Http, Action::Allow, None),
+    ] {
+        let mut world = World::new(protocol);
+        world.policies = policies(r#"{"takes_plaintext":true}"#);
+        world.requests = requests;
+        world.tcp_echo().await;
+        world.start().await;
+        world.intend(action);
+        let mut plain = TcpStream::connect(world.inbound()).await.expect("listening");
+        let _ = plain.write_all(b"ping").await;
+        let mut echo = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(20), plain.read_to_end(&mut echo));
+        let _ = read.await.expect("it ends in time");
+        assert_ne!(echo, b"ping", "{protocol:?} {action:?}");
+        world.stop().await;
+    }
 }
