@@ -784,7 +784,8 @@ mod tests {
         let web = ("service-defaults/web", permissive);
         let strict = ("service-defaults/web", r#"{"MutualTLSMode":"strict"}"#);
         let all = ("proxy-defaults/global", permissive);
-        let cases: &[(&[(&str, &str)], (&str, &str), Option<&str>)] = &[
+        type Written<'a> = (&'a str, &'a str);
+        let cases: &[(&[Written<'_>], Written<'_>, Option<&str>)] = &[
             // what there is, what is written, refused
             (&[], web, Some("service-defaults/web: MutualTLSMode: permissive needs")),
             (&[], all, Some("proxy-defaults/global: MutualTLSMode: permissive needs")),

@@ -311,7 +311,8 @@ mod tests {
 
     #[test]
     fn who_calls_matters_where_somebody_is_denied_by_name() {
-        let cases: &[(&[(&str, &str, Action)], bool, &str)] = &[
+        type Rules = &'static [(&'static str, &'static str, Action)];
+        let cases: &[(Rules, bool, &str)] = &[
             (&[], false, "nobody says anything"),
             (&[("web", "db", Allow)], false, "who is allowed loses nothing"),
             (&[("*", "db", Deny), ("web", "db", Allow)], false, "nobody is denied by name"),
