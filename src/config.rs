@@ -85,6 +85,7 @@ struct RawRaft {
     election_min_ms: Option<u64>,
     election_max_ms: Option<u64>,
     snapshot_every: Option<u64>,
+    log_mib_max: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -517,6 +518,11 @@ impl Raw {
                 .as_ref()
                 .and_then(|raft| raft.snapshot_every)
                 .unwrap_or(server::config::SNAPSHOT_EVERY),
+            log_bytes_max: self
+                .raft
+                .as_ref()
+                .and_then(|raft| raft.log_mib_max)
+                .map_or(server::config::LOG_BYTES_MAX, |mib| mib.saturating_mul(1 << 20)),
         };
         Ok(ServerSettings { config, listen: SocketAddr::new(bind, port) })
     }

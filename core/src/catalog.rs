@@ -428,12 +428,16 @@ impl Catalog {
         touched: &mut Touched,
     ) {
         let key = (node.clone(), check.id.clone());
-        if self.checks.get(&key).is_some_and(|row| *row.value == check) {
+        let held = self.checks.get(&key).map(|row| Arc::clone(&row.value));
+        if held.as_deref() == Some(&check) {
             return;
         }
         self.checks_index = at;
         let about = check.instance.clone();
         upsert(&mut self.checks, key, check, at);
+        if let Some(held) = held.filter(|held| held.instance != about) {
+            self.touch_checked(node, held.instance.as_ref(), at, touched);
+        }
         self.touch_checked(node, about.as_ref(), at, touched);
     }
 

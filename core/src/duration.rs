@@ -107,6 +107,9 @@ pub mod serde_option {
         }
         match Option::<Written>::deserialize(from)? {
             None => Ok(None),
+            Some(Written::Nanos(nanos)) if nanos as f64 > super::NANOS_MAX => {
+                Err(serde::de::Error::custom(super::InvalidDuration::TooLong(format!("{nanos}ns"))))
+            }
             Some(Written::Nanos(nanos)) => Ok(Some(Duration::from_nanos(nanos))),
             Some(Written::Text(text)) if text.is_empty() => Ok(None),
             Some(Written::Text(text)) => {

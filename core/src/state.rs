@@ -656,8 +656,16 @@ impl State {
                 max: INSTANCES_PER_NODE_MAX,
             });
         }
-        let checks = self.catalog.checks_on(name).count() + changes.put_checks.len();
-        if checks > CHECKS_PER_NODE_MAX + changes.drop_checks.len() {
+        // Its liveness is nothing that it says.
+        let liveness = liveness_id();
+        let held = self.catalog.checks_on(name).map(|row| &row.value.id);
+        let mut checks: BTreeSet<&CheckId> =
+            held.filter(|id| liveness.as_ref() != Some(*id)).collect();
+        for id in &changes.drop_checks {
+            checks.remove(id);
+        }
+        checks.extend(changes.put_checks.iter().map(|check| &check.id));
+        if checks.len() > CHECKS_PER_NODE_MAX {
             return Err(Rejection::Full { what: "checks on this node", max: CHECKS_PER_NODE_MAX });
         }
         for check in &changes.put_checks {
@@ -1345,6 +1353,44 @@ mod tests {
         assert!(!woken.contains(&Topic::Names), "health is no news for the list of names");
         let again = run(&mut state, vec![sync("n2", &[("db-1", "db")], vec![])]);
         assert_eq!(again, Ok(Vec::new()), "an equal write is no change");
+    }
+
+    #[test]
+    fn a_check_that_moves_wakes_what_it_leaves() {
+        let mut state = State::default();
+        let of = |instance| check("c", Some(instance), Status::Critical);
+        let both = [("web-1", "web"), ("db-1", "db")];
+        run(&mut state, vec![sync("n1", &both, vec![of("web-1")])]).expect("applied");
+        let woken = run(&mut state, vec![sync("n1", &[], vec![of("db-1")])]).expect("applied");
+        for service in ["web", "db"] {
+            assert!(woken.contains(&Topic::Service(name(service))), "{service}: {woken:?}");
+            assert_eq!(state.catalog().service_index(&name(service)), Index(2), "{service}");
+        }
+    }
+
+    #[test]
+    fn a_nodes_checks_are_bounded_whatever_it_says_to_drop() {
+        let checks = |of: &str, count: usize| -> Vec<Check> {
+            (0..count).map(|n| check(&format!("{of}-{n}"), None, Status::Passing)).collect()
+        };
+        let dropping = |put: Vec<Check>, drop: Vec<CheckId>| {
+            let Command::SyncNode(changes) = sync("n1", &[], put) else { unreachable!() };
+            Command::SyncNode(NodeChanges { drop_checks: drop, ..changes })
+        };
+        let ids = |of: &str| (0..CHECKS_PER_NODE_MAX).map(|n| name(&format!("{of}-{n}"))).collect();
+        let mut state = State::default();
+        let full = vec![sync("n1", &[], checks("a", CHECKS_PER_NODE_MAX))];
+        run(&mut state, full).expect("as many as there may be");
+        let refused =
+            Err(Rejection::Full { what: "checks on this node", max: CHECKS_PER_NODE_MAX });
+        let invented = vec![dropping(checks("b", 1), ids("none"))];
+        assert_eq!(run(&mut state, invented), refused, "what is not there frees nothing");
+        let mut all: Vec<Check> = checks("a", CHECKS_PER_NODE_MAX);
+        all.iter_mut().for_each(|check| check.status = Status::Critical);
+        let changed = run(&mut state, vec![sync("n1", &[], all)]);
+        changed.expect("what is there may change, all of it");
+        let exchanged = vec![dropping(checks("b", CHECKS_PER_NODE_MAX), ids("a"))];
+        run(&mut state, exchanged).expect("those that go make room");
     }
 
     #[test]

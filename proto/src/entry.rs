@@ -30,8 +30,7 @@ impl From<&Entry> for v1::Entry {
 impl TryFrom<v1::Entry> for Entry {
     type Error = Invalid;
 
-    /// # Errors
-    /// Also for a body that `Entry::new` would not let an operator write.
+    /// What the fields say is not judged again: see [`Entry::stored`].
     fn try_from(entry: v1::Entry) -> Result<Self, Invalid> {
         let key: EntryKey = required("entry.key", entry.key)?;
         let json = present(
@@ -41,6 +40,6 @@ impl TryFrom<v1::Entry> for Entry {
         let mut json = serde_json::Deserializer::from_str(json);
         let body = Body::read(key.kind, &mut json).and_then(|body| json.end().map(|()| body));
         let body = body.map_err(|why| Invalid::new("entry.body_json", why))?;
-        Self::new(&key.name, body).map_err(|why| Invalid::new("entry.body_json", why))
+        Self::stored(&key.name, body).map_err(|why| Invalid::new("entry.body_json", why))
     }
 }

@@ -323,12 +323,13 @@ mod tests {
         let start = Instant::now();
         let pilot = pilot(start);
         let on = Autopilot::default();
-        let off = Autopilot { cleanup_dead_servers: false, ..on.clone() };
-        let three = Autopilot { min_quorum: 3, ..on.clone() };
+        let off = Autopilot { cleanup_dead_servers: false, ..on };
+        let three = Autopilot { min_quorum: 3, ..on };
         let now = start + Duration::from_secs(300);
         let one = Some(Step::DropVoter(3));
+        type Case<'a> = (&'a Autopilot, &'a [u64], &'a [u64], Option<Step>, &'a str);
         // rules, voters, dead, expected, why
-        let cases: [(&Autopilot, &[u64], &[u64], Option<Step>, &str); 7] = [
+        let cases: [Case<'_>; 7] = [
             (&on, &[1, 2, 3], &[], None, "all live"),
             (&on, &[1, 2, 3], &[3], one, "one of three"),
             (&on, &[1, 2, 3], &[2, 3], None, "no majority lives"),

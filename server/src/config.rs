@@ -44,6 +44,8 @@ pub struct Config {
     pub aws_iam: Option<AwsIam>,
     /// Entries between two snapshots.
     pub snapshot_every: u64,
+    /// Bytes of the log after which a snapshot is written and the log cut, however few its entries.
+    pub log_bytes_max: u64,
 }
 
 /// Raft's clock. A heartbeat must make its round trip within `heartbeat`.
@@ -77,5 +79,7 @@ pub const LEASE: Duration = Duration::from_secs(15);
 pub const REAP_AFTER: Duration = Duration::from_secs(72 * 3600);
 /// The default of [`Config::snapshot_every`].
 pub const SNAPSHOT_EVERY: u64 = 16_384;
+/// The default of [`Config::log_bytes_max`].
+pub const LOG_BYTES_MAX: u64 = 256 << 20;
 /// The port that servers listen on when none is given.
 pub const PORT: u16 = 8300;

@@ -41,7 +41,8 @@ impl Operator {
         let Some(leader) = self.other_leader()? else { return Ok(self.assess_here()) };
         let mut client = self.client(&leader)?;
         let asked = timeout(ASK_MAX, client.assess(v1::AssessRequest {})).await;
-        let reply = asked.map_err(|_| OperateError::NoLeader)?.map_err(refused)?;
+        let reply =
+            asked.map_err(|_| OperateError::NoLeader)?.map_err(|status| refused(&status))?;
         Ok(reply.into_inner().into())
     }
 
@@ -55,7 +56,7 @@ impl Operator {
         let Some(leader) = self.other_leader()? else { return self.remove_here(id).await };
         let mut client = self.client(&leader)?;
         let asked = timeout(ASK_MAX, client.remove_member(v1::RemoveRequest { id })).await;
-        asked.map_err(|_| OperateError::NoLeader)?.map_err(refused).map(drop)
+        asked.map_err(|_| OperateError::NoLeader)?.map_err(|status| refused(&status)).map(drop)
     }
 
     pub(crate) async fn remove_here(&self, id: u64) -> Result<(), OperateError> {
@@ -89,7 +90,7 @@ impl Operator {
         let mut client = self.client(&leader)?;
         let request = v1::HandOverRequest { to: to.unwrap_or(0) };
         let asked = timeout(ASK_MAX, client.hand_over(request)).await;
-        asked.map_err(|_| OperateError::NoLeader)?.map_err(refused).map(drop)
+        asked.map_err(|_| OperateError::NoLeader)?.map_err(|status| refused(&status)).map(drop)
     }
 
     pub(crate) async fn hand_over_here(&self, to: Option<u64>) -> Result<(), OperateError> {
@@ -145,7 +146,7 @@ impl Operator {
 }
 
 /// What a leader's refusal means.
-fn refused(status: tonic::Status) -> OperateError {
+fn refused(status: &tonic::Status) -> OperateError {
     match status.code() {
         Code::FailedPrecondition => OperateError::Refused(status.message().to_owned()),
         _ => OperateError::NoLeader,

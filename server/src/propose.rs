@@ -62,6 +62,12 @@ pub enum ProposeError {
     /// The leader's disk is full. The command was not proposed.
     #[error("the disk of the leading server is full: free some of it, and writes go on")]
     DiskFull,
+    /// What it would be in the log could not be read back. The command was not proposed.
+    #[error("it cannot be stored: {why}")]
+    Unreadable {
+        /// Which field, and what is wrong with it.
+        why: String,
+    },
     /// It does not fit into one entry of the log. The command was not proposed.
     #[error("a change of {bytes} bytes is more than the {max} that fit at once: split it")]
     TooLarge {
@@ -111,10 +117,14 @@ impl Proposer {
             return Err(ProposeError::ShuttingDown);
         }
         let time = now();
-        let bytes = v1::Command::from((time, &command)).encoded_len();
+        let message = v1::Command::from((time, &command));
+        let bytes = message.encoded_len();
         if bytes > COMMAND_BYTES_MAX {
             return Err(ProposeError::TooLarge { bytes, max: COMMAND_BYTES_MAX });
         }
+        // An entry of the log that cannot be read ends every server that has it, for good.
+        let read = <(UnixTime, Command)>::try_from(message);
+        read.map_err(|invalid| ProposeError::Unreadable { why: invalid.to_string() })?;
         let began = Instant::now();
         let deadline = began + PATIENCE;
         let mut status = raft.status();

@@ -72,21 +72,22 @@ pub enum ReadError {
 
 /// When this server last heard from a leader. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Contact(Arc<Mutex<Instant>>);
+pub(crate) struct Contact(Arc<Mutex<Option<Instant>>>);
 
 impl Contact {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Instant::now())))
+        Self(Arc::default())
     }
 
     /// A leader was heard just now.
     pub(crate) fn heard(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// How long ago that was.
+    /// How long ago that was; longer than anyone asks for, if never.
     pub(crate) fn age(&self) -> Duration {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        let heard = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.map_or(NEVER, |heard| heard.elapsed())
     }
 }
 
@@ -99,6 +100,11 @@ impl Reader {
         lease: Duration,
     ) -> Self {
         Self { raft, dialer, published, contact, lease }
+    }
+
+    /// Notes that this server led until now: nobody knew better.
+    pub(crate) fn led(&self) {
+        self.contact.heard();
     }
 
     /// What this server has now, however old.
@@ -190,6 +196,8 @@ impl Reader {
 
 const ASK_MAX: Duration = Duration::from_secs(1);
 const CUT_OFF_PER_LEASE: u32 = 3;
+/// A hundred years, which every form of a duration has room for.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 #[cfg(test)]
 mod tests {

@@ -145,8 +145,7 @@ impl Server {
         let space = Space::new(config.data_dir.clone(), metrics.disk_free_bytes.clone());
         let setup = Setup {
             cluster_id: identity.cluster_id(),
-            timing: &config.timing,
-            snapshot_every: config.snapshot_every,
+            config: &config,
             store: Arc::new(store),
             snapshots: snapshots.clone(),
             published: published.clone(),
@@ -279,6 +278,7 @@ impl Server {
         );
         tasks.spawn(done(report));
         tasks.spawn(done(duties.space.clone().run(stop.clone())));
+        tasks.spawn(done(raft.clone().bound_log(stop.clone())));
         tasks.spawn(done(leader::run(duties, stop.clone())));
         tasks.spawn(done(join::run(join, stop.clone())));
         tasks.spawn(done(peering::run(handle.clone(), stop.clone())));

@@ -5,6 +5,7 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hawser_core::state::State;
 use hawser_proto::{codec, v1};
@@ -22,14 +23,32 @@ pub(crate) struct Snapshot {
     path: PathBuf,
     file: Arc<File>,
     length: u64,
+    /// While it has no name of its own yet.
+    unfinished: Option<Arc<Unfinished>>,
 }
 
-/// A snapshot that is being received, under a temporary name until it is complete.
+/// A snapshot that is being received, under a temporary name until it is complete. Dropped before,
+/// it leaves nothing.
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    path: PathBuf,
     file: BufWriter<File>,
     length: u64,
+    unfinished: Unfinished,
+}
+
+/// A file under a temporary name: removed with the last who holds it, unless it was renamed.
+#[derive(Debug)]
+struct Unfinished {
+    path: PathBuf,
+    is_renamed: AtomicBool,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.is_renamed.load(Ordering::Relaxed) {
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
 }
 
 /// A snapshot that does not hold what was written to it.
@@ -69,7 +88,16 @@ impl Snapshots {
         paths.retain(|path| is_snapshot(path));
         // Names begin with the index in twenty digits, so their order is the log's.
         paths.sort();
-        paths.into_iter().rev().map(Snapshot::open).collect()
+        let mut found = Vec::with_capacity(paths.len());
+        for path in paths.into_iter().rev() {
+            match Snapshot::open(path) {
+                Ok(snapshot) => found.push(snapshot),
+                // Another has removed it meanwhile, for newer ones.
+                Err(failure) if failure.kind() == io::ErrorKind::NotFound => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(found)
     }
 
     /// Writes `state` as of `meta`; on return it survives a power cut and older ones are gone,
@@ -92,7 +120,9 @@ impl Snapshots {
     pub(crate) fn receive(&self) -> io::Result<Incoming> {
         let path = self.folder.join(format!("{:016x}.{UNFINISHED}", rand::random::<u64>()));
         let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-        Ok(Incoming { path, file: BufWriter::with_capacity(BUFFER_BYTES, file), length: 0 })
+        let unfinished = Unfinished { path, is_renamed: AtomicBool::new(false) };
+        let file = BufWriter::with_capacity(BUFFER_BYTES, file);
+        Ok(Incoming { file, length: 0, unfinished })
     }
 
     /// Gives a complete snapshot its name and removes all but the newest two.
@@ -102,12 +132,18 @@ impl Snapshots {
         let path = self.folder.join(name);
         if snapshot.path != path {
             std::fs::rename(&snapshot.path, &path)?;
+            if let Some(unfinished) = &snapshot.unfinished {
+                unfinished.is_renamed.store(true, Ordering::Relaxed);
+            }
             sync_folder(&self.folder)?;
         }
         for old in self.list()?.into_iter().skip(KEPT) {
-            std::fs::remove_file(old.path)?;
+            match std::fs::remove_file(old.path) {
+                Err(failure) if failure.kind() != io::ErrorKind::NotFound => return Err(failure),
+                _ => {}
+            }
         }
-        Ok(Snapshot { path, ..snapshot })
+        Ok(Snapshot { path, unfinished: None, ..snapshot })
     }
 }
 
@@ -115,7 +151,7 @@ impl Snapshot {
     fn open(path: PathBuf) -> io::Result<Self> {
         let file = File::open(&path)?;
         let length = file.metadata()?.len();
-        Ok(Self { path, file: file.into(), length })
+        Ok(Self { path, file: file.into(), length, unfinished: None })
     }
 
     /// Where it is.
@@ -191,12 +227,8 @@ impl Incoming {
     pub(crate) fn finish(mut self) -> io::Result<Snapshot> {
         self.file.flush()?;
         self.file.get_ref().sync_all()?;
-        Snapshot::open(self.path)
-    }
-
-    /// Removes what came so far.
-    pub(crate) fn discard(self) {
-        drop(std::fs::remove_file(&self.path));
+        let snapshot = Snapshot::open(self.unfinished.path.clone())?;
+        Ok(Snapshot { unfinished: Some(Arc::new(self.unfinished)), ..snapshot })
     }
 }
 
@@ -285,6 +317,27 @@ mod tests {
         assert!(exist(data.path()));
         let files = std::fs::read_dir(data.path().join(FOLDER)).expect("a folder").count();
         assert_eq!(files, 2, "what was unfinished is gone");
+    }
+
+    #[test]
+    fn what_is_not_kept_leaves_nothing() {
+        let data = tempfile::tempdir().expect("a folder");
+        let snapshots = Snapshots::open(data.path()).expect("a folder");
+        let files = || std::fs::read_dir(data.path().join(FOLDER)).expect("a folder").count();
+        let mut cut_off = snapshots.receive().expect("room");
+        cut_off.write(b"half").expect("written");
+        assert_eq!(files(), 1);
+        drop(cut_off);
+        assert_eq!(files(), 0, "a transfer that ends early");
+        let refused = snapshots.receive().expect("room").finish().expect("complete");
+        let read_by_another = refused.clone();
+        drop(refused);
+        assert_eq!(files(), 1, "while someone holds it");
+        drop(read_by_another);
+        assert_eq!(files(), 0, "one that is not installed");
+        let kept = snapshots.write(&meta(7), &state(7)).expect("written");
+        drop(kept);
+        assert_eq!(files(), 1);
     }
 
     #[test]

@@ -40,6 +40,12 @@ impl Space {
         self.free().is_ok_and(|free| free >= bytes.saturating_add(FULL_BELOW_BYTES))
     }
 
+    /// Whether entries of the log of `bytes` in all may be written: small ones still, from the
+    /// first half of the reserve, so that a new leader can take office while disks are full.
+    pub(crate) fn takes(&self, bytes: usize) -> bool {
+        !self.is_full() || self.free().is_ok_and(|free| takes_when_full(bytes, free))
+    }
+
     /// Looks again and again, until `drain`.
     pub(crate) async fn run(self, drain: CancellationToken) {
         let mut tick = tokio::time::interval(LOOK_EVERY);
@@ -84,13 +90,31 @@ fn judge(was_full: bool, free: u64) -> bool {
     free < if was_full { ROOM_ABOVE_BYTES } else { FULL_BELOW_BYTES }
 }
 
+fn takes_when_full(bytes: usize, free: u64) -> bool {
+    bytes <= SMALL_BYTES && free >= FULL_BELOW_BYTES / 2
+}
+
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const FULL_BELOW_BYTES: u64 = 64 << 20;
 const ROOM_ABOVE_BYTES: u64 = 80 << 20;
+const SMALL_BYTES: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_leader_takes_office_while_disks_are_full_and_nothing_eats_the_reserve() {
+        let cases = [
+            // bytes, MiB free, taken, why
+            (100, 63, true, "an entry without a command"),
+            (SMALL_BYTES + 1, 63, false, "a command"),
+            (100, 31, false, "half of the reserve is gone"),
+        ];
+        for (bytes, free, expected, why) in cases {
+            assert_eq!(takes_when_full(bytes, free << 20), expected, "{why}");
+        }
+    }
 
     #[test]
     fn it_does_not_flap_at_the_bound() {

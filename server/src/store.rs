@@ -124,6 +124,8 @@ struct Shared {
     pending: BTreeMap<u64, Arc<[u8]>>,
     slots: BTreeMap<Slot, Vec<u8>>,
     last: Option<u64>,
+    /// What was appended since the last purge, and at the start all that there was.
+    bytes: u64,
 }
 
 struct Job {
@@ -211,13 +213,15 @@ impl Store {
             |why: String| OpenError::Damaged { path: path.clone(), folder: folder.to_owned(), why };
         let opened = catch_unwind(AssertUnwindSafe(|| load(&path)))
             .map_err(|_| damaged("its pages contradict each other".to_owned()))?;
-        let Loaded { database, owner, slots, last } = opened.map_err(|failure| match failure {
-            LoadError::InUse => OpenError::InUse { path: path.clone() },
-            LoadError::Io(source) => io(source),
-            LoadError::Damaged(why) => damaged(why),
-        })?;
+        let Loaded { database, owner, slots, last, bytes } =
+            opened.map_err(|failure| match failure {
+                LoadError::InUse => OpenError::InUse { path: path.clone() },
+                LoadError::Io(source) => io(source),
+                LoadError::Damaged(why) => damaged(why),
+            })?;
         let database = Arc::new(database);
-        let shared = Arc::new(Mutex::new(Shared { pending: BTreeMap::new(), slots, last }));
+        let shared = Shared { pending: BTreeMap::new(), slots, last, bytes };
+        let shared = Arc::new(Mutex::new(shared));
         let (jobs, queue) = mpsc::channel();
         let (failing, failed) = watch::channel(None);
         let began = Began::default();
@@ -264,6 +268,11 @@ impl Store {
         self.shared().last
     }
 
+    /// About how many bytes the log holds: all that was appended since it was purged last.
+    pub fn log_bytes(&self) -> u64 {
+        self.shared().bytes
+    }
+
     /// The value in `slot`.
     pub fn slot(&self, slot: Slot) -> Option<Vec<u8>> {
         self.shared().slots.get(&slot).cloned()
@@ -281,6 +290,7 @@ impl Store {
             if let Some((index, _)) = records.last() {
                 shared.last = Some(*index);
             }
+            shared.bytes += records.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
             shared.pending.extend(records.iter().cloned());
         }
         self.send(Job { write: Write::Append(records), done: Some(done), _room: room })
@@ -327,6 +337,7 @@ impl Store {
         self.finish(Write::Purge { upto, id: id.clone() }).await?;
         let mut shared = self.shared();
         shared.slots.insert(Slot::Purged, id);
+        shared.bytes = 0;
         if shared.last.is_some_and(|last| last <= upto) {
             shared.last = None;
         }
@@ -595,6 +606,7 @@ struct Loaded {
     owner: Owner,
     slots: BTreeMap<Slot, Vec<u8>>,
     last: Option<u64>,
+    bytes: u64,
 }
 
 enum LoadError {
@@ -623,7 +635,7 @@ impl<E: Into<redb::Error>> From<E> for LoadError {
 
 fn load(path: &Path) -> Result<Loaded, LoadError> {
     let mut database = Database::builder().set_cache_size(CACHE_BYTES).open(path)?;
-    let (owner, slots, last) = scan(&database)?;
+    let Scanned { owner, slots, last, bytes } = scan(&database)?;
     let intact = match database.check_integrity() {
         Ok(intact) => intact,
         Err(DatabaseError::Storage(redb::StorageError::Io(source))) => {
@@ -634,14 +646,20 @@ fn load(path: &Path) -> Result<Loaded, LoadError> {
     if !intact {
         // What broke was bookkeeping, now made anew; it must not have cost a record.
         tracing::warn!(path = %path.display(), "free-space records were damaged and are rebuilt");
-        if scan(&database)? != (owner.clone(), slots.clone(), last) {
+        let again = scan(&database)?;
+        if (again.owner, again.slots, again.last) != (owner.clone(), slots.clone(), last) {
             return Err(LoadError::Damaged("records vanished when it was repaired".to_owned()));
         }
     }
-    Ok(Loaded { database, owner, slots, last })
+    Ok(Loaded { database, owner, slots, last, bytes })
 }
 
-type Scanned = (Owner, BTreeMap<Slot, Vec<u8>>, Option<u64>);
+struct Scanned {
+    owner: Owner,
+    slots: BTreeMap<Slot, Vec<u8>>,
+    last: Option<u64>,
+    bytes: u64,
+}
 
 /// Reads every record: checksums must fit, and indexes follow each other.
 fn scan(database: &Database) -> Result<Scanned, LoadError> {
@@ -675,7 +693,7 @@ fn scan(database: &Database) -> Result<Scanned, LoadError> {
         slots.insert(slot, value.to_vec());
     }
 
-    let mut last: Option<u64> = None;
+    let (mut last, mut bytes) = (None::<u64>, 0);
     for row in view.open_table(LOG)?.range::<u64>(..)? {
         let (key, value) = row?;
         let index = key.value();
@@ -689,8 +707,9 @@ fn scan(database: &Database) -> Result<Scanned, LoadError> {
             return Err(LoadError::Damaged(why));
         }
         last = Some(index);
+        bytes += value.value().len() as u64;
     }
-    Ok((Owner { server_id, cluster_id, node }, slots, last))
+    Ok(Scanned { owner: Owner { server_id, cluster_id, node }, slots, last, bytes })
 }
 
 /// `payload` behind a checksum over it and its key, so that a value in another's place is found.

@@ -64,6 +64,7 @@ impl Guarded {
                 audit: AuditSettings::File(folder.path().join("audit.log")),
             },
             snapshot_every: 1_024,
+            log_bytes_max: hawser_server::config::LOG_BYTES_MAX,
         };
         let server = Server::start(config, listener, &Registry::new()).await.expect("it starts");
         let (handle, drain) = (server.handle(), CancellationToken::new());

@@ -7,7 +7,11 @@ use std::time::{Duration, Instant};
 
 use hawser_core::catalog::Node;
 use hawser_core::clock::Index;
+use hawser_core::entry::{
+    Body, CookieConfig, Entry, HashPolicy, LoadBalancer, PolicyName, ServiceResolver,
+};
 use hawser_core::intention::Action;
+use hawser_core::kv::{Change, Write};
 use hawser_core::state::{Command, NodeChanges};
 use hawser_server::identity::OperatorKey;
 use hawser_server::propose::ProposeError;
@@ -67,6 +71,7 @@ impl Place {
             aws_iam: None,
             acl: hawser_server::acl::Settings::default(),
             snapshot_every: 64,
+            log_bytes_max: 1 << 20,
         }
     }
 
@@ -266,6 +271,61 @@ fn a_killed_leader_costs_no_acknowledged_write_and_comes_back_from_its_disk() {
     agreed(&running);
     assert_eq!(running[0].count(Consistency::Consistent), 21, "all were killed at once");
     running.into_iter().for_each(Running::kill);
+}
+
+/// A log that a server cannot read back would end it, and every other that has it, for good.
+#[test]
+fn what_could_not_be_read_back_never_reaches_the_log() {
+    let (place, listener) = Place::new("s1");
+    let server = place.start_on(&listener, 1, &[]);
+    server.write(0);
+    let cookie = CookieConfig { ttl: Some(Duration::MAX), ..Default::default() };
+    let hashed = HashPolicy {
+        field: "cookie".to_owned(),
+        field_value: "s".to_owned(),
+        cookie_config: Some(cookie),
+        ..Default::default()
+    };
+    let balancer = LoadBalancer {
+        policy: PolicyName::Maglev,
+        hash_policies: vec![hashed],
+        ..Default::default()
+    };
+    let resolver =
+        ServiceResolver { load_balancer: Some(Box::new(balancer)), ..Default::default() };
+    let entry = Entry::stored("web", Body::ServiceResolver(resolver)).expect("a name");
+    let put = Command::PutEntry { entry, expected: None, fits: None };
+    let refused = server.call(server.handle.proposer.propose(put));
+    assert!(matches!(refused, Err(ProposeError::Unreadable { .. })), "{refused:?}");
+    server.write(1);
+    server.kill();
+    let again = place.start_on(&listener, 1, &[]);
+    assert_eq!(again.count(Consistency::Default), 2);
+    again.kill();
+}
+
+#[test]
+fn a_log_of_few_large_entries_is_cut() {
+    let (place, listener) = Place::new("s1");
+    let server = place.start_on(&listener, 1, &[]);
+    server.write(0);
+    let put = |number: u8| {
+        let write = Write {
+            key: "blob".parse().expect("a key"),
+            value: vec![number; 256 << 10].into(),
+            flags: 0,
+        };
+        wait("an acknowledged write", || {
+            let command = Command::Kv(Change::Set(write.clone()));
+            server.call(server.handle.proposer.propose(command)).ok()
+        });
+    };
+    (0..8).for_each(put);
+    wait_until("it is cut", || server.handle.roster.status().purged > 4);
+    server.kill();
+    let again = place.start_on(&listener, 1, &[]);
+    assert_eq!(again.count(Consistency::Default), 1, "nothing is lost with it");
+    again.kill();
 }
 
 #[test]

@@ -75,6 +75,7 @@ impl Site {
             history: history::Limits::default(),
             aws_iam: None,
             snapshot_every: 1_024,
+            log_bytes_max: hawser_server::config::LOG_BYTES_MAX,
             acl: hawser_server::acl::Settings::default(),
         }
     }

@@ -193,7 +193,8 @@ async fn ask_once(socket: &mut tokio::net::TcpStream) -> std::io::Result<bool> {
     let mut read = Vec::new();
     while !read.ends_with(b"hello") {
         if socket.read_buf(&mut read).await? == 0 {
-            return Err(std::io::Error::other(format!("ended after {} octets", read.len())));
+            let read = String::from_utf8_lossy(&read);
+            return Err(std::io::Error::other(format!("ended after {read:?}")));
         }
     }
     let text = String::from_utf8_lossy(&read).to_ascii_lowercase();

@@ -80,7 +80,11 @@ impl Forwarding {
             .0
             .try_acquire()
             .map_err(|_| ApiError::Unavailable(format!("{AT_ONCE} requests wait already")))?;
-        let link = host.servers.link().ok_or(ApiError::NoLeader)?;
+        // One server may just have been left for another.
+        let mut links = host.servers.links();
+        let linked = timeout(LINKED, links.wait_for(Option::is_some)).await;
+        let link = linked.ok().and_then(Result::ok).and_then(|link| link.clone());
+        let link = link.ok_or(ApiError::NoLeader)?;
         let mut client = link.client();
         let answered = tokio::select! {
             () = link.closed() => return Err(ApiError::NoLeader),
@@ -132,3 +136,5 @@ const AT_ONCE: usize = 512;
 /// The longest blocking query, with its jitter, and some time to answer.
 const LONGEST: Duration = Duration::from_secs(660);
 const OWN: Duration = Duration::from_secs(2);
+/// How long a request waits for a connection to a server while there is none.
+const LINKED: Duration = Duration::from_secs(2);

@@ -305,6 +305,22 @@ impl Entry {
     /// # Errors
     /// [`InvalidEntry`], which names the entry, the field and what it may be.
     pub fn new(name: &str, body: Body) -> Result<Self, InvalidEntry> {
+        let entry = Self::stored(name, body)?;
+        entry.body.check().map_err(|fault| InvalidEntry::Field {
+            kind: entry.key.kind,
+            name: name.to_owned(),
+            field: fault.field,
+            why: fault.why.into_owned(),
+        })?;
+        Ok(entry)
+    }
+
+    /// The entry called `name`, as it was stored: its body was checked when it was written, and a
+    /// rule that came later must not make a log or a snapshot unreadable.
+    ///
+    /// # Errors
+    /// [`InvalidEntry`], for a name that its kind cannot have.
+    pub fn stored(name: &str, body: Body) -> Result<Self, InvalidEntry> {
         let (kind, owned) = (body.kind(), || name.to_owned());
         match kind.fixed_name() {
             Some(expected) if name != expected => {
@@ -316,10 +332,6 @@ impl Entry {
                 parsed.map_err(|why| InvalidEntry::Name { kind, name: owned(), why })?;
             }
         }
-        body.check().map_err(|fault| {
-            let (field, why) = (fault.field, fault.why.into_owned());
-            InvalidEntry::Field { kind, name: owned(), field, why }
-        })?;
         Ok(Self { key: EntryKey { kind, name: name.into() }, body })
     }
 

@@ -2328,6 +2328,9 @@ pub struct HelloReply {
     /// What this server understands; 0 where none is told.
     #[prost(uint32, tag = "7")]
     pub level: u32,
+    /// Its disk is full.
+    #[prost(bool, tag = "8")]
+    pub is_full: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AdmitReply {}

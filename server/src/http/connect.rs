@@ -178,18 +178,20 @@ pub(crate) fn put_by_id(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, A
         destination: written.destination.clone().unwrap_or_else(|| held.destination.clone()),
         peer: written.peer.clone().or_else(|| held.peer.clone()),
     };
-    let mut commands = Vec::new();
-    if pair != *held {
-        if state.intentions().get(&pair).is_some() {
-            return Err(ApiError::Refused(format!("duplicate intention found: {pair}")));
-        }
-        commands.push(Command::DropIntention(held.clone()));
+    let moves = pair != *held;
+    if moves && state.intentions().get(&pair).is_some_and(|there| there.value.id != row.value.id) {
+        return Err(ApiError::Refused(format!("duplicate intention found: {pair}")));
     }
     let kept = Intention {
         created_at: row.value.created_at,
         ..written.intention(pair, &row.value.id, draw, state)?
     };
-    commands.push(Command::PutIntention(kept));
+    let mut commands = vec![Command::PutIntention(kept)];
+    if moves {
+        // Half done, it must not let a caller in: what denies goes last, what allows first.
+        let at = if row.value.action == Action::Deny { 1 } else { 0 };
+        commands.insert(at, Command::DropIntention(held.clone()));
+    }
     Ok(Plan { commands, reply: Reply::Json(json!({ "ID": row.value.id })) })
 }
 

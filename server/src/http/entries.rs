@@ -236,11 +236,13 @@ impl Source {
 type Caller = (Option<PeerName>, Side);
 
 fn drops(state: &State, destination: &Side, kept: &BTreeSet<Caller>) -> Vec<Command> {
-    connect::to_destination(state, destination)
-        .map(|row| &row.value.pair)
-        .filter(|pair| !kept.contains(&(pair.peer.clone(), pair.source.clone())))
-        .map(|pair| Command::DropIntention(pair.clone()))
-        .collect()
+    let mut dropped: Vec<&Intention> = connect::to_destination(state, destination)
+        .map(|row| &*row.value)
+        .filter(|held| !kept.contains(&(held.pair.peer.clone(), held.pair.source.clone())))
+        .collect();
+    // What denies falls away last.
+    dropped.sort_by_key(|held| held.action == Action::Deny);
+    dropped.into_iter().map(|held| Command::DropIntention(held.pair.clone())).collect()
 }
 
 fn newest(state: &State, destination: &Side) -> Index {

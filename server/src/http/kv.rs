@@ -79,13 +79,13 @@ fn seen<'a>(ask: &'a Ask, state: &'a State) -> impl Iterator<Item = (&'a Key, &'
     state.kv().below(ask.name()).filter(|(key, _)| ask.sight.key(key.as_str()))
 }
 
-/// How new that is, and what changes it. Who sees nothing, and may not, is not told that there is
-/// something by its index either.
+/// How new that is, and what changes it. Who sees nothing, and may not, is told by the index that
+/// some key changed, and not where: the last that it saw may be gone.
 fn below(ask: &Ask, state: &State, sees_any: bool) -> (Index, Topic) {
     let prefix = ask.name();
     let index = match sees_any || ask.sight.may().key_read(prefix) {
         true => state.kv().index_below(prefix),
-        false => Index(1),
+        false => state.kv().index(),
     };
     (index, Topic::Folder(Arc::from(kv::folder(prefix))))
 }

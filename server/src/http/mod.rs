@@ -384,6 +384,7 @@ fn unwritten(refused: ProposeError) -> ApiError {
         ProposeError::Rejected(rejection) => ApiError::Refused(rejection.to_string()),
         ProposeError::Level { .. } => ApiError::Refused(refused.to_string()),
         ProposeError::TooLarge { max, .. } => ApiError::TooLarge { max },
+        ProposeError::Unreadable { why } => ApiError::bad_request(why),
         ProposeError::ShuttingDown | ProposeError::DiskFull => {
             ApiError::Unavailable(refused.to_string())
         }

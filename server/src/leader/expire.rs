@@ -130,6 +130,17 @@ impl Leases {
         table.sessions.extend_all();
     }
 
+    /// Whether agents could be heard since `before`. Who did not listen for a while cannot say who
+    /// was silent meanwhile, and begins every lease anew: this process stood still, or it was cut
+    /// off from the servers that hear most agents.
+    fn has_listened(&self, before: Instant, now: Instant, leads: bool) -> bool {
+        let is_late = now.saturating_duration_since(before) > LISTENED_WITHIN;
+        if is_late || !leads {
+            self.extend_all();
+        }
+        !is_late && leads
+    }
+
     /// Who died and who came back, as of `now`. A node that was never heard of begins its lease.
     fn due(&self, state: &State, now: Instant, lease: Duration) -> (Vec<NodeName>, Vec<NodeName>) {
         let mut table = self.table();
@@ -226,10 +237,17 @@ async fn send(
 /// Proposes deaths and returns, for as long as this server leads.
 pub(super) async fn run(duties: &Duties) {
     let mut tick = every(EXPIRE_EVERY);
+    let mut looked = Instant::now();
     loop {
         tick.tick().await;
+        let (before, now) = (looked, Instant::now());
+        looked = now;
+        let leads = duties.raft.status().borrow().leads_within(duties.lease / 3);
+        if !duties.leases.has_listened(before, now, leads) {
+            continue;
+        }
         let state = duties.reader.current();
-        let (dead, alive) = duties.leases.due(&state, Instant::now(), duties.lease);
+        let (dead, alive) = duties.leases.due(&state, now, duties.lease);
         if dead.is_empty() && alive.is_empty() {
             continue;
         }
@@ -243,6 +261,8 @@ pub(super) async fn run(duties: &Duties) {
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 const REPORT_MAX: Duration = Duration::from_secs(2);
 pub(super) const EXPIRE_EVERY: Duration = Duration::from_millis(500);
+/// A look later than this came after a standstill.
+const LISTENED_WITHIN: Duration = Duration::from_secs(2);
 /// Nodes in one report or table: as many as a catalog may hold.
 const HEARD_MAX: usize = 100_000;
 /// Nodes in one write.
@@ -311,6 +331,19 @@ mod tests {
         assert_eq!(leases.due(&state, at(18), LEASE), (Vec::new(), vec![name("a")]));
         leases.extend_all();
         assert_eq!(leases.due(&state, at(99), LEASE), none, "the dead stay so until heard");
+        let cases = [
+            // looked before, leads, counts, why
+            (98, true, true, "as ever"),
+            (60, true, false, "the process stood still"),
+            (98, false, false, "no quorum was heard"),
+        ];
+        for (before, leads, expected, why) in cases {
+            leases.table().renewed.insert(name("b"), at(50));
+            assert_eq!(leases.has_listened(at(before), at(99), leads), expected, "{why}");
+            let dead = if expected { vec![name("b")] } else { Vec::new() };
+            assert_eq!(leases.due(&state, at(99), LEASE).0, dead, "{why}");
+        }
+        leases.extend_all();
         assert!(!leases.table().renewed.contains_key(&name("a")));
     }
 }

@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 use hawser_core::ca::Progress;
 use hawser_core::clock::Index;
 use hawser_core::state::{Cluster, Command, Rejection, State};
-use hawser_proto::Member;
-use tokio::time::{MissedTickBehavior, interval};
+use hawser_proto::{Member, v1};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::expire::Leases;
 pub(crate) use self::expire::Standing;
 use crate::autopilot::Pilot;
 use crate::ca::Ca;
-use crate::dial::Dialer;
+use crate::dial::{Dialer, Lane};
 use crate::identity::now;
 use crate::propose::{ProposeError, Proposer, RETRY_EVERY};
 use crate::raft::Raft;
@@ -31,15 +31,15 @@ use crate::space::Space;
 
 /// What the duties need.
 pub(crate) struct Duties {
+    pub(crate) own: Member,
     pub(crate) raft: Raft,
+    pub(crate) dialer: Dialer,
     pub(crate) proposer: Proposer,
     pub(crate) reader: Reader,
     pub(crate) leases: Leases,
     pub(crate) space: Space,
     pub(crate) ca: Arc<Ca>,
     pub(crate) pilot: Pilot,
-    pub(crate) dialer: Dialer,
-    pub(crate) own: Member,
     /// What a cluster that begins is called.
     pub(crate) cluster: Cluster,
     pub(crate) lease: Duration,
@@ -67,6 +67,7 @@ pub(crate) async fn run(duties: Duties, drain: CancellationToken) {
             () = duties.lead() => {}
             _ = status.wait_for(|status| !status.is_leader || status.term != term) => {
                 tracing::info!(term, "this server no longer leads");
+                duties.reader.led();
             }
         }
     }
@@ -96,16 +97,18 @@ impl Duties {
     /// Heartbeats go on while the disk hangs, and no write would ever be acknowledged again: a
     /// leader that cannot write hands over.
     async fn watch_disk(&self) {
-        // Where every disk is full, office must not go round and round.
+        // Where every disk hangs, office must not go round and round.
         tokio::time::sleep(DISK_GRACE).await;
         let mut tick = every(DISK_EVERY);
         loop {
             tick.tick().await;
             let busy = self.raft.disk_busy();
-            if busy < self.disk_patience && !self.space.is_full() {
-                continue;
-            }
-            if let Some(heir) = self.raft.heir() {
+            let heir = match busy >= self.disk_patience {
+                true => self.raft.heir(),
+                false if self.space.is_full() => self.heir_with_room().await,
+                false => continue,
+            };
+            if let Some(heir) = heir {
                 tracing::error!(
                     seconds = busy.as_secs_f64(),
                     to = heir,
@@ -114,6 +117,25 @@ impl Duties {
                 self.raft.transfer_leader(heir).await;
             }
         }
+    }
+
+    /// The voter most fit to lead of those whose disk is not full.
+    async fn heir_with_room(&self) -> Option<u64> {
+        let status = Arc::clone(&self.raft.status().borrow());
+        for heir in self.raft.heirs() {
+            let Some(Ok(mut client)) =
+                status.member(heir).map(|heir| self.dialer.client_of(heir, Lane::Request))
+            else {
+                continue;
+            };
+            let asked = client
+                .hello(v1::HelloRequest { from: Some((&self.own).into()), ..Default::default() });
+            if matches!(timeout(DISK_ASK_MAX, asked).await, Ok(Ok(reply)) if !reply.get_ref().is_full)
+            {
+                return Some(heir);
+            }
+        }
+        None
     }
 
     /// Names the cluster, where it has no name yet.
@@ -201,6 +223,7 @@ fn every(period: Duration) -> tokio::time::Interval {
 
 const DISK_GRACE: Duration = Duration::from_secs(3);
 const DISK_EVERY: Duration = Duration::from_millis(250);
+const DISK_ASK_MAX: Duration = Duration::from_secs(1);
 const AUTHORITY_EVERY: Duration = Duration::from_secs(1);
 /// How long an agent may keep a rotation waiting: its successor's chain is believed by the old
 /// root too.

@@ -15,6 +15,7 @@ use openraft::{EntryPayload, OptionalSend};
 use super::types::{
     LogId, Outcome, Proposal, Snapshot, SnapshotMeta, Stored, Types, meta_from, meta_to,
 };
+use crate::config::LOG_BYTES_MAX;
 use crate::metrics::{Metrics, level};
 use crate::snapshot::{self, Snapshots};
 use crate::space::Space;
@@ -182,8 +183,11 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
-        // One that can wait does: it frees room in the end, and needs some first.
-        if self.space.is_full() && !force {
+        // One that can wait does: it frees room in the end, and needs some first. One that does
+        // not fit would end the process, here and at the same entry on every other server.
+        let last = self.files.current().as_ref().map_or(0, |last| last.snapshot.length());
+        if !force && !self.space.fits(last.saturating_mul(2).saturating_add(SNAPSHOT_GROWTH_BYTES))
+        {
             return None;
         }
         Some(self.get_snapshot_builder().await)
@@ -258,3 +262,5 @@ impl Files {
 
 /// Publishing costs a clone and wake-ups, waiting costs latency: a batch at most this long.
 const PUBLISHED_TOGETHER_MAX: usize = 1_024;
+/// How much larger than twice the last a snapshot may be: a log as long as it may get, all new keys.
+const SNAPSHOT_GROWTH_BYTES: u64 = LOG_BYTES_MAX;

@@ -18,12 +18,13 @@ use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest};
 use openraft::{ChangeMembers, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, timeout};
+use tokio_util::sync::CancellationToken;
 
 use self::log::Log;
 use self::machine::Machine;
 use self::network::Network;
 use self::types::{Place, Proposal, Types};
-use crate::config::RaftTiming;
 use crate::dial::Dialer;
 use crate::metrics::{Metrics, level};
 use crate::snapshot::{Snapshot, Snapshots};
@@ -37,14 +38,14 @@ pub(crate) struct Raft {
     id: u64,
     inner: openraft::Raft<Types, Machine>,
     store: Weak<Store>,
+    log_bytes_max: u64,
     status: watch::Receiver<Arc<Status>>,
 }
 
 /// What a [`Raft`] stands on.
 pub(crate) struct Setup<'a> {
     pub(crate) cluster_id: &'a str,
-    pub(crate) timing: &'a RaftTiming,
-    pub(crate) snapshot_every: u64,
+    pub(crate) config: &'a crate::config::Config,
     pub(crate) store: Arc<Store>,
     pub(crate) snapshots: Snapshots,
     pub(crate) published: Published,
@@ -129,7 +130,8 @@ impl Raft {
     /// # Errors
     /// The disk's; what it holds cannot be read; or the timing is impossible.
     pub(crate) async fn start(setup: Setup<'_>) -> io::Result<Self> {
-        let Setup { cluster_id, timing, snapshot_every, store, snapshots, .. } = setup;
+        let Setup { cluster_id, config: settings, store, snapshots, .. } = setup;
+        let (timing, snapshot_every) = (&settings.timing, settings.snapshot_every);
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let config = openraft::Config {
             cluster_name: cluster_id.to_owned(),
@@ -200,7 +202,8 @@ impl Raft {
                 }
             }
         });
-        Ok(Self { id, inner, store: Arc::downgrade(&store), status })
+        let log_bytes_max = settings.log_bytes_max;
+        Ok(Self { id, inner, store: Arc::downgrade(&store), log_bytes_max, status })
     }
 
     /// This server's id.
@@ -308,9 +311,16 @@ impl Raft {
 
     /// The voter who is most fit to lead in this server's place, when there is another.
     pub(crate) fn heir(&self) -> Option<u64> {
+        self.heirs().first().copied()
+    }
+
+    /// The other voters, the most fit to lead in this server's place first.
+    pub(crate) fn heirs(&self) -> Vec<u64> {
         let status = self.status.borrow();
-        let others = status.voters.iter().filter(|id| **id != self.id);
-        others.max_by_key(|id| status.matched.get(id)).copied()
+        let mut others: Vec<u64> =
+            status.voters.iter().copied().filter(|id| *id != self.id).collect();
+        others.sort_by_key(|id| std::cmp::Reverse(status.matched.get(id)));
+        others
     }
 
     /// For how long the disk has not finished what it was told to write.
@@ -322,6 +332,36 @@ impl Raft {
     pub(crate) async fn snapshot(&self) {
         if let Err(failure) = self.inner.trigger().snapshot().await {
             tracing::debug!(error = %failure, "no snapshot can be written");
+        }
+    }
+
+    /// Keeps the log short, by its size: how many entries it may have is bounded elsewhere, and a
+    /// few of them can be large. Ends with `stop`.
+    pub(crate) async fn bound_log(self, stop: CancellationToken) {
+        let mut tick = tokio::time::interval(LOG_LOOKED_AT_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut status = self.status();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            let Some(bytes) = self.store.upgrade().map(|store| store.log_bytes()) else { return };
+            if bytes <= self.log_bytes_max {
+                continue;
+            }
+            let before = Arc::clone(&status.borrow());
+            if before.applied > before.snapshot {
+                self.snapshot().await;
+                let written = status.wait_for(|now| now.snapshot > before.snapshot);
+                if !matches!(timeout(SNAPSHOT_TRANSFER_MAX, written).await, Ok(Ok(_))) {
+                    continue;
+                }
+            }
+            let upto = status.borrow().snapshot;
+            if upto > before.purged && self.inner.trigger().purge_log(upto).await.is_ok() {
+                tracing::info!(bytes, upto, "the log had grown large and is shortened");
+            }
         }
     }
 
@@ -489,6 +529,7 @@ fn instant(then: &openraft::type_config::alias::SerdeInstantOf<Types>) -> Option
 /// How long a follower may take to receive and to install a snapshot.
 pub(crate) const SNAPSHOT_TRANSFER_MAX: Duration = Duration::from_secs(30);
 const ENTRIES_PER_APPEND_MAX: u64 = 1_024;
+const LOG_LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -37,7 +38,7 @@ use crate::propose::ProposeError;
 use crate::read::{Consistency, Reader};
 use crate::rpc::status;
 use crate::tls::{Peer, Source};
-use crate::watch::Watches;
+use crate::watch::{Watch, Watches};
 
 /// The agents' service. Every call but those that join acts for the node that the caller's
 /// certificate names, and for no other.
@@ -197,7 +198,7 @@ impl Agent for AgentRpc {
         &self,
         request: Request<v1::JoinRequest>,
     ) -> Result<Response<v1::JoinReply>, Status> {
-        self.counted(request.extensions(), self.admit(request.get_ref())).await
+        Box::pin(self.counted(request.extensions(), self.admit(request.get_ref()))).await
     }
 
     async fn join_nonce(
@@ -435,11 +436,10 @@ impl Subscription {
         let first = first.map_err(|_| Status::deadline_exceeded("no interest was sent"))??;
         let Some(first) = first else { return Ok(()) };
         let mut interest = interest_of(first)?;
-        // Subscribed first and read after, so that no change is missed in between: those that
-        // change which topics there are, are watched from the start.
-        let mut watched = view::topics(&self.reader.current(), &interest);
+        let mut watched = BTreeSet::new();
         let mut watch = self.watches.subscribe(watched.clone());
-        self.send(&view::snapshot(&self.reader.current(), &interest)).await?;
+        let state = self.follow(&interest, &mut watched, &mut watch, &mut BTreeSet::new());
+        self.send(&view::snapshot(&state, &interest)).await?;
         let mut next_at = tokio::time::Instant::now();
         loop {
             let mut topics = tokio::select! {
@@ -461,15 +461,32 @@ impl Subscription {
                     changed
                 }
             };
-            // What is watched from now on counts as changed, and is read after.
-            let now = view::topics(&self.reader.current(), &interest);
-            topics.extend(now.difference(&watched).cloned());
-            watch.retopic(now.clone());
-            watched = now;
-            let delta = view::delta(&self.reader.current(), &interest, &topics);
+            let state = self.follow(&interest, &mut watched, &mut watch, &mut topics);
+            let delta = view::delta(&state, &interest, &topics);
             if !delta.changes.is_empty() {
                 self.send(&delta).await?;
             }
+        }
+    }
+
+    /// A state of which every topic was watched before it was read, so that no change after it is
+    /// missed; what was not watched before counts as changed.
+    fn follow(
+        &self,
+        interest: &Interest,
+        watched: &mut BTreeSet<Topic>,
+        watch: &mut Watch,
+        changed: &mut BTreeSet<Topic>,
+    ) -> Arc<State> {
+        loop {
+            let state = self.reader.current();
+            let topics = view::topics(&state, interest);
+            if topics == *watched {
+                return state;
+            }
+            changed.extend(topics.difference(watched).cloned());
+            watch.retopic(topics.clone());
+            *watched = topics;
         }
     }
 
@@ -779,6 +796,7 @@ mod tests {
                 aws_iam: aws_iam.clone(),
                 acl: crate::acl::Settings::default(),
                 snapshot_every: config::SNAPSHOT_EVERY,
+                log_bytes_max: config::LOG_BYTES_MAX,
             };
             let registry = prometheus::Registry::new();
             let server = Server::start(config, listener, &registry).await.expect("starts");

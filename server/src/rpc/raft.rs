@@ -10,6 +10,7 @@ use hawser_core::operation::LEVEL;
 use hawser_core::spiffe::Role;
 use hawser_proto::v1::raft_server::{Raft as Service, RaftServer};
 use hawser_proto::{Member, v1};
+use prost::Message;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -21,7 +22,7 @@ use crate::operate::Operator;
 use crate::propose::Proposer;
 use crate::raft::{Raft, SNAPSHOT_TRANSFER_MAX};
 use crate::read::Contact;
-use crate::snapshot::{Incoming, Snapshots};
+use crate::snapshot::Snapshots;
 use crate::space::Space;
 use crate::tls::Peer;
 
@@ -92,11 +93,6 @@ impl Answers {
         }
         Ok(())
     }
-
-    fn discard(incoming: Incoming, status: Status) -> Status {
-        incoming.discard();
-        status
-    }
 }
 
 /// The server that calls; the connection's certificate says who it is.
@@ -141,12 +137,16 @@ impl Service for Answers {
         caller(&request)?;
         let message = request.into_inner();
         self.expect_target(message.target)?;
-        // Heartbeats go on, so that the leader stays; entries come again when there is room.
-        if self.space.is_full() && !message.entries.is_empty() {
+        // Heartbeats go on, so that the leader stays, and so does what makes one a leader: entries
+        // of no size. Others come again when there is room.
+        if !message.entries.is_empty() && !self.space.takes(message.encoded_len()) {
             return Err(Status::resource_exhausted("this server's disk is full"));
         }
+        let committed = message.committed.as_ref().map_or(0, |id| id.index);
         let reply = self.raft.append(message).await?;
-        if !matches!(reply.kind, Some(v1::append_reply::Kind::HigherVote(_))) {
+        // Who cannot follow has heard the leader, and nothing of what happened.
+        let is_left = self.space.is_full() && committed > self.raft.status().borrow().applied;
+        if !is_left && !matches!(reply.kind, Some(v1::append_reply::Kind::HigherVote(_))) {
             self.contact.heard();
         }
         Ok(Response::new(reply))
@@ -173,15 +173,13 @@ impl Service for Answers {
             let chunk = match next(&mut chunks).await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break,
-                Err(status) => return Err(Self::discard(incoming, status)),
+                Err(status) => return Err(status),
             };
             let Some(Kind::Data(bytes)) = chunk.kind else {
-                let status = Status::invalid_argument("a snapshot goes on with data");
-                return Err(Self::discard(incoming, status));
+                return Err(Status::invalid_argument("a snapshot goes on with data"));
             };
             if incoming.length() + bytes.len() as u64 > meta.length {
-                let status = Status::invalid_argument("a snapshot is longer than said");
-                return Err(Self::discard(incoming, status));
+                return Err(Status::invalid_argument("a snapshot is longer than said"));
             }
             incoming = match tokio::task::spawn_blocking(move || {
                 let mut incoming = incoming;
@@ -191,16 +189,13 @@ impl Service for Answers {
             .await
             {
                 Ok((incoming, Ok(()))) => incoming,
-                Ok((incoming, Err(failure))) => {
-                    return Err(Self::discard(incoming, disk(failure)));
-                }
+                Ok((_, Err(failure))) => return Err(disk(failure)),
                 Err(failure) => return Err(Status::internal(failure.to_string())),
             };
             self.contact.heard();
         }
         if incoming.length() != meta.length {
-            let status = Status::data_loss("a snapshot is shorter than said");
-            return Err(Self::discard(incoming, status));
+            return Err(Status::data_loss("a snapshot is shorter than said"));
         }
         let file = tokio::task::spawn_blocking(move || incoming.finish())
             .await
@@ -212,7 +207,6 @@ impl Service for Answers {
             .await
             .map_err(|failure| Status::internal(failure.to_string()))?
         {
-            drop(std::fs::remove_file(file.path()));
             return Err(Status::data_loss(failure.to_string()));
         }
         tracing::info!(bytes = meta.length, "installing a snapshot");
@@ -298,6 +292,7 @@ impl Service for Answers {
             members: members.iter().map(v1::Member::from).collect(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
             level: LEVEL,
+            is_full: self.space.is_full(),
         }))
     }
 

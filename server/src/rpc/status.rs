@@ -33,7 +33,9 @@ impl From<ProposeError> for Status {
                 | Rejection::Txn { .. } => Self::aborted(text),
                 _ => Self::failed_precondition(text),
             },
-            ProposeError::TooLarge { .. } => Self::invalid_argument(text),
+            ProposeError::TooLarge { .. } | ProposeError::Unreadable { .. } => {
+                Self::invalid_argument(text)
+            }
             ProposeError::Level { .. } => Self::failed_precondition(text),
             ProposeError::DiskFull => Self::resource_exhausted(text),
             ProposeError::NoLeader | ProposeError::ShuttingDown => Self::unavailable(text),

@@ -58,6 +58,7 @@ impl Cluster {
                 aws_iam: None,
                 acl: hawser_server::acl::Settings::default(),
                 snapshot_every: 1_024,
+                log_bytes_max: hawser_server::config::LOG_BYTES_MAX,
             };
             let server =
                 Server::start(config, listener, &Registry::new()).await.expect("it starts");
