@@ -101,7 +101,7 @@ fn manifest(package: &Package, packages: &[Package]) -> String {
 }
 
 /// Each crate and those it may name. No other arrows; none back.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("hawser", &["hawser-server", "hawser-agent", "hawser-api", "hawser-core"]),
     ("hawser-server", &["hawser-aws", "hawser-proto", "hawser-api", IDENTITY, "hawser-core"]),
     (
@@ -119,6 +119,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("hawser-dns", &["hawser-core"]),
     ("hawser-proxy", &[IDENTITY, "hawser-http1", "hawser-core"]),
     ("hawser-http1", &[]),
+    ("hawser-mux", &[]),
     (IDENTITY, &["hawser-core"]),
     ("hawser-proto", &["hawser-core"]),
     ("hawser-api", &["hawser-core"]),
