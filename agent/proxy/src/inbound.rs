@@ -3,6 +3,8 @@
 //! Tasks: one for each connection; one for each request in an HTTP/2 connection (by hyper); one
 //! for each connection to the application; one for each upgraded connection.
 
+mod streams;
+
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
@@ -34,6 +36,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use self::streams::Carrier;
 use crate::admit::{admit, sound};
 use crate::context::Context;
 use crate::guard::{Admitted, Guard, Intake, Load, Refused};
@@ -190,17 +193,24 @@ impl Port {
         let peer = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
         let caller = tls::read(peer.first().ok_or(Reason::NoClientCertificate)?)?;
         let source = caller.id.service().ok_or(Reason::WrongRole)?.clone();
-
+        let pair = context.report.pair(Reporter::Server, &source, &self.service);
+        let made_known = HeaderValue::try_from(format!("By={};URI={}", identity.id, caller.id))
+            .map_err(|_| Reason::MalformedIdentity)?;
+        if wire == Wire::Streams {
+            drop(open);
+            let listed = context.watched.watch(caller, peer, None);
+            let (port, caller) = (self.clone(), made_known);
+            let carrier = Carrier { port, listed, source, pair, from, caller };
+            Box::pin(carrier.serve(stream, identity.superseded.clone())).await;
+            return Ok(());
+        }
         let (ruled, view_index) = {
             let view = context.view.borrow();
             (Ruled::new(&view, &caller.id, &self.service, is_http), view.index)
         };
-        let made_known = HeaderValue::try_from(format!("By={};URI={}", identity.id, caller.id))
-            .map_err(|_| Reason::MalformedIdentity)?;
         let rule = ruled.rule();
         let listed = context.watched.watch(caller, peer, Some(ruled));
         listed.watched.note(&context.view.borrow(), rule);
-        let pair = context.report.pair(Reporter::Server, &source, &self.service);
         let (listed, protocol) = (Rc::new((listed, open)), chain.protocol);
         let (port, caller) = (self.clone(), made_known);
         let connection =

@@ -36,6 +36,7 @@ mod http;
 mod admit;
 mod relay;
 mod lifespan;
+mod streams;
 mod gateways;
 mod pool;
 mod usage;

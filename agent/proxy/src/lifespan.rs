@@ -60,11 +60,28 @@ impl Lifespan {
         D: AsyncRead + AsyncWrite + Unpin,
         U: AsyncRead + AsyncWrite + Unpin,
     {
+        self.bound(relay(downstream, upstream, buffers, self.idle, moved), |reason| reason).await
+    }
+
+    /// The longest silence.
+    pub(crate) fn idle(&self) -> Duration {
+        self.idle
+    }
+
+    /// Lets `relaying` go on until it ends or the time is over; `over` says how the latter is told.
+    ///
+    /// # Errors
+    /// Those of `relaying`, [`Reason::DurationLimit`] and [`Reason::ConnectionMoved`].
+    pub(crate) async fn bound<E>(
+        &self,
+        relaying: impl Future<Output = Result<(), E>>,
+        over: impl Fn(Reason) -> E,
+    ) -> Result<(), E> {
         tokio::select! {
             biased;
-            ended = relay(downstream, upstream, buffers, self.idle, moved) => ended,
-            () = self.longest() => Err(Reason::DurationLimit),
-            () = self.moves() => Err(Reason::ConnectionMoved),
+            ended = relaying => ended,
+            () = self.longest() => Err(over(Reason::DurationLimit)),
+            () = self.moves() => Err(over(Reason::ConnectionMoved)),
         }
     }
 

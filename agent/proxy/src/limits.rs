@@ -21,6 +21,8 @@ pub struct Limits {
     pub http_idle: Duration,
     /// Longest time that nothing moves on a TCP connection.
     pub tcp_idle: Duration,
+    /// How long an mTLS connection without TCP streams is kept for the next.
+    pub session_idle: Duration,
     /// Longest try of a request while another try is possible and within the budget.
     pub per_try: Duration,
     /// Most tries after the first.
@@ -91,6 +93,7 @@ impl Default for Limits {
             head: Duration::from_secs(30),
             http_idle: Duration::from_secs(300),
             tcp_idle: Duration::from_secs(3_600),
+            session_idle: Duration::from_secs(60),
             per_try: Duration::from_secs(2),
             retries: 2,
             replay_bytes: 64 * 1024,

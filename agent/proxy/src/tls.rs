@@ -21,6 +21,8 @@ pub const ALPN_H2: &[u8] = b"h2";
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
 /// Bytes between proxies, after one byte by the callee's proxy that says whether it relays.
 pub const ALPN_TCP: &[u8] = b"hawser-tcp/1";
+/// Many streams of bytes between proxies in one connection, each after its own verdict.
+pub const ALPN_STREAMS: &[u8] = b"hawser-tcp/2";
 
 /// Whom this host's proxy trusts: services alone, those of its own cluster by the roots of `trust`
 /// and those of each peer by that peer's. Roots that cannot be read are left out: less is trusted,
@@ -56,7 +58,7 @@ pub struct Identity {
     pub superseded: CancellationToken,
     anchors: Arc<Anchors>,
     key: Arc<CertifiedKey>,
-    accept: [Arc<ServerConfig>; 4],
+    accept: [Arc<ServerConfig>; 5],
 }
 
 impl Identity {
@@ -73,8 +75,13 @@ impl Identity {
                 .map(Arc::new)
                 .map_err(LeafError::Certificate)
         };
-        let accept =
-            [accept(&[])?, accept(&[ALPN_H2])?, accept(&[ALPN_HTTP1])?, accept(&[ALPN_TCP])?];
+        let accept = [
+            accept(&[])?,
+            accept(&[ALPN_H2])?,
+            accept(&[ALPN_HTTP1])?,
+            accept(&[ALPN_TCP])?,
+            accept(&[ALPN_STREAMS])?,
+        ];
         Ok(Self {
             id: leaf.id.clone(),
             validity: leaf.validity,
@@ -97,14 +104,15 @@ impl Identity {
         self.accept[protocol as usize].clone()
     }
 
-    /// The configuration that calls `expected` and nobody else.
+    /// The configuration that calls `expected` and nobody else, and would rather speak what
+    /// stands first in `alpn`.
     ///
     /// # Errors
     /// [`LeafError`] when TLS refuses it.
-    pub fn dial(&self, expected: SpiffeId, alpn: &[u8]) -> Result<Arc<ClientConfig>, LeafError> {
+    pub fn dial(&self, expected: SpiffeId, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, LeafError> {
         let callee = Callee::only(self.anchors.clone(), expected);
         let shows = Arc::new(SingleCertAndKey::from(self.key.clone()));
-        let config = hawser_identity::dial(callee, Some(shows), &[alpn]);
+        let config = hawser_identity::dial(callee, Some(shows), alpn);
         config.map(Arc::new).map_err(LeafError::Certificate)
     }
 
@@ -125,21 +133,28 @@ pub enum Wire {
     Http1 = 2,
     /// Bytes after a verdict.
     Tcp = 3,
+    /// Streams of bytes, each after a verdict.
+    Streams = 4,
 }
 
 impl Wire {
     /// What a callee of the given kind speaks with a caller that offers `alpn`.
     pub fn choose<'a>(is_http: bool, alpn: impl Iterator<Item = &'a [u8]>) -> Self {
-        let mut offers_http1 = false;
+        let (mut offers_http1, mut offers_tcp) = (false, false);
         for name in alpn {
             match name {
                 ALPN_H2 if is_http => return Self::H2,
                 ALPN_HTTP1 if is_http => offers_http1 = true,
-                ALPN_TCP if !is_http => return Self::Tcp,
+                ALPN_STREAMS if !is_http => return Self::Streams,
+                ALPN_TCP if !is_http => offers_tcp = true,
                 _ => {}
             }
         }
-        if offers_http1 { Self::Http1 } else { Self::Native }
+        match (offers_http1, offers_tcp) {
+            (true, _) => Self::Http1,
+            (_, true) => Self::Tcp,
+            _ => Self::Native,
+        }
     }
 }
 
@@ -230,6 +245,9 @@ mod tests {
             (true, &[], Wire::Native, "a native client says nothing"),
             (true, &[ALPN_TCP], Wire::Native, "a TCP caller of an HTTP service"),
             (false, &[ALPN_TCP], Wire::Tcp, "bytes with a verdict"),
+            (false, &[ALPN_STREAMS, ALPN_TCP], Wire::Streams, "streams where they are offered"),
+            (false, &[ALPN_TCP, ALPN_STREAMS], Wire::Streams, "in whatever order"),
+            (true, &[ALPN_STREAMS, ALPN_TCP], Wire::Native, "a TCP caller of an HTTP service"),
             (false, &[ALPN_H2], Wire::Native, "bytes, whatever they are"),
         ];
         for (is_http, offered, expected, why) in cases {

@@ -25,12 +25,12 @@ pub(crate) struct Policy {
     pub(crate) id: Option<Arc<str>>,
 }
 
-/// One open mTLS connection.
+/// One open mTLS connection, or one stream in it.
 pub(crate) struct Watched {
     /// Who is at the other end.
-    pub(crate) peer: Proven,
+    pub(crate) peer: Rc<Proven>,
     /// The chain that proved it, to be proved again when the roots change.
-    chain: Vec<CertificateDer<'static>>,
+    chain: Rc<[CertificateDer<'static>]>,
     /// The service on this host that is called; none for connections that this host made.
     destination: Option<ServiceName>,
     /// Whether what is carried are requests.
@@ -119,6 +119,20 @@ impl Watchlist {
         chain: Vec<CertificateDer<'static>>,
         ruled: Option<Ruled<'_>>,
     ) -> OnList {
+        self.enter(Rc::new(peer), chain.into(), ruled)
+    }
+
+    /// Watches a stream in the connection `of`, by itself.
+    pub(crate) fn watch_stream(self: &Rc<Self>, of: &Watched, ruled: Ruled<'_>) -> OnList {
+        self.enter(of.peer.clone(), of.chain.clone(), Some(ruled))
+    }
+
+    fn enter(
+        self: &Rc<Self>,
+        peer: Rc<Proven>,
+        chain: Rc<[CertificateDer<'static>]>,
+        ruled: Option<Ruled<'_>>,
+    ) -> OnList {
         let number = self.next.get();
         self.next.set(number + 1);
         self.quiet_until.set(self.quiet_until.get().min(peer.validity.not_after));
@@ -156,8 +170,15 @@ impl Watchlist {
     /// Proves every peer anew under changed roots, and cuts those that fail.
     pub(crate) fn prove(&self, anchors: &Anchors) {
         let now = crate::clock::wall();
-        for watched in self.open.borrow().values() {
-            if anchors.verify(&watched.chain, now).is_err() {
+        // A connection and its streams, which mostly stand side by side, are proved once.
+        let mut last: Option<(&Rc<[CertificateDer<'static>]>, bool)> = None;
+        let open = self.open.borrow();
+        for watched in open.values() {
+            let known = last.filter(|(chain, _)| Rc::ptr_eq(chain, &watched.chain));
+            let is_proven = known
+                .map_or_else(|| anchors.verify(&watched.chain, now).is_ok(), |(_, known)| known);
+            last = Some((&watched.chain, is_proven));
+            if !is_proven {
                 watched.cut();
             }
         }

@@ -4,6 +4,7 @@ mod connections;
 mod faults;
 mod regions;
 mod resilience;
+mod streams;
 mod telemetry;
 mod vectors;
 mod traffic;

@@ -117,7 +117,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
         ],
     ),
     ("hawser-dns", &["hawser-core"]),
-    ("hawser-proxy", &[IDENTITY, "hawser-http1", "hawser-core"]),
+    ("hawser-proxy", &[IDENTITY, "hawser-http1", "hawser-mux", "hawser-core"]),
     ("hawser-http1", &[]),
     ("hawser-mux", &[]),
     (IDENTITY, &["hawser-core"]),

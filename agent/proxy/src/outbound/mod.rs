@@ -10,6 +10,7 @@ mod http;
 mod inject;
 mod mirror;
 mod reach;
+mod streams;
 mod tcp;
 mod terms;
 
@@ -249,7 +250,7 @@ impl Port {
                 Some(known) if known.is_within(reach) => known,
                 known => {
                     // What the old identity opened takes no more requests.
-                    known.iter().for_each(|known| known.lines.clear());
+                    known.iter().for_each(|known| known.forget());
                     let gone = known.map(|known| known.gone.clone());
                     let Some(instance) = instance(endpoint, reach) else { continue };
                     Rc::new(Instance { gone: gone.unwrap_or_default(), ..instance })
@@ -259,7 +260,7 @@ impl Port {
         }
         // Connections to instances that are gone take no more requests and end with their last.
         for gone in old.values() {
-            gone.lines.clear();
+            gone.forget();
             // Where else could what is open go?
             if !new.is_empty() {
                 gone.gone.cancel();
@@ -342,6 +343,9 @@ impl Port {
     pub(crate) fn sweep(&self) {
         for branch in self.branches.borrow().iter().flat_map(Branches::ports) {
             branch.sweep();
+        }
+        for instance in self.instances.borrow().values() {
+            instance.sessions.sweep(&self.context, instance.peer().is_some());
         }
         let ejected = self.balancer.borrow_mut().sweep(self.context.clock.now());
         for (peer, span) in ejected {
@@ -461,13 +465,13 @@ impl Picked<'_> {
                 tracing::warn!(%destination, cluster, ?span, "target unreachable");
                 // What is stuck on the way there would go on holding up requests.
                 let is_cut = |other: &&Rc<Instance>| other.is_within(self.instance.reach.as_ref());
-                port.instances.borrow().values().filter(is_cut).for_each(|it| it.lines.clear());
+                port.instances.borrow().values().filter(is_cut).for_each(|it| it.forget());
             }
             Effect::Ejected(span) => {
                 port.pair.ejected();
                 tracing::warn!(%destination, %address, ?span, "instance ejected");
                 // What is stuck there would go on holding up requests: new ones begin anew.
-                self.instance.lines.clear();
+                self.instance.forget();
             }
             Effect::Returned => tracing::info!(%destination, %address, "instance is back"),
         }

@@ -19,11 +19,12 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
+use super::streams::Sessions;
 use crate::context::Context;
 use crate::gateways::{Choice, Gateway};
 use crate::pool::Lines;
 use crate::report::Upstream;
-use crate::tls::{ALPN_H2, ALPN_HTTP1, ALPN_TCP, Identity};
+use crate::tls::{ALPN_H2, ALPN_HTTP1, ALPN_STREAMS, ALPN_TCP, Identity};
 
 /// How one target is called as one service: who must answer, under which name, and which way.
 pub(super) struct Reach {
@@ -62,9 +63,9 @@ impl Reach {
             target: target.clone(),
             identity: identity.clone(),
             name,
-            h2: identity.dial(callee.clone(), ALPN_H2)?,
-            http1: identity.dial(callee.clone(), ALPN_HTTP1)?,
-            tcp: identity.dial(callee.clone(), ALPN_TCP)?,
+            h2: identity.dial(callee.clone(), &[ALPN_H2])?,
+            http1: identity.dial(callee.clone(), &[ALPN_HTTP1])?,
+            tcp: identity.dial(callee.clone(), &[ALPN_STREAMS, ALPN_TCP])?,
             callee,
             calls_us,
             gateways: RefCell::default(),
@@ -132,6 +133,7 @@ pub(super) struct Instance {
     /// What is reported of it.
     pub(super) upstream: Rc<Upstream>,
     pub(super) lines: Rc<Lines>,
+    pub(super) sessions: Sessions,
     /// None without an identity to call it with.
     pub(super) reach: Option<Rc<Reach>>,
     /// Its own name for gateways.
@@ -154,7 +156,13 @@ impl Instance {
             identity: reach.as_ref().map(|reach| reach.callee.clone()),
         };
         let (upstream, lines, gone) = (Rc::new(upstream), Rc::default(), CancellationToken::new());
-        Self { address, upstream, lines, reach, name, gone }
+        Self { address, upstream, lines, sessions: Sessions::default(), reach, name, gone }
+    }
+
+    /// Forgets all connections to it: what is under way in them ends in peace.
+    pub(super) fn forget(&self) {
+        self.lines.clear();
+        self.sessions.clear();
     }
 
     /// How it is called.

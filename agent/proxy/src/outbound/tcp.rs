@@ -12,28 +12,37 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::Port;
-use super::dial::dial;
 use super::reach::Instance;
+use super::streams::{Opened, Sessions};
 use super::terms::Affinity;
 use crate::lifespan::{Lifespan, Moves};
 use crate::relay::Moved;
 use crate::report::{Record, Upstream};
 use crate::socket::Wide;
+use crate::streams::{Lost, Stream};
 use crate::tls::{self, ALPN_TCP};
 use crate::watch::OnList;
 
 /// A connection to an instance whose application accepts it.
 struct Connected {
-    stream: TlsStream<Wide>,
-    listed: OnList,
+    way: Way,
     pick: Pick,
     upstream: Rc<Upstream>,
     cluster: Option<PeerName>,
     moves: Option<Moves>,
 }
 
+/// How an accepted connection is carried.
+enum Way {
+    Shared(Stream),
+    Own(Box<TlsStream<Wide>>, OnList),
+}
+
+/// How a relay went, and whose doing that was.
+type Carried = (Moved, Result<(), (Reason, DecidedBy)>);
+
 impl Port {
-    pub(super) async fn serve_tcp(&self, mut downstream: TcpStream, chain: &Chain) {
+    pub(super) async fn serve_tcp(&self, downstream: TcpStream, chain: &Chain) {
         let context = &self.context;
         let started = context.clock.now();
         let mut attempts = 0;
@@ -41,8 +50,7 @@ impl Port {
         let source = if terms.hashes_source() { downstream.peer_addr().ok() } else { None };
         let hash = source.and_then(|source| Affinity::of_source(&terms, Some(source)));
         let connected = self.connect_tcp(chain, hash, &mut attempts).await;
-        let Connected { stream: mut peer, listed, pick, upstream, cluster, moves } = match connected
-        {
+        let Connected { way, pick, upstream, cluster, moves } = match connected {
             Ok(connected) => connected,
             Err((reason, decided_by)) => {
                 let record = self.record(reason, started);
@@ -53,23 +61,18 @@ impl Port {
             }
         };
         self.balancer.borrow_mut().open(pick.peer);
-        let mut moved = Moved::default();
         let life = Lifespan::new(&chain.policies, context.limits.tcp_idle).moving(moves);
-        let ended = tokio::select! {
-            biased;
-            () = listed.watched.cut.cancelled() => Err(listed.watched.why()),
-            ended = life.relay(&mut downstream, &mut peer, &context.buffers, &mut moved) => ended,
+        let (moved, ended) = match way {
+            Way::Shared(stream) => carry(downstream, &stream, &life).await,
+            Way::Own(stream, listed) => {
+                Box::pin(self.relay_alone(downstream, stream, listed, &life)).await
+            }
         };
         self.balancer.borrow_mut().close(pick.peer);
-        let reason = ended.err().unwrap_or(Reason::Ok);
-        let decided_by = match reason {
-            reason if reason.ends_connections() => DecidedBy::ClientProxy,
-            _ => DecidedBy::Application,
+        let (reason, decided_by) = match ended {
+            Ok(()) => (Reason::Ok, DecidedBy::Application),
+            Err(ended) => ended,
         };
-        // Where it only was time, nothing broke.
-        if !matches!(reason, Reason::Ok | Reason::DurationLimit | Reason::ConnectionMoved) {
-            let _ = socket2::SockRef::from(&downstream).set_linger(Some(Duration::ZERO));
-        }
         self.pair.record(&Record {
             decided_by,
             bytes_sent: moved.sent,
@@ -79,6 +82,29 @@ impl Port {
             cluster,
             ..self.record(reason, started)
         });
+    }
+
+    /// Relays over a connection that carries nothing else.
+    async fn relay_alone(
+        &self,
+        mut downstream: TcpStream,
+        mut peer: Box<TlsStream<Wide>>,
+        listed: OnList,
+        life: &Lifespan,
+    ) -> Carried {
+        let mut moved = Moved::default();
+        let buffers = &self.context.buffers;
+        let ended = tokio::select! {
+            biased;
+            () = listed.watched.cut.cancelled() => Err(listed.watched.why()),
+            ended = life.relay(&mut downstream, &mut *peer, buffers, &mut moved) => ended,
+        };
+        part(&downstream, ended);
+        let decided_by = |reason: Reason| match reason {
+            reason if reason.ends_connections() => DecidedBy::ClientProxy,
+            _ => DecidedBy::Application,
+        };
+        (moved, ended.map_err(|reason| (reason, decided_by(reason))))
     }
 
     /// Finds an instance whose application accepts the connection. Nothing of the application's
@@ -99,13 +125,13 @@ impl Port {
             let (pick, began) = (picked.pick, self.context.clock.now());
             tried.push(pick.peer);
             match Box::pin(self.open_tcp(chain, &picked.instance)).await {
-                Ok((stream, listed)) => {
+                Ok(way) => {
                     let cluster = picked.instance.peer().cloned();
                     let upstream = picked.instance.upstream.clone();
                     let moves = self.moves(&picked.instance, &chain.policies);
                     let now = self.context.clock.now();
                     picked.answered(now.saturating_sub(began), now);
-                    return Ok(Connected { stream, listed, pick, upstream, cluster, moves });
+                    return Ok(Connected { way, pick, upstream, cluster, moves });
                 }
                 Err((Reason::NoIdentity, by)) => return Err((Reason::NoIdentity, by)),
                 Err((reason, DecidedBy::ServerProxy)) if !reason.is_before_request() => {
@@ -123,33 +149,94 @@ impl Port {
         Err(last)
     }
 
+    /// # Errors
+    /// Why the instance or its application takes no connection, and who says so.
     async fn open_tcp(
         &self,
         chain: &Chain,
         instance: &Rc<Instance>,
-    ) -> Result<(TlsStream<Wide>, OnList), (Reason, DecidedBy)> {
+    ) -> Result<Way, (Reason, DecidedBy)> {
         let own = |reason| (reason, DecidedBy::ClientProxy);
-        let config = instance.reach().map_err(own)?.tcp.clone();
-        let dialled = dial(&self.context, instance, config, chain.connect_timeout).await;
-        let dialled = dialled.map_err(own)?;
-        let (mut stream, listed) = (dialled.stream, dialled.listed);
-        if stream.get_ref().1.alpn_protocol() != Some(ALPN_TCP) {
-            // Consul's own proxies say nothing: relaying begins at once.
-            return Ok((stream, listed));
-        }
-        let verdict = stream.read_u8();
         let within = chain.connect_timeout + chain.local_connect_timeout;
-        match tokio::time::timeout(within, verdict).await {
-            Err(_) => Err(own(Reason::ConnectTimeout)),
-            // A refusal of our certificate arrives only now: TLS 1.3 lets the client finish first.
-            Ok(Err(error)) => match tls::reason(&error) {
-                Reason::HandshakeFailed => Err(own(Reason::ConnectFailed)),
-                reason => Err((reason, DecidedBy::ServerProxy)),
-            },
-            Ok(Ok(code)) => match Reason::from_code(code).unwrap_or(Reason::UpstreamProtocol) {
-                Reason::Ok => Ok((stream, listed)),
-                reason => Err((reason, DecidedBy::ServerProxy)),
-            },
+        let mut may_again = true;
+        loop {
+            instance.reach().map_err(own)?;
+            let opening = Sessions::open(&self.context, instance, chain.connect_timeout);
+            let stream = match Box::pin(opening).await.map_err(own)? {
+                Opened::Own(stream, listed) => {
+                    return Box::pin(alone(stream, listed, within)).await;
+                }
+                Opened::Shared(stream) => stream,
+            };
+            return match tokio::time::timeout(within, stream.verdict()).await {
+                Err(_) => {
+                    stream.give_up(Reason::ConnectTimeout);
+                    Err(own(Reason::ConnectTimeout))
+                }
+                Ok(Ok(code)) => accepted(code).map(|()| Way::Shared(stream)),
+                // The connection ended under a stream that came too late for it.
+                Ok(Err(Lost { was_good: true, .. })) if may_again => {
+                    may_again = false;
+                    continue;
+                }
+                Ok(Err(Lost { reason, .. })) => Err(unanswered(reason)),
+            };
         }
+    }
+}
+
+/// Relays over a place in a connection with others.
+async fn carry(downstream: TcpStream, stream: &Stream, life: &Lifespan) -> Carried {
+    let ended = stream.carry(downstream, life).await;
+    if let Some(downstream) = stream.detach() {
+        part(&downstream, ended.map_err(|(reason, _)| reason));
+    }
+    (stream.moved(), ended)
+}
+
+/// Lets the application see that its connection broke, and not an end. Where it only was time,
+/// nothing broke.
+fn part(downstream: &TcpStream, ended: Result<(), Reason>) {
+    if !matches!(ended, Ok(()) | Err(Reason::DurationLimit | Reason::ConnectionMoved)) {
+        let _ = socket2::SockRef::from(downstream).set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// Waits for the verdict on a connection of its own.
+async fn alone(
+    mut stream: Box<TlsStream<Wide>>,
+    listed: OnList,
+    within: Duration,
+) -> Result<Way, (Reason, DecidedBy)> {
+    if stream.get_ref().1.alpn_protocol() != Some(ALPN_TCP) {
+        // Consul's own proxies say nothing: relaying begins at once.
+        return Ok(Way::Own(stream, listed));
+    }
+    match tokio::time::timeout(within, stream.read_u8()).await {
+        Err(_) => Err((Reason::ConnectTimeout, DecidedBy::ClientProxy)),
+        Ok(Err(error)) => Err(unanswered(tls::reason(&error))),
+        Ok(Ok(code)) => accepted(code).map(|()| Way::Own(stream, listed)),
+    }
+}
+
+/// What a callee's verdict says.
+fn accepted(code: u8) -> Result<(), (Reason, DecidedBy)> {
+    match Reason::from_code(code).unwrap_or(Reason::UpstreamProtocol) {
+        Reason::Ok => Ok(()),
+        reason => Err((reason, DecidedBy::ServerProxy)),
+    }
+}
+
+/// What it means that a connection ended for `reason` before the verdict. A refusal of our
+/// certificate arrives only then: TLS 1.3 lets the client finish first.
+fn unanswered(reason: Reason) -> (Reason, DecidedBy) {
+    match reason {
+        Reason::PolicyCut | Reason::Draining | Reason::ConnectTimeout => {
+            (reason, DecidedBy::ClientProxy)
+        }
+        Reason::Ok | Reason::HandshakeFailed | Reason::HandshakeTimeout | Reason::UpstreamReset => {
+            (Reason::ConnectFailed, DecidedBy::ClientProxy)
+        }
+        reason => (reason, DecidedBy::ServerProxy),
     }
 }

@@ -43,8 +43,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 pub(crate) mod region;
+pub(crate) mod tap;
 
 use region::Others;
+use tap::Tap;
 
 const DOMAIN: &str = "11111111-2222-3333-4444-555555555555.consul";
 
@@ -58,6 +60,10 @@ pub(crate) struct World {
     pub(crate) has_server_identity: bool,
     pub(crate) server_identity: &'static str,
     pub(crate) status: Status,
+    /// Most connections that an instance of `db` takes.
+    pub(crate) inbound_connections_max: Option<u32>,
+    /// What stands before an instance's proxy, by the proxy's own address.
+    taps: BTreeMap<SocketAddr, SocketAddr>,
     /// What entries say of `db`.
     pub(crate) policies: Policies,
     /// What they say of `web`, the caller.
@@ -105,6 +111,8 @@ impl World {
             has_server_identity: true,
             server_identity: "db",
             status: Status::Passing,
+            inbound_connections_max: None,
+            taps: BTreeMap::new(),
             policies: Policies::default(),
             caller_policies: Policies::default(),
             destination: Target { service: name("db"), peer: None },
@@ -307,7 +315,7 @@ impl World {
         let leaf = self.leaf("web");
         let identity = Identity::new(&leaf, &anchors, 0).expect("a good leaf");
         let callee = SpiffeId { role: Role::Service(name("db")), ..leaf.id.clone() };
-        let config = identity.dial(callee, tls::ALPN_H2).expect("good");
+        let config = identity.dial(callee, &[tls::ALPN_H2]).expect("good");
         let mut config = rustls::ClientConfig::clone(&config);
         config.alpn_protocols.clear();
         config
@@ -381,7 +389,7 @@ impl World {
             address: mesh.ip(),
             has_own_address: false,
             port: 1,
-            mesh: Some(*mesh),
+            mesh: Some(*self.taps.get(mesh).unwrap_or(mesh)),
             locality: Locality::default(),
             tags: BTreeSet::new(),
             weights: Weights::default(),
@@ -394,7 +402,7 @@ impl World {
                 connect_timeout: self.connect_timeout,
                 request_timeout: self.request_timeout,
                 local_connect_timeout: Duration::from_secs(5),
-                inbound_connections_max: None,
+                inbound_connections_max: self.inbound_connections_max,
                 policies: Arc::new(self.policies.clone()),
             },
             self.instances.iter().enumerate().map(endpoint).collect(),
@@ -488,6 +496,44 @@ impl World {
         })
         .await;
         self.instance(address)
+    }
+
+    /// Puts a tap before the first instance's proxy.
+    pub(crate) async fn tap(&mut self) -> Tap {
+        let inbound = self.inbound();
+        let (tap, address) = Tap::before(inbound).await;
+        self.taps.insert(inbound, address);
+        tap
+    }
+
+    /// An instance whose proxy is of the version before streams: it echoes, and counts connections.
+    pub(crate) async fn old_proxy(&mut self) -> Arc<AtomicUsize> {
+        self.publish();
+        let identity = {
+            let view = self.views.borrow();
+            let trust = view.trust.as_deref().expect("published");
+            let anchors = Arc::new(tls::anchors(trust, &view.peers));
+            Identity::new(&self.leaf("db"), &anchors, 0).expect("a good leaf")
+        };
+        let acceptor = tokio_rustls::TlsAcceptor::from(identity.accept(tls::Wire::Tcp));
+        let (listener, address) = listener().await;
+        self.instances.push((address, None));
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = count.clone();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let mut stream = acceptor.accept(socket).await?;
+                    stream.write_all(&[0]).await?;
+                    let (mut reader, mut writer) = tokio::io::split(stream);
+                    tokio::io::copy(&mut reader, &mut writer).await?;
+                    writer.shutdown().await
+                });
+            }
+        });
+        count
     }
 
     /// An instance whose host does not answer.

@@ -1,0 +1,263 @@
+//! TCP connections as streams in one mTLS connection: each as if it had one of its own.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hawser_core::catalog::Protocol;
+use hawser_core::intention::Action;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::world::tap::Tap;
+use crate::world::{World, eventually, listener};
+
+async fn world() -> (World, Tap) {
+    let mut world = World::new(Protocol::Tcp);
+    world.tcp_echo().await;
+    let tap = world.tap().await;
+    (world, tap)
+}
+
+async fn connect(world: &World) -> TcpStream {
+    TcpStream::connect(world.outbound).await.expect("listening")
+}
+
+async fn echo(stream: &mut TcpStream) -> std::io::Result<()> {
+    let mut echo = [0; 5];
+    stream.write_all(b"hello").await?;
+    let read = tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut echo));
+    read.await.expect("an answer or an end")?;
+    assert_eq!(&echo, b"hello");
+    Ok(())
+}
+
+async fn connected(world: &World) -> TcpStream {
+    let mut stream = connect(world).await;
+    echo(&mut stream).await.expect("echoed");
+    stream
+}
+
+/// Whether a new connection ends without a word.
+async fn is_refused(world: &World) -> bool {
+    let Ok(mut stream) = TcpStream::connect(world.outbound).await else { return true };
+    let ended = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut [0; 1])).await;
+    matches!(ended, Ok(Ok(0) | Err(_)))
+}
+
+async fn ends(stream: &mut TcpStream) {
+    let ended = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut [0; 1])).await;
+    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "still open: {ended:?}");
+}
+
+async fn until_echoed(world: &World) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while echo(&mut connect(world).await).await.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "never echoed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_short_connections_need_few_handshakes() {
+    let (mut world, tap) = world().await;
+    world.start().await;
+    for _ in 0..50 {
+        let twenty = (0..20).map(|_| connected(&world));
+        for mut stream in futures_util::future::join_all(twenty).await {
+            stream.shutdown().await.expect("open");
+            assert_eq!(stream.read(&mut [0; 1]).await.expect("it ends well"), 0);
+        }
+    }
+    assert!(tap.accepted() <= 4, "{} handshakes", tap.accepted());
+    eventually("each is counted at both ends", || {
+        world.client_count("hawser_proxy_requests_total", &[("reason", "ok")]) >= 1000.0
+            && world.server_count("hawser_proxy_requests_total", &[("reason", "ok")]) >= 1000.0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deny_cuts_streams_and_leaves_their_connection() {
+    let (mut world, tap) = world().await;
+    world.start().await;
+    let mut open = connected(&world).await;
+    world.intend(Action::Deny);
+    ends(&mut open).await;
+    assert!(is_refused(&world).await, "a new one was let in");
+    eventually("both proxies say why", || {
+        let labels = |reason| [("reason", reason)];
+        let count = |reason| world.client_count("hawser_proxy_requests_total", &labels(reason));
+        count("policy_cut") == 1.0 && count("intention_denied") == 1.0
+    })
+    .await;
+    world.intend(Action::Allow);
+    until_echoed(&world).await;
+    assert_eq!(tap.accepted(), 1, "the connection itself was never forbidden");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_not_read_holds_up_no_other() {
+    let (listener, address) = listener().await;
+    let mut world = World::new(Protocol::Tcp);
+    world.serve_application(address);
+    let tap = world.tap().await;
+    world.start().await;
+    let mut free = connect(&world).await;
+    let (mut served, _) = listener.accept().await.expect("dialled");
+    let mut stuck = connect(&world).await;
+    let (unread, _) = listener.accept().await.expect("dialled");
+    let chunk = vec![7; 64 * 1024];
+    let mut sent = 0;
+    while let Ok(written) =
+        tokio::time::timeout(Duration::from_millis(500), stuck.write(&chunk)).await
+    {
+        sent += written.expect("open");
+        assert!(sent < 256 << 20, "{sent} bytes are held by two proxies");
+    }
+    let mut buffer = [0; 4];
+    for _ in 0..100 {
+        free.write_all(b"ping").await.expect("open");
+        served.read_exact(&mut buffer).await.expect("it passes the other");
+        served.write_all(b"pong").await.expect("open");
+        free.read_exact(&mut buffer).await.expect("and back");
+    }
+    assert_eq!(tap.accepted(), 1, "they share a connection");
+    drop(unread);
+    ends(&mut stuck).await;
+    free.write_all(b"last").await.expect("open");
+    served.read_exact(&mut buffer).await.expect("it does not mind the other's end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_in_bulk_has_its_connection_for_itself() {
+    let (mut world, tap) = world().await;
+    world.start().await;
+    let (mut reader, mut writer) = connected(&world).await.into_split();
+    let chunk = vec![7; 256 * 1024];
+    let writing = tokio::spawn(async move { while writer.write_all(&chunk).await.is_ok() {} });
+    let reading = tokio::spawn(async move {
+        let mut buffer = vec![0; 256 * 1024];
+        while reader.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+    });
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while tap.accepted() < 2 {
+        connected(&world).await;
+        assert!(tokio::time::Instant::now() < deadline, "others go on in the same connection");
+    }
+    writing.abort();
+    reading.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_breaks_ends_its_streams_and_no_more() {
+    let (mut world, tap) = world().await;
+    world.start().await;
+    let mut open = [connected(&world).await, connected(&world).await];
+    assert_eq!(tap.accepted(), 1);
+    tap.cut();
+    for stream in &mut open {
+        ends(stream).await;
+    }
+    // It is tried again in another connection, with the same and only instance.
+    connected(&world).await;
+    assert_eq!(tap.accepted(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_falls_silent_is_left_and_given_up() {
+    let (mut world, tap) = world().await;
+    world.limits.ping_interval = Duration::from_millis(200);
+    world.limits.ping_timeout = Duration::from_millis(200);
+    world.limits.user_timeout = Duration::from_secs(1);
+    world.start().await;
+    let mut open = connected(&world).await;
+    tap.silence();
+    // It is asked for in the silent one first, and again in another.
+    connected(&world).await;
+    assert_eq!(tap.accepted(), 2);
+    ends(&mut open).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_knows_no_streams_gets_a_connection_for_each() {
+    let mut world = World::new(Protocol::Tcp);
+    let count = world.old_proxy().await;
+    world.start().await;
+    let all = (0..20).map(|_| connected(&world));
+    futures_util::future::join_all(all).await;
+    let connections = count.load(Ordering::Relaxed);
+    assert!((20..30).contains(&connections), "{connections} connections");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_count_streams() {
+    let (mut world, tap) = world().await;
+    world.inbound_connections_max = Some(2);
+    world.start().await;
+    let (first, mut second) = (connected(&world).await, connected(&world).await);
+    assert!(is_refused(&world).await, "a third was let in");
+    drop(first);
+    until_echoed(&world).await;
+    echo(&mut second).await.expect("it stays");
+    assert_eq!(tap.accepted(), 1);
+    eventually("it is said why", || world.server_reasons().is_empty()).await;
+    eventually("as an overload", || {
+        world.server_count("hawser_proxy_requests_total", &[("reason", "overloaded")]) >= 1.0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_nobody_uses_is_closed() {
+    let (mut world, tap) = world().await;
+    world.limits.session_idle = Duration::from_millis(300);
+    world.start().await;
+    let mut open = connected(&world).await;
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        echo(&mut open).await.expect("a stream keeps it open");
+    }
+    assert_eq!((tap.accepted(), tap.open()), (1, 1));
+    drop(open);
+    eventually("it is closed", || tap.open() == 0).await;
+    connected(&world).await;
+    assert_eq!(tap.accepted(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_gives_way_keeps_its_streams_to_their_end() {
+    let (mut world, tap) = world().await;
+    world.start().await;
+    let mut open = connected(&world).await;
+    let server = world.server.take().expect("started");
+    let mut leaving = tokio::spawn(server.give_way(Duration::from_secs(120)));
+    eventually("it listens no more", || std::net::TcpStream::connect(world.inbound()).is_err())
+        .await;
+    echo(&mut open).await.expect("it lives");
+    assert!(!leaving.is_finished(), "it waits for the stream");
+    drop(open);
+    let left = tokio::time::timeout(Duration::from_secs(60), &mut leaving).await;
+    left.expect("long before its deadline").expect("no panic");
+    assert_eq!((tap.accepted(), tap.open()), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_drains_sends_its_streams_last_bytes() {
+    let (listener, address) = listener().await;
+    let mut world = World::new(Protocol::Tcp);
+    world.serve_application(address);
+    world.start().await;
+    let mut stream = connect(&world).await;
+    let (mut application, _) = listener.accept().await.expect("dialled");
+    let client = world.client.take().expect("started");
+    let leaving = tokio::spawn(client.drain(Duration::from_secs(120)));
+    application.shutdown().await.expect("open");
+    let mut nothing = Vec::new();
+    stream.read_to_end(&mut nothing).await.expect("it ends well");
+    stream.write_all(&vec![7; 1 << 20]).await.expect("open this way");
+    drop(stream);
+    let mut all = Vec::new();
+    application.read_to_end(&mut all).await.expect("it ends well");
+    assert_eq!(all.len(), 1 << 20);
+    let left = tokio::time::timeout(Duration::from_secs(60), leaving).await;
+    left.expect("long before its deadline").expect("no panic");
+}
