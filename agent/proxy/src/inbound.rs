@@ -175,21 +175,7 @@ impl Port {
         }
         socket::tune(&socket, limits);
         let is_http = chain.protocol.is_http();
-        let socket = Wide::new(socket, context.buffers.clone());
-        let handshake = async {
-            let _permit = context.handshakes.acquire().await;
-            let hello =
-                LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
-            let wire = match hello.client_hello().alpn() {
-                Some(mut offered) => Wire::choose(is_http, &mut offered),
-                None => Wire::Native,
-            };
-            Ok::<_, io::Error>((hello.into_stream(identity.accept(wire)).await?, wire))
-        };
-        let (stream, wire) = tokio::time::timeout(limits.handshake, Box::pin(handshake))
-            .await
-            .map_err(|_| Reason::HandshakeTimeout)?
-            .map_err(|error| tls::reason(&error))?;
+        let (stream, wire) = Box::pin(self.shake(socket, &identity, is_http)).await?;
         let peer = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
         let caller = tls::read(peer.first().ok_or(Reason::NoClientCertificate)?)?;
         let source = caller.id.service().ok_or(Reason::WrongRole)?.clone();
@@ -222,6 +208,30 @@ impl Port {
             Box::pin(connection.serve_tcp(stream, wire, &chain)).await;
         }
         Ok(())
+    }
+
+    /// The handshake, in which the caller shows who it is; and what is spoken from then on.
+    async fn shake(
+        &self,
+        socket: TcpStream,
+        identity: &Identity,
+        is_http: bool,
+    ) -> Result<(TlsStream<Wide>, Wire), Reason> {
+        let socket = Wide::new(socket, self.context.buffers.clone());
+        let handshake = async {
+            let _permit = self.context.handshakes.acquire().await;
+            let hello =
+                LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
+            let wire = match hello.client_hello().alpn() {
+                Some(mut offered) => Wire::choose(is_http, &mut offered),
+                None => Wire::Native,
+            };
+            Ok::<_, io::Error>((hello.into_stream(identity.accept(wire)).await?, wire))
+        };
+        tokio::time::timeout(self.context.limits.handshake, handshake)
+            .await
+            .map_err(|_| Reason::HandshakeTimeout)?
+            .map_err(|error| tls::reason(&error))
     }
 
     /// Connects to the application.
