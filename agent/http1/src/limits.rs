@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Limits {
     /// Most bytes of a head, and of a body's trailers.
     pub head_bytes: usize,
-    /// Most fields of a head, and of a body's trailers; at most [`FIELDS_MAX`].
+    /// Most fields of a head, and of a body's trailers; at most 256.
     pub fields: usize,
     /// Longest request target, in bytes.
     pub target_bytes: usize,
