@@ -248,7 +248,7 @@ impl Walk<'_> {
                 web.run(
                     "test -z \"$(find /etc/hawser/agent.d /etc/credstore -type f)\" \
                      && ! systemctl is-active hawser-agent && ! systemctl is-enabled hawser-agent \
-                     && test -z \"$(systemctl --failed --quiet)\" \
+                     && test -z \"$(systemctl --failed --quiet 'hawser*')\" \
                      && ! journalctl --unit hawser-agent | grep 'Started hawser-agent'",
                 )?;
                 walk.secrets.push(token);
