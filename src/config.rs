@@ -459,7 +459,13 @@ impl Raw {
             Some(name) => name.clone(),
             None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
         };
-        name.parse().with_context(|| format!("node_name: {name:?}"))
+        let name: NodeName = name.parse().with_context(|| format!("node_name: {name:?}"))?;
+        ensure!(
+            name.is_segment(),
+            "node_name: {:?}: use letters, digits, -, _ and .",
+            name.as_str()
+        );
+        Ok(name)
     }
 
     /// The address that others reach this host at: said, or the bound one, or the one that the
@@ -790,6 +796,7 @@ fn server_service(port: u16) -> Result<Instance> {
         mesh_port: None,
         enable_tag_override: false,
         gateway: None,
+        tagged: Default::default(),
     })
 }
 
@@ -869,6 +876,7 @@ mod tests {
             (json!({"ports": {"dns": -2}}), "ports.dns"),
             (json!({"ports": {"sidecar_min_port": 9, "sidecar_max_port": 8}}), "sidecar_min_port"),
             (json!({"advertise_addr": "0.0.0.0"}), "advertise_addr"),
+            (json!({"node_name": "a/b"}), "node_name"),
             (json!({"bootstrap_expect": 2}), "bootstrap_expect"),
             (json!({"raft": {"heartbeat_ms": 900}}), "heartbeat_ms"),
             (json!({"leaf_cert_ttl": "1m"}), "leaf_cert_ttl"),

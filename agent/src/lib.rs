@@ -38,7 +38,7 @@ mod api;
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,7 +47,7 @@ use std::time::Duration;
 
 use hawser_api::definition::{CheckDefinition, ServiceDefinition};
 use hawser_aws::{Ambient, Finder, InvalidQuery, Query};
-use hawser_core::catalog::{Instance, Node};
+use hawser_core::catalog::{Instance, Locality, Meta, Node};
 use hawser_core::clock::UnixTime;
 use hawser_core::name::NodeName;
 use hawser_core::view::View;
@@ -340,13 +340,7 @@ impl Agent {
         let listening = Listening::new(&proxy, http.as_ref(), dns.as_ref())?;
         let (addresses, stopping) = (listening.addresses()?, CancellationToken::new());
         let host = Arc::new(Host {
-            node: Node {
-                name: config.node,
-                id: node_id(&folder)?,
-                address: config.advertise,
-                locality: config.locality,
-                meta: config.meta,
-            },
+            node: own_node(&folder, config.node, config.advertise, config.locality, config.meta)?,
             datacenter: config.datacenter,
             is_server: config.is_server,
             version: config.version,
@@ -966,6 +960,17 @@ fn listen(
     Ok(listener)
 }
 
+/// This host, as the catalog is told of it.
+fn own_node(
+    folder: &Path,
+    name: NodeName,
+    address: IpAddr,
+    locality: Locality,
+    meta: Meta,
+) -> io::Result<Node> {
+    Ok(Node { name, id: node_id(folder)?, address, locality, meta, tagged: Default::default() })
+}
+
 /// How the listeners of `proxy` stand, for as long as it runs.
 fn listeners_of(
     proxy: Arc<Mutex<Option<Proxy>>>,
@@ -1149,6 +1154,7 @@ mod tests {
                 address: IpAddr::from([10, 0, 0, 2]),
                 locality: Default::default(),
                 meta: Default::default(),
+                tagged: Default::default(),
             },
             put_instances: vec![Instance {
                 id: "db".parse().expect("an id"),
@@ -1162,6 +1168,7 @@ mod tests {
                 mesh_port: Some(21_000),
                 enable_tag_override: false,
                 gateway: None,
+                tagged: Default::default(),
             }],
             put_checks: vec![],
             drop_instances: vec![],

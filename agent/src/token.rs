@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub(crate) struct Acl {
     settings: Settings,
     known: Mutex<HashMap<String, Known>>,
     kept: Kept,
+    /// Whether the servers allow what no rule speaks of, as one said last.
+    allows: AtomicBool,
 }
 
 /// What a server said of one secret.
@@ -78,7 +81,7 @@ impl Acl {
     }
 
     fn new(settings: Settings, kept: Kept) -> Self {
-        let acl = Self { settings, known: Mutex::default(), kept };
+        let acl = Self { settings, known: Mutex::default(), kept, allows: AtomicBool::new(false) };
         if acl.is_enabled() {
             let known = acl.kept.load(acl.own_secrets());
             acl.known().extend(known);
@@ -94,6 +97,14 @@ impl Acl {
     /// Whether it is on.
     pub(crate) fn is_enabled(&self) -> bool {
         self.settings.is_enabled
+    }
+
+    /// What holds for what no rule speaks of, in Consul's word: as a server said last.
+    pub(crate) fn default_word(&self) -> &'static str {
+        match !self.settings.is_enabled || self.allows.load(Ordering::Relaxed) {
+            true => "allow",
+            false => "deny",
+        }
     }
 
     /// For how long a server's answer is taken for the present one.
@@ -134,6 +145,10 @@ impl Acl {
         }
         match ask(servers, secret).await {
             Some((known, reply)) => {
+                if let Some(may) = &known.may {
+                    let allows = may.default_policy() != DefaultPolicy::Deny;
+                    self.allows.store(allows, Ordering::Relaxed);
+                }
                 if self.own_secrets().any(|own| own == secret) {
                     self.kept.put(secret, &reply);
                 }

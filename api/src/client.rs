@@ -1,10 +1,11 @@
-//! The client that the command line uses: one request a connection, over TCP or a Unix socket.
+//! The client that the command line uses: one request a connection, over TCP, TLS or a Unix socket.
 
 use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,26 +18,42 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 
 use hawser_core::clock::Index;
+
+use crate::tls;
 
 /// Where an agent's or server's HTTP API listens.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Address {
     /// `host:port`
     Tcp(String),
+    /// `host:port`, with TLS.
+    Tls(String),
     /// A socket's path.
     Unix(PathBuf),
+}
+
+impl Address {
+    /// The same, with TLS where it is a host's and TLS can be spoken.
+    #[must_use]
+    pub fn with_tls(self) -> Self {
+        match self {
+            Self::Tcp(authority) => Self::Tls(authority),
+            other => other,
+        }
+    }
 }
 
 /// A text that is no address of an HTTP API.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum InvalidAddress {
-    /// TLS to the API is not spoken.
-    #[error("{0:?}: the API is spoken to without TLS: use http:// on loopback, or unix://")]
-    Tls(String),
     /// Neither a host and port nor a socket.
-    #[error("{0:?} is no address: write 127.0.0.1:8500, http://127.0.0.1:8500 or unix:///a/path")]
+    #[error(
+        "{0:?} is no address: write 127.0.0.1:8500, http://127.0.0.1:8500, \
+             https://api.example:8501 or unix:///a/path"
+    )]
     Malformed(String),
 }
 
@@ -46,19 +63,21 @@ impl FromStr for Address {
     /// Takes what `CONSUL_HTTP_ADDR` takes.
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
         let malformed = || InvalidAddress::Malformed(text.to_owned());
-        if text.starts_with("https://") {
-            return Err(InvalidAddress::Tls(text.to_owned()));
-        }
         if let Some(path) = text.strip_prefix("unix://") {
             return if path.is_empty() { Err(malformed()) } else { Ok(Self::Unix(path.into())) };
         }
-        let authority = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        let (bare, is_tls) = match text.strip_prefix("https://") {
+            Some(bare) => (bare, true),
+            None => (text.strip_prefix("http://").unwrap_or(text), false),
+        };
+        let authority = bare.trim_end_matches('/');
         let authority: http::uri::Authority = authority.parse().map_err(|_| malformed())?;
         if authority.host().is_empty() || authority.as_str().contains('@') {
             return Err(malformed());
         }
-        let port = authority.port_u16().unwrap_or(PORT);
-        Ok(Self::Tcp(format!("{}:{port}", authority.host())))
+        let port = authority.port_u16().unwrap_or(if is_tls { TLS_PORT } else { PORT });
+        let authority = format!("{}:{port}", authority.host());
+        Ok(if is_tls { Self::Tls(authority) } else { Self::Tcp(authority) })
     }
 }
 
@@ -66,6 +85,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(authority) => write!(f, "http://{authority}"),
+            Self::Tls(authority) => write!(f, "https://{authority}"),
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
         }
     }
@@ -153,12 +173,20 @@ pub struct Client {
     address: Address,
     token: Option<HeaderValue>,
     timeout: Duration,
+    tls: Option<Arc<tls::Tls>>,
 }
 
 impl Client {
     /// A client of the API at `address`.
     pub const fn new(address: Address) -> Self {
-        Self { address, token: None, timeout: TIMEOUT }
+        Self { address, token: None, timeout: TIMEOUT, tls: None }
+    }
+
+    /// Speaks TLS as `tls` says, to an address that asks for it.
+    #[must_use]
+    pub fn with_tls(mut self, tls: tls::Tls) -> Self {
+        self.tls = Some(Arc::new(tls));
+        self
     }
 
     /// Shows `token` with every request.
@@ -220,6 +248,11 @@ impl Client {
                     let request = self.request(method, authority, path, query, body)?;
                     self.exchange(stream, request).await
                 }
+                Address::Tls(authority) => {
+                    let stream = self.secure(authority).await.map_err(connect)?;
+                    let request = self.request(method, authority, path, query, body)?;
+                    self.exchange(stream, request).await
+                }
                 Address::Unix(socket) => {
                     let stream = UnixStream::connect(socket).await.map_err(connect)?;
                     let request = self.request(method, "localhost", path, query, body)?;
@@ -230,6 +263,13 @@ impl Client {
         match timeout(self.timeout, exchange).await {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::TimedOut { address: address(), after: self.timeout }),
+        }
+    }
+
+    async fn secure(&self, authority: &str) -> io::Result<TlsStream<TcpStream>> {
+        match &self.tls {
+            Some(tls) => tls.connect(authority).await,
+            None => tls::Tls::new(&tls::Settings::default())?.connect(authority).await,
         }
     }
 
@@ -249,6 +289,11 @@ impl Client {
         match &self.address {
             Address::Tcp(authority) => {
                 let stream = TcpStream::connect(authority).await.map_err(connect)?;
+                let request = self.request(Method::GET, authority, path, query, None)?;
+                self.follow_on(stream, request, each).await
+            }
+            Address::Tls(authority) => {
+                let stream = self.secure(authority).await.map_err(connect)?;
                 let request = self.request(Method::GET, authority, path, query, None)?;
                 self.follow_on(stream, request, each).await
             }
@@ -445,6 +490,7 @@ pub fn segment(text: &str) -> String {
 
 /// RFC 3986's unreserved characters stand as they are.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const TLS_PORT: u16 = 8501;
 const PORT: u16 = 8500;
 /// Longer than any read that does not block takes.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -465,7 +511,8 @@ mod tests {
             ("localhost", tcp("localhost:8500")),
             ("http://[::1]:8500", tcp("[::1]:8500")),
             ("unix:///run/hawser.sock", Ok(Address::Unix("/run/hawser.sock".into()))),
-            ("https://a:8501", Err(InvalidAddress::Tls("https://a:8501".to_owned()))),
+            ("https://a:8443", Ok(Address::Tls("a:8443".to_owned()))),
+            ("https://a", Ok(Address::Tls("a:8501".to_owned()))),
             ("unix://", Err(InvalidAddress::Malformed("unix://".to_owned()))),
             ("a b", Err(InvalidAddress::Malformed("a b".to_owned()))),
             ("u@a:1", Err(InvalidAddress::Malformed("u@a:1".to_owned()))),

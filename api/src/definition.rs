@@ -8,7 +8,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hawser_core::catalog::{Instance, Protocol, Weights};
+use hawser_core::catalog::{Instance, Protocol, TaggedAddress, TaggedAddresses, Weights};
 use hawser_core::health::{Status, Thresholds};
 use hawser_core::name::{CheckId, InstanceId, PeerName, ServiceName};
 use http::{HeaderName, HeaderValue, Method, Uri};
@@ -339,6 +339,7 @@ pub fn service(mut fields: Fields<'_>) -> Result<Service, InvalidField> {
         mesh_port: None,
         enable_tag_override: fields.flag(&["EnableTagOverride"])?,
         gateway: None,
+        tagged: TaggedAddresses::new(),
         id,
         service: name,
     };
@@ -352,13 +353,16 @@ pub fn service(mut fields: Fields<'_>) -> Result<Service, InvalidField> {
             )?;
             let sidecar = match connect.object(&["SidecarService"])? {
                 None => None,
-                Some(fields) => Some(sidecar(fields, &instance, &mut protocol)?),
+                Some(fields) => {
+                    in_mesh(&instance.service, "Name")?;
+                    Some(sidecar(fields, &instance, &mut protocol)?)
+                }
             };
             connect.finish()?;
             sidecar
         }
     };
-    check_tagged_addresses(&mut fields)?;
+    let instance = Instance { tagged: tagged_addresses(&mut fields)?, ..instance };
     check_locality(&mut fields)?;
     // Access control is not there yet, so a token gives no right that could be lost.
     fields.ignore(&["Token", "PeerName", "ContentHash", "CreateIndex", "ModifyIndex"]);
@@ -676,6 +680,20 @@ fn sidecar(
     Ok(Sidecar { port, local_address, upstreams })
 }
 
+/// Refuses the name of a service that can have no identity.
+fn in_mesh(name: &ServiceName, field: &str) -> Result<(), InvalidField> {
+    match name.is_label() {
+        true => Ok(()),
+        false => Err(InvalidField::new(
+            field,
+            format_args!(
+                "{:?}: services of the mesh have names of a-z, 0-9 and -, 63 at most",
+                name.as_str()
+            ),
+        )),
+    }
+}
+
 /// Where the proxy reaches the application, and whom the application calls.
 fn proxy(
     mut fields: Fields<'_>,
@@ -735,6 +753,7 @@ fn upstream(mut fields: Fields<'_>, others: &[Upstream]) -> Result<Upstream, Inv
     }
     let destination: ServiceName =
         fields.parsed(&["DestinationName"])?.ok_or_else(|| missing(&fields, "DestinationName"))?;
+    in_mesh(&destination, &fields.path_of("DestinationName"))?;
     let peer = match fields.text(&["DestinationPeer"])? {
         Some((path, text)) if !text.is_empty() => Some(
             text.parse().map_err(|why| InvalidField::new(path, format_args!("{text:?}: {why}")))?,
@@ -860,16 +879,38 @@ fn weights(fields: &mut Fields<'_>) -> Result<Weights, InvalidField> {
 
 /// Tagged addresses are read, so that a wrong one is refused, and go no further: one host has one
 /// address in the mesh.
-fn check_tagged_addresses(fields: &mut Fields<'_>) -> Result<(), InvalidField> {
-    let Some(Field { path, value }) = fields.take(&["TaggedAddresses"])? else { return Ok(()) };
+/// Addresses by name: of a service objects with a port, of a node plain texts.
+///
+/// # Errors
+/// Something else, or more or longer ones than the catalog keeps.
+pub fn tagged_addresses(fields: &mut Fields<'_>) -> Result<TaggedAddresses, InvalidField> {
+    let Some(Field { path, value }) = fields.take(&["TaggedAddresses"])? else {
+        return Ok(TaggedAddresses::new());
+    };
     let object = value.as_object().ok_or_else(|| InvalidField::new(&path, "must be an object"))?;
-    for (tag, value) in object {
-        let mut tagged = Fields::open(value, &format!("{path}.{tag}"))?;
-        tagged.text(&["Address"])?;
-        tagged.port(&["Port"])?;
-        tagged.finish()?;
+    if object.len() > TAGGED_MAX {
+        return Err(InvalidField::new(path, format_args!("{TAGGED_MAX} addresses are the most")));
     }
-    Ok(())
+    let mut all = TaggedAddresses::new();
+    for (tag, value) in object {
+        let path = format!("{path}.{tag}");
+        let (address, port) = match value {
+            Value::String(address) => (address.as_str(), 0),
+            value => {
+                let mut tagged = Fields::open(value, &path)?;
+                let address = tagged.text(&["Address"])?.map_or("", |(_, text)| text);
+                let port = tagged.port(&["Port"])?.unwrap_or(0);
+                tagged.finish()?;
+                (address, port)
+            }
+        };
+        if tag.len() > TAG_OCTETS_MAX || address.len() > TAG_OCTETS_MAX {
+            let why = format_args!("{TAG_OCTETS_MAX} octets are the most, of name and address");
+            return Err(InvalidField::new(path, why));
+        }
+        all.insert(tag.as_str().into(), TaggedAddress { address: address.into(), port });
+    }
+    Ok(all)
 }
 
 /// A service stands where its host stands; what it says itself is read and goes no further.
@@ -896,6 +937,7 @@ const OUTPUT_OCTETS_MAX: u64 = 4096;
 const CHECKS_MAX: usize = 64;
 const UPSTREAMS_MAX: usize = 256;
 const HEADERS_MAX: usize = 64;
+const TAGGED_MAX: usize = 64;
 const TAGS_MAX: usize = 256;
 const TAG_OCTETS_MAX: usize = 512;
 
@@ -966,7 +1008,12 @@ mod tests {
         let cases = [
             (json!({}), "Name", "is missing"),
             (json!([]), "the body", "object"),
-            (json!({ "Name": "Web" }), "Name", "a-z, 0-9 and -"),
+            (json!({ "Name": "*" }), "Name", "means all"),
+            (
+                json!({ "Name": "Web", "Port": 1, "Connect": { "SidecarService": {} } }),
+                "Name",
+                "of the mesh",
+            ),
             (json!({ "name": "a", "Name": "b" }), "name", "again"),
             (with("Prt", json!(80)), "Prt", "unknown field \"Prt\""),
             (with("Port", json!(65536)), "Port", "from 0 to 65535"),

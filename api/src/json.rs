@@ -6,6 +6,7 @@ mod store;
 
 use std::collections::BTreeMap;
 
+use hawser_core::catalog;
 use hawser_core::clock::UnixTime;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -73,13 +74,23 @@ pub const MESH_GATEWAY: &str = "mesh-gateway";
 
 /// The tagged addresses of an instance that other clusters dial at `gateway`, a `host:port`; those
 /// of one that is no gateway: none.
-pub fn wan(gateway: Option<&str>) -> TaggedAddresses {
+fn wan(gateway: Option<&str>) -> TaggedAddresses {
     let split = |text: &str| {
         let (host, port) = text.rsplit_once(':')?;
         let address = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         Some(("wan".to_owned(), ServiceAddress { address, port: port.parse().ok()? }))
     };
     gateway.and_then(split).into_iter().collect()
+}
+
+/// What an instance says of its addresses, and where it is a gateway that of others.
+pub fn tagged(gateway: Option<&str>, said: &catalog::TaggedAddresses) -> TaggedAddresses {
+    let mut all = wan(gateway);
+    for (tag, at) in said {
+        let at = ServiceAddress { address: at.address.to_string(), port: at.port };
+        all.insert(tag.to_string(), at);
+    }
+    all
 }
 
 /// Shares of traffic.
@@ -214,11 +225,6 @@ pub struct ServiceNode {
     pub modify_index: u64,
 }
 
-/// How a check is run, as far as the catalog knows.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct CheckRun {}
-
 /// A check and what it last found.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -246,14 +252,14 @@ pub struct HealthCheck {
     /// How it is run.
     #[serde(rename = "Type")]
     pub kind: String,
-    /// How often, where the agent says.
+    /// How often, where anybody says.
     pub interval: String,
     /// How long at most, where the agent says.
     pub timeout: String,
     /// Always zero.
     pub exposed_port: u16,
-    /// How it is run, where the agent says.
-    pub definition: CheckRun,
+    /// How it is run, as its registrar wrote it.
+    pub definition: serde_json::Map<String, serde_json::Value>,
     /// The peer whose check it is; empty for one's own.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub peer_name: String,

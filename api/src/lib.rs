@@ -7,4 +7,6 @@ pub mod json;
 pub mod error;
 pub mod rules;
 pub mod query;
+pub mod routes;
+pub mod tls;
 pub mod client;

@@ -89,6 +89,44 @@ pub enum Freshness {
     },
     /// As fresh as a leader that just asked a majority.
     Consistent,
+    /// What the server that was asked has, kept up to date in the background.
+    Cached(Cached),
+}
+
+/// How old an answer from memory may be: what `?cached` and `Cache-Control` say together.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Cached {
+    /// An answer that is older is asked for anew; none takes one of any age.
+    pub max_age: Option<Duration>,
+    /// When nobody can be asked anew, an answer of this age will do after all.
+    pub stale_if_error: Duration,
+}
+
+impl Cached {
+    /// Reads the directives that clients of Consul send; others change nothing.
+    ///
+    /// # Errors
+    /// A directive whose seconds are none.
+    pub fn from_cache_control(header: &str) -> Result<Self, ApiError> {
+        let mut cached = Self::default();
+        for directive in header.split(',') {
+            let (name, value) = directive.trim().split_once('=').unwrap_or((directive.trim(), ""));
+            let seconds = || {
+                value.trim_matches('"').parse().map(Duration::from_secs).map_err(|_| {
+                    ApiError::bad_request(format_args!(
+                        "Invalid Cache-Control header: {name} needs whole seconds"
+                    ))
+                })
+            };
+            match name.to_ascii_lowercase().as_str() {
+                "max-age" => cached.max_age = Some(seconds()?),
+                "stale-if-error" => cached.stale_if_error = seconds()?,
+                "must-revalidate" | "no-cache" => cached.max_age = Some(Duration::ZERO),
+                _ => {}
+            }
+        }
+        Ok(cached)
+    }
 }
 
 /// What every read takes.
@@ -110,6 +148,8 @@ pub struct QueryOptions {
     pub tags: Vec<String>,
     /// Pairs that a node must all have.
     pub node_meta: Vec<(String, String)>,
+    /// The node, or `_agent`, that the answer is ordered by the distance from.
+    pub near: Option<String>,
     /// Which elements of the answer are wanted.
     pub filter: Option<Filter>,
     /// Whose services are wanted, where an endpoint can tell; none is one's own.
@@ -180,6 +220,7 @@ impl QueryOptions {
             passing: query.flag("passing")?,
             tags: query.all("tag").filter(|tag| !tag.is_empty()).map(str::to_owned).collect(),
             node_meta,
+            near: query.text("near").map(str::to_owned),
             filter: query
                 .text("filter")
                 .map(|text| Filter::parse(text).map_err(ApiError::bad_request))
@@ -213,10 +254,11 @@ fn freshness(query: &Query) -> Result<Freshness, ApiError> {
         (true, true, _, _) => conflict("?stale with ?consistent"),
         (true, _, true, _) => conflict("?stale with ?leader"),
         (_, true, true, _) => conflict("?leader with ?consistent"),
+        (_, _, true, true) => conflict("?cached with ?leader"),
         (_, true, _, true) => conflict("?cached with ?consistent"),
         (_, true, _, _) => Ok(Freshness::Consistent),
         (true, _, _, _) => Ok(Freshness::Stale { max }),
-        // An answer from memory is never older than a cache's, so `cached` needs nothing more.
+        (_, _, _, true) => Ok(Freshness::Cached(Cached::default())),
         _ => Ok(Freshness::Default),
     }
 }
@@ -313,12 +355,34 @@ mod tests {
     }
 
     #[test]
+    fn how_old_an_answer_may_be_is_read_from_its_header() {
+        let age = |max_age: Option<u64>, stale_if_error| Cached {
+            max_age: max_age.map(Duration::from_secs),
+            stale_if_error: Duration::from_secs(stale_if_error),
+        };
+        let cases = [
+            ("", Some(age(None, 0))),
+            ("max-age=10", Some(age(Some(10), 0))),
+            ("Max-Age=10, stale-if-error=300", Some(age(Some(10), 300))),
+            ("must-revalidate", Some(age(Some(0), 0))),
+            ("private, no-transform", Some(age(None, 0))),
+            ("max-age", None),
+            ("max-age=-1", None),
+            ("max-age=10s", None),
+        ];
+        for (header, expected) in cases {
+            assert_eq!(Cached::from_cache_control(header).ok(), expected, "{header:?}");
+        }
+    }
+
+    #[test]
     fn options_are_read_as_clients_write_them() {
         let cases = [
             ("stale", Freshness::Stale { max: None }),
             ("stale=&max_stale=10s", Freshness::Stale { max: Some(Duration::from_secs(10)) }),
             ("consistent=1", Freshness::Consistent),
-            ("leader&cached", Freshness::Default),
+            ("cached", Freshness::Cached(Cached::default())),
+            ("leader", Freshness::Default),
         ];
         for (text, expected) in cases {
             assert_eq!(options(text).expect(text).freshness, expected, "{text}");

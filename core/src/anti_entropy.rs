@@ -85,6 +85,7 @@ mod tests {
             address: [10, 0, 0, 1].into(),
             locality: Locality::default(),
             meta: Meta::new(),
+            tagged: Default::default(),
         }
     }
 
@@ -101,6 +102,7 @@ mod tests {
             mesh_port: None,
             enable_tag_override,
             gateway: None,
+            tagged: Default::default(),
         }
     }
 
@@ -113,6 +115,7 @@ mod tests {
             notes: "".into(),
             output: "".into(),
             instance: of.map(|of| of.parse().expect("an id")),
+            run: Default::default(),
         }
     }
 

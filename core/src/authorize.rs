@@ -42,6 +42,11 @@ pub fn command(may: &Authorizer, state: &State, command: &Command) -> Result<(),
         Command::Kv(change) => store::change(may, change),
         Command::CreateSession(session) => store::create(may, session),
         Command::EndSession(id) => store::end(may, state, id),
+        Command::PutQuery(query) => {
+            store::query(may, &query.name)?;
+            store::held_query(may, state, &query.id)
+        }
+        Command::DropQuery(id) => store::held_query(may, state, id),
         Command::FireEvent(event) => {
             may.demand(Resource::Event, Access::Write, event.name.as_str())
         }
@@ -176,6 +181,7 @@ mod tests {
             address: [10, 0, 0, address].into(),
             locality: Locality::default(),
             meta: Meta::new(),
+            tagged: Default::default(),
         }
     }
 
@@ -192,6 +198,7 @@ mod tests {
             mesh_port: None,
             enable_tag_override: false,
             gateway: None,
+            tagged: Default::default(),
         }
     }
 
@@ -204,6 +211,7 @@ mod tests {
             notes: "".into(),
             output: "".into(),
             instance: about.map(name),
+            run: Default::default(),
         }
     }
 

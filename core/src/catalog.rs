@@ -22,6 +22,30 @@ pub struct Locality {
     pub zone: Option<Arc<str>>,
 }
 
+/// Addresses by names that clients choose by, such as `wan`: told to readers of the API as they
+/// were written, and used for nothing here.
+pub type TaggedAddresses = BTreeMap<Arc<str>, TaggedAddress>;
+
+/// One address by name.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct TaggedAddress {
+    /// An IP address or a DNS name.
+    pub address: Arc<str>,
+    /// The port; zero where the instance's own holds, and for nodes.
+    pub port: u16,
+}
+
+/// How a check is run, in Consul's words: told to readers of the API, and used for nothing here.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct CheckRun {
+    /// How often, such as `10s`; empty where nobody says.
+    pub interval: Arc<str>,
+    /// The longest wait for one run; empty where nobody says.
+    pub timeout: Arc<str>,
+    /// Consul's `Definition`, a JSON object, as a registrar wrote it; empty where none did.
+    pub definition: Arc<str>,
+}
+
 /// A host in the catalog.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Node {
@@ -35,6 +59,8 @@ pub struct Node {
     pub locality: Locality,
     /// Free pairs.
     pub meta: Meta,
+    /// Its address under other names, and other addresses.
+    pub tagged: TaggedAddresses,
 }
 
 impl Node {
@@ -42,6 +68,21 @@ impl Node {
     /// could run out, and its health is what its registrar says.
     pub fn is_external(&self) -> bool {
         self.meta.contains_key(EXTERNAL_META)
+    }
+
+    /// How far `other` is, for ordering: 0 the same node, 1 its zone, 2 its region, 3 elsewhere.
+    ///
+    /// A node that does not say where it stands is elsewhere.
+    pub fn distance(&self, other: &Self) -> u8 {
+        let (here, there) = (&self.locality, &other.locality);
+        let is_same_region = here.region.is_some() && here.region == there.region;
+        let is_same_zone = here.zone.is_some() && here.zone == there.zone;
+        match (self.name == other.name, is_same_region, is_same_zone) {
+            (true, _, _) => 0,
+            (_, true, true) => 1,
+            (_, true, false) => 2,
+            (_, false, _) => 3,
+        }
     }
 }
 
@@ -126,6 +167,8 @@ pub struct Instance {
     pub enable_tag_override: bool,
     /// What other clusters dial, `host:port`, when it is a mesh gateway; none when it is not.
     pub gateway: Option<Arc<str>>,
+    /// Other addresses of it, by name.
+    pub tagged: TaggedAddresses,
 }
 
 /// One instance as others see it.
@@ -170,6 +213,8 @@ pub struct Check {
     pub output: Arc<str>,
     /// The instance it is about; none when it is about the whole node.
     pub instance: Option<InstanceId>,
+    /// How it is run.
+    pub run: CheckRun,
 }
 
 /// One stored value and the log positions that made it what it is.

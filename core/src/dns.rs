@@ -594,9 +594,10 @@ fn node<'v>(
     {
         return Outcome::Answer(address(found, kind, answer));
     }
-    match unknown.map(str::parse) {
-        Some(Ok(name)) => Outcome::Needs(Want::Node(name)),
-        Some(Err(_)) | None => Outcome::Answer(missing(answer)),
+    let name = unknown.and_then(|name| name.parse().ok()).filter(NodeName::is_segment);
+    match name {
+        Some(name) => Outcome::Needs(Want::Node(name)),
+        None => Outcome::Answer(missing(answer)),
     }
 }
 
@@ -652,9 +653,9 @@ fn service<'v>(
     }
     let name = str::from_utf8(lower).unwrap_or_default();
     let Some((known, service)) = view.services.get_key_value(name) else {
-        return match name.parse() {
-            Ok(name) => Outcome::Needs(Want::Service(name)),
-            Err(_) => Outcome::Answer(missing(answer)),
+        return match name.parse::<ServiceName>().ok().filter(ServiceName::is_label) {
+            Some(name) => Outcome::Needs(Want::Service(name)),
+            None => Outcome::Answer(missing(answer)),
         };
     };
     let answer = Answer { about: Some(About::Service(known)), ..answer };
@@ -676,7 +677,8 @@ fn import<'v>(
         None if view.trust.is_none() => peer.to_ascii_lowercase().parse().ok(),
         None => None,
     };
-    let key = peer.zip(service.to_ascii_lowercase().parse().ok());
+    let service: Option<ServiceName> = service.to_ascii_lowercase().parse().ok();
+    let key = peer.zip(service.filter(ServiceName::is_label));
     let Some((peer, service)) = key else { return Outcome::Answer(missing(answer)) };
     let key = PeerService { peer, service };
     let Some((known, service)) = view.imports.get_key_value(&key) else {
@@ -757,7 +759,10 @@ fn srv<'v>(endpoint: &'v Endpoint, selector: Selector<'_>) -> Record<'v> {
 
 /// The name of a node, or of its address where the node's name is none that DNS can carry.
 fn host(node: &str, address: IpAddr) -> Host<'_> {
-    let fits = |label: &str| !label.is_empty() && label.len() <= LABEL_OCTETS_MAX;
+    let allowed = |octet: u8| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_');
+    let fits = |label: &str| {
+        !label.is_empty() && label.len() <= LABEL_OCTETS_MAX && label.bytes().all(allowed)
+    };
     if node.len() <= NODE_OCTETS_MAX && node.split('.').all(fits) {
         Host::Node(node)
     } else {
@@ -1262,6 +1267,8 @@ mod tests {
             (long.as_str(), Host::Address(address)),
             (deep.as_str(), Host::Address(address)),
             ("a..b", Host::Address(address)),
+            ("arn:aws:ecs:eu-west-1:123456789012:cluster/web", Host::Address(address)),
+            ("n 1", Host::Address(address)),
         ] {
             assert_eq!(host(node, address), expected, "{node}");
         }

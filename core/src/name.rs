@@ -94,11 +94,11 @@ macro_rules! name {
 }
 
 name! {
-    /// A service's name in the catalog: one lower-case DNS label.
+    /// A service's name in the catalog: any printable text but `*`, which means all.
     ///
-    /// Holding one is the proof that it can be asked for in DNS and carried in a SPIFFE ID,
-    /// so nothing downstream checks again.
-    ServiceName, label
+    /// The catalog keeps what registrars write. Only names for which [`ServiceName::is_label`]
+    /// holds are asked for in DNS and carried in SPIFFE IDs and server names.
+    ServiceName, service
 }
 name! {
     /// A datacenter's name: one lower-case DNS label.
@@ -109,8 +109,10 @@ name! {
     PeerName, label
 }
 name! {
-    /// A host's name in the catalog: what one segment of a SPIFFE path may hold.
-    NodeName, segment
+    /// A host's name in the catalog: any printable text, such as an ARN.
+    ///
+    /// Hosts with an agent have names for which [`NodeName::is_segment`] holds.
+    NodeName, visible
 }
 name! {
     /// An instance's id, unique on its node: any printable text.
@@ -131,6 +133,61 @@ name! {
 name! {
     /// A session's id: any printable text; ours are UUIDs.
     SessionId, printable
+}
+
+impl ServiceName {
+    /// The name that `text` spells, if what is called so may be in the mesh.
+    ///
+    /// # Errors
+    /// [`InvalidName`] for what is no lower-case DNS label.
+    pub fn in_mesh(text: &str) -> Result<Self, InvalidName> {
+        label(text).map(|()| Self(text.into()))
+    }
+
+    /// Whether it is one lower-case DNS label: then it has a name in DNS, and may be in the mesh.
+    pub fn is_label(&self) -> bool {
+        label(&self.0).is_ok()
+    }
+}
+
+impl NodeName {
+    /// The name that `text` spells, if an agent may have it.
+    ///
+    /// # Errors
+    /// [`InvalidName`] for what can be no segment of a SPIFFE path.
+    pub fn of_agent(text: &str) -> Result<Self, InvalidName> {
+        segment(text).map(|()| Self(text.into()))
+    }
+
+    /// Whether it can be one segment of a SPIFFE path: then an agent may have it.
+    pub fn is_segment(&self) -> bool {
+        segment(&self.0).is_ok()
+    }
+}
+
+fn service(text: &str) -> Result<(), InvalidName> {
+    match text {
+        "*" => Err(InvalidName::Forbidden { allowed: "something other than *, which means all" }),
+        text => visible(text),
+    }
+}
+
+/// Printable, and without characters that make a line read as another.
+fn visible(text: &str) -> Result<(), InvalidName> {
+    let misleads = |c: char| {
+        matches!(c, '\u{ad}' | '\u{61c}' | '\u{feff}')
+            || ('\u{200b}'..='\u{200f}').contains(&c)
+            || ('\u{2028}'..='\u{202e}').contains(&c)
+            || ('\u{2060}'..='\u{206f}').contains(&c)
+    };
+    match text {
+        // No URL can say these.
+        "." | ".." => Err(InvalidName::DotSegment),
+        _ if text.chars().any(misleads) => {
+            Err(InvalidName::Forbidden { allowed: "characters that can be seen" })
+        }
+        _ => printable(text),
+    }
 }
 
 fn label(text: &str) -> Result<(), InvalidName> {
@@ -185,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_name_is_one_lower_case_label() {
+    fn only_a_lower_case_label_may_be_in_the_mesh() {
         let long = "a".repeat(64);
         let forbidden = Err(InvalidName::Forbidden { allowed: "a-z, 0-9 and -" });
         let cases = [
@@ -201,12 +258,38 @@ mod tests {
             (long.as_str(), Err(InvalidName::TooLong { max: 63 })),
         ];
         for (text, expected) in cases {
-            assert_eq!(text.parse::<ServiceName>().map(drop), expected, "{text:?}");
+            assert_eq!(text.parse::<Datacenter>().map(drop), expected, "{text:?}");
+            let is_label = text.parse::<ServiceName>().is_ok_and(|name| name.is_label());
+            assert_eq!(is_label, expected.is_ok(), "{text:?}");
         }
     }
 
     #[test]
-    fn a_node_name_is_one_path_segment() {
+    fn the_catalog_keeps_what_registrars_write() {
+        for text in ["Web", "app#127.0.0.1#3000", "my service", "a/b", "_x._y", "wéb"] {
+            assert!(text.parse::<ServiceName>().is_ok(), "{text:?}");
+        }
+        for text in ["arn:aws:ecs:eu-west-1:123456789012:task/c/0123", "Web_1", "a b"] {
+            assert!(text.parse::<NodeName>().is_ok(), "{text:?}");
+        }
+        for text in [
+            "",
+            "*",
+            ".",
+            "..",
+            "a\nb",
+            "a\0",
+            "a\u{9b}31m",
+            "a\u{202e}b",
+            "a\u{200b}",
+            "a\u{2028}",
+        ] {
+            assert!(text.parse::<ServiceName>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn only_one_path_segment_is_a_name_for_an_agent() {
         for (text, good) in [
             ("ip-10-0-0-1.ec2.internal", true),
             ("Web_1", true),
@@ -216,13 +299,14 @@ mod tests {
             ("a b", false),
             ("", false),
         ] {
-            assert_eq!(text.parse::<NodeName>().is_ok(), good, "{text:?}");
+            let is_segment = text.parse::<NodeName>().is_ok_and(|name| name.is_segment());
+            assert_eq!(is_segment, good, "{text:?}");
         }
     }
 
     #[test]
     fn a_bad_name_in_json_says_which_and_why() {
-        let refused = serde_json::from_str::<ServiceName>("\"Web\"").expect_err("upper case");
-        assert!(refused.to_string().contains("\"Web\" is no ServiceName"), "{refused}");
+        let refused = serde_json::from_str::<Datacenter>("\"Dc1\"").expect_err("upper case");
+        assert!(refused.to_string().contains("\"Dc1\" is no Datacenter"), "{refused}");
     }
 }

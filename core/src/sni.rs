@@ -97,25 +97,30 @@ impl FromStr for Sni {
     }
 }
 
+/// A service's name that a server name may carry: the catalog has others, too.
+fn label(text: &str) -> Option<ServiceName> {
+    ServiceName::in_mesh(text).ok()
+}
+
 impl Sni {
     /// Reads `labels` whose keyword stands at `at`.
     fn split_at(labels: &[&str], at: usize) -> Option<Self> {
         let trust_domain = labels.get(at + 1..)?.join(".").parse().ok()?;
         match (labels[at], &labels[..at]) {
             ("internal", [service, "default", datacenter]) => Some(Self::Internal {
-                service: service.parse().ok()?,
+                service: label(service)?,
                 datacenter: datacenter.parse().ok()?,
                 trust_domain,
             }),
             ("external", [service, "default", "default", peer]) => Some(Self::External {
                 instance: None,
-                service: service.parse().ok()?,
+                service: label(service)?,
                 peer: peer.parse().ok()?,
                 trust_domain,
             }),
             ("external", [instance, service, "default", "default", peer]) => Some(Self::External {
                 instance: Some(instance.parse().ok()?),
-                service: service.parse().ok()?,
+                service: label(service)?,
                 peer: peer.parse().ok()?,
                 trust_domain,
             }),

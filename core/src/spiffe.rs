@@ -108,15 +108,9 @@ impl FromStr for SpiffeId {
         let segments: Vec<&str> = path.split('/').take(SEGMENTS_MAX + 1).collect();
         let name = |_| InvalidSpiffeId::Name;
         let (datacenter, role) = match segments[..] {
-            ["ns", "default", "dc", dc, "svc", service] => {
-                (dc, Role::Service(service.parse().map_err(name)?))
-            }
-            ["agent", "client", "dc", dc, "id", node] => {
-                (dc, Role::Agent(node.parse().map_err(name)?))
-            }
-            ["agent", "server", "dc", dc, "id", node] => {
-                (dc, Role::Server(node.parse().map_err(name)?))
-            }
+            ["ns", "default", "dc", dc, "svc", service] => (dc, Role::Service(label(service)?)),
+            ["agent", "client", "dc", dc, "id", node] => (dc, Role::Agent(segment(node)?)),
+            ["agent", "server", "dc", dc, "id", node] => (dc, Role::Server(segment(node)?)),
             ["gateway", "mesh", "dc", dc] => (dc, Role::MeshGateway),
             _ => return Err(InvalidSpiffeId::Path),
         };
@@ -135,6 +129,16 @@ impl fmt::Display for SpiffeId {
             Role::MeshGateway => write!(f, "/gateway/mesh/dc/{datacenter}"),
         }
     }
+}
+
+/// A service's name that may stand in an identity: the catalog has others, too.
+fn label(text: &str) -> Result<ServiceName, InvalidSpiffeId> {
+    ServiceName::in_mesh(text).map_err(|_| InvalidSpiffeId::Name)
+}
+
+/// A node's name that may stand in an identity: the catalog has others, too.
+fn segment(text: &str) -> Result<NodeName, InvalidSpiffeId> {
+    NodeName::of_agent(text).map_err(|_| InvalidSpiffeId::Name)
 }
 
 const URI_OCTETS_MAX: usize = 2048;

@@ -24,6 +24,7 @@ use crate::name::{
 };
 use crate::operation::{Autopilot, Operation};
 use crate::peering::{Import, PeerState, PeerUpdate, Peering, PeeringTouched, Peerings, Remote};
+use crate::query::{PreparedQuery, QUERIES_MAX, Queries};
 use crate::revocation::{REVOCATIONS_MAX, Revocation, Revocations, Subject};
 use crate::session::{Session, Sessions};
 use crate::spiffe::TrustDomain;
@@ -190,6 +191,10 @@ pub enum Command {
         /// Whose authority goes on.
         choice: AuthorityChoice,
     },
+    /// Stores a prepared query, over one of its id.
+    PutQuery(PreparedQuery),
+    /// Removes a prepared query.
+    DropQuery(Arc<str>),
 }
 
 /// What a change woke: each names the readers whose answer may differ now.
@@ -237,6 +242,8 @@ pub enum Topic {
     Operation,
     /// Every reader of anything: a snapshot was restored.
     Everything,
+    /// Readers of prepared queries.
+    Queries,
 }
 
 /// A command that the state refuses: an outcome like any other, replicated too.
@@ -269,6 +276,12 @@ pub enum Rejection {
         check: CheckId,
         /// The instance that is missing.
         instance: InstanceId,
+    },
+    /// Another prepared query has the name.
+    #[error("name {name:?} aliases an existing query name: choose another")]
+    QueryNameTaken {
+        /// The name.
+        name: Arc<str>,
     },
     /// No such intention.
     #[error("there is no intention {pair}")]
@@ -436,6 +449,7 @@ pub struct State {
     events: Events,
     operation: Operation,
     staged: Option<Staged>,
+    queries: Queries,
 }
 
 impl State {
@@ -508,6 +522,11 @@ impl State {
     /// through, and for nothing else.
     pub fn give_up(&mut self, servers: impl IntoIterator<Item = u64>) {
         self.operation.give_up(servers);
+    }
+
+    /// The prepared queries.
+    pub fn queries(&self) -> &Queries {
+        &self.queries
     }
 
     /// What the transaction that was applied at `index` found; none once it is long ago.
@@ -589,12 +608,36 @@ impl State {
             Command::Restore { id, parts, choice } => {
                 self.restore_staged(&id, parts, choice, stamp)
             }
+            Command::PutQuery(query) => self.put_query(query, at),
+            Command::DropQuery(id) => Ok(self.drop_query(&id, at)),
         }
     }
 
     /// Counts an entry that carries no command: a membership change, or a leader's first.
     pub fn skip(&mut self, index: Index) {
         self.applied = index;
+    }
+
+    fn put_query(&mut self, query: PreparedQuery, at: Index) -> Result<Vec<Topic>, Rejection> {
+        if let Some(session) = &query.session
+            && self.sessions.get(session).is_none()
+        {
+            return Err(Rejection::UnknownSession { session: session.clone() });
+        }
+        let other = self.queries.named(&query.name, query.is_template());
+        if other.is_some_and(|other| other.value.id != query.id) {
+            return Err(Rejection::QueryNameTaken { name: query.name });
+        }
+        if self.queries.get(&query.id).is_none() && self.queries.count() >= QUERIES_MAX {
+            return Err(Rejection::Full { what: "prepared queries", max: QUERIES_MAX });
+        }
+        self.queries.put(query, at);
+        Ok(vec![Topic::Queries])
+    }
+
+    fn drop_query(&mut self, id: &str, at: Index) -> Vec<Topic> {
+        let was_there = self.queries.remove(id, at);
+        was_there.then_some(Topic::Queries).into_iter().collect()
     }
 
     fn found(&mut self, cluster: Cluster) -> Result<Vec<Topic>, Rejection> {
@@ -721,6 +764,7 @@ impl State {
                 notes: "".into(),
                 output: output.into(),
                 instance: None,
+                run: Default::default(),
             };
             self.catalog.put_check(node, check, stamp.index, &mut touched);
         }
@@ -1107,6 +1151,8 @@ impl State {
             events: self.events.iter().map(|(at, event)| (at, event.clone())).collect(),
             operation: self.operation.clone(),
             staged: self.staged.clone(),
+            queries: self.queries.iter().cloned().collect(),
+            queries_index: self.queries.index(),
         }
     }
 
@@ -1146,6 +1192,7 @@ impl State {
             events: Events::restore(dump.events),
             operation: dump.operation,
             staged: dump.staged,
+            queries: Queries::restore(dump.queries, dump.queries_index),
         }
     }
 }
@@ -1205,6 +1252,10 @@ pub struct Dump {
     pub operation: Operation,
     /// The parts of a snapshot that is being restored.
     pub staged: Option<Staged>,
+    /// Prepared queries.
+    pub queries: Vec<Row<PreparedQuery>>,
+    /// The last entry that changed any of them.
+    pub queries_index: Index,
 }
 
 fn why(failures: &[Failure]) -> String {
@@ -1287,6 +1338,7 @@ mod tests {
             address: [10, 0, 0, 1].into(),
             locality: Locality::default(),
             meta: Meta::new(),
+            tagged: Default::default(),
         }
     }
 
@@ -1303,6 +1355,7 @@ mod tests {
             mesh_port: Some(21_000),
             enable_tag_override: false,
             gateway: None,
+            tagged: Default::default(),
         }
     }
 
@@ -1315,6 +1368,7 @@ mod tests {
             notes: "".into(),
             output: "".into(),
             instance: instance.map(name),
+            run: Default::default(),
         }
     }
 

@@ -618,6 +618,11 @@ fn own_index(state: &State, name: &ServiceName, endpoints: &[Endpoint]) -> Index
 }
 
 fn instances(state: &State, end: &Destination) -> (Arc<[Endpoint]>, Option<Protocol>) {
+    // The catalog has names that neither DNS nor an identity can carry: what is called so is
+    // found by the HTTP API alone.
+    if !end.service.is_label() {
+        return (Arc::default(), None);
+    }
     match &end.peer {
         None => own(state, end),
         Some(peer) => foreign(state, peer, &end.service),
@@ -853,6 +858,7 @@ mod tests {
                 address: [10, 0, 0, 1].into(),
                 locality: Locality::default(),
                 meta: Meta::new(),
+                tagged: Default::default(),
             },
             put_instances: vec![Instance {
                 id: name(service),
@@ -866,6 +872,7 @@ mod tests {
                 mesh_port: Some(21_000),
                 enable_tag_override: false,
                 gateway: None,
+                tagged: Default::default(),
             }],
             put_checks: vec![],
             drop_instances: vec![],

@@ -137,10 +137,10 @@ impl From<&Command> for Kind {
             Command::Kv(change) => Self::Kv(change.into()),
             Command::CreateSession(session) => Self::CreateSession(session.into()),
             Command::FireEvent(event) => Self::FireEvent(event.into()),
+            Command::PutQuery(query) => Self::PutQuery(query.into()),
+            Command::DropQuery(id) => Self::DropQuery(id.to_string()),
             Command::EndSession(id) => Self::EndSession(id.to_string()),
-            Command::Txn(ops) => {
-                Self::Txn(v1::Txn { ops: ops.iter().map(v1::TxnOp::from).collect() })
-            }
+            Command::Txn(ops) => Self::Txn(v1::Txn { ops: ops.iter().map(Into::into).collect() }),
         }
     }
 }
@@ -180,6 +180,10 @@ impl TryFrom<v1::DropEntry> for Command {
     }
 }
 
+fn choice(with_authority: bool) -> AuthorityChoice {
+    if with_authority { AuthorityChoice::Restore } else { AuthorityChoice::Keep }
+}
+
 impl TryFrom<Kind> for Command {
     type Error = Invalid;
 
@@ -209,10 +213,7 @@ impl TryFrom<Kind> for Command {
             Kind::Restore(restore) => Self::Restore {
                 id: restore.id.into(),
                 parts: restore.parts,
-                choice: match restore.with_authority {
-                    true => AuthorityChoice::Restore,
-                    false => AuthorityChoice::Keep,
-                },
+                choice: choice(restore.with_authority),
             },
             Kind::Revoke(revocation) => Self::Revoke(revocation.try_into()?),
             Kind::Reinstate(subject) => Self::Reinstate(subject.try_into()?),
@@ -239,6 +240,8 @@ impl TryFrom<Kind> for Command {
             Kind::CreateSession(session) => Self::CreateSession(session.try_into()?),
             Kind::EndSession(id) => Self::EndSession(parsed("command.end_session", &id)?),
             Kind::FireEvent(event) => Self::FireEvent(event.try_into()?),
+            Kind::PutQuery(query) => Self::PutQuery(query.try_into()?),
+            Kind::DropQuery(id) => Self::DropQuery(id.into()),
             Kind::Txn(txn) => Self::Txn(each(txn.ops)?),
         })
     }

@@ -1,8 +1,9 @@
 //! Edges of the call graph, as agents report them and servers ask each other for them.
 
 use hawser_core::edge::{EdgeKey, Sketch, Tally};
+use hawser_core::name::ServiceName;
 
-use crate::field::{Invalid, parsed};
+use crate::field::Invalid;
 use crate::v1;
 
 impl From<(&EdgeKey, &Tally)> for v1::Edge {
@@ -22,6 +23,11 @@ impl From<(&EdgeKey, &Tally)> for v1::Edge {
     }
 }
 
+/// The name of a service of the mesh: it becomes a label of metrics.
+fn service(field: &'static str, text: &str) -> Result<ServiceName, Invalid> {
+    ServiceName::in_mesh(text).map_err(|why| Invalid::new(field, why))
+}
+
 impl TryFrom<v1::Edge> for (EdgeKey, Tally) {
     type Error = Invalid;
 
@@ -29,8 +35,8 @@ impl TryFrom<v1::Edge> for (EdgeKey, Tally) {
     /// Also for a cluster or verdict that is no plain word: both become labels of metrics.
     fn try_from(edge: v1::Edge) -> Result<Self, Invalid> {
         let key = EdgeKey {
-            source: parsed("edge.source", &edge.source)?,
-            destination: parsed("edge.destination", &edge.destination)?,
+            source: service("edge.source", &edge.source)?,
+            destination: service("edge.destination", &edge.destination)?,
             cluster: word("edge.cluster", &edge.cluster)?.into(),
             verdict: match word("edge.verdict", &edge.verdict)? {
                 "" => OK.into(),

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use hawser_core::anti_entropy::Rows;
-use hawser_core::catalog::{Check, Instance, Locality, Meta, Node, Protocol, Weights};
+use hawser_core::catalog::{
+    Check, CheckRun, Instance, Locality, Meta, Node, Protocol, TaggedAddress, TaggedAddresses,
+    Weights,
+};
 use hawser_core::clock::Index;
 use hawser_core::health::Status;
 use hawser_core::intention::Action;
@@ -39,6 +42,7 @@ impl From<&Node> for v1::Node {
             address: node.address.to_string(),
             locality: Some((&node.locality).into()),
             meta: meta_out(&node.meta),
+            tagged: tagged_out(&node.tagged),
         }
     }
 }
@@ -53,6 +57,7 @@ impl TryFrom<v1::Node> for Node {
             address: parsed("node.address", &node.address)?,
             locality: node.locality.map(Locality::from).unwrap_or_default(),
             meta: meta_in(node.meta),
+            tagged: tagged_in(node.tagged)?,
         })
     }
 }
@@ -73,6 +78,7 @@ impl From<&Instance> for v1::Instance {
             mesh_port: instance.mesh_port.unwrap_or_default().into(),
             enable_tag_override: instance.enable_tag_override,
             gateway: text_or_empty(instance.gateway.as_ref()),
+            tagged: tagged_out(&instance.tagged),
         }
     }
 }
@@ -101,6 +107,7 @@ impl TryFrom<v1::Instance> for Instance {
             mesh_port: (mesh_port > 0).then_some(mesh_port),
             enable_tag_override: instance.enable_tag_override,
             gateway: non_empty(&instance.gateway),
+            tagged: tagged_in(instance.tagged)?,
         })
     }
 }
@@ -115,6 +122,9 @@ impl From<&Check> for v1::Check {
             notes: check.notes.to_string(),
             output: check.output.to_string(),
             instance: check.instance.as_ref().map(ToString::to_string).unwrap_or_default(),
+            interval: check.run.interval.to_string(),
+            timeout: check.run.timeout.to_string(),
+            definition: check.run.definition.to_string(),
         }
     }
 }
@@ -135,6 +145,11 @@ impl TryFrom<v1::Check> for Check {
             notes: check.notes.into(),
             output: check.output.into(),
             instance,
+            run: CheckRun {
+                interval: check.interval.into(),
+                timeout: check.timeout.into(),
+                definition: check.definition.into(),
+            },
         })
     }
 }
@@ -257,6 +272,22 @@ fn unknown(field: &'static str, number: i32) -> Invalid {
         0 => Invalid::new(field, "it is missing"),
         _ => Invalid::new(field, format_args!("{number} is no value that this release knows")),
     }
+}
+
+fn tagged_out(tagged: &TaggedAddresses) -> BTreeMap<String, v1::TaggedAddress> {
+    let one = |at: &TaggedAddress| v1::TaggedAddress {
+        address: at.address.to_string(),
+        port: at.port.into(),
+    };
+    tagged.iter().map(|(name, at)| (name.to_string(), one(at))).collect()
+}
+
+fn tagged_in(tagged: BTreeMap<String, v1::TaggedAddress>) -> Result<TaggedAddresses, Invalid> {
+    let one = |(name, at): (String, v1::TaggedAddress)| {
+        let port = short("tagged.port", at.port)?;
+        Ok((name.into(), TaggedAddress { address: at.address.into(), port }))
+    };
+    tagged.into_iter().map(one).collect()
 }
 
 /// Free pairs as they travel.

@@ -31,6 +31,7 @@ impl From<&Rejection> for v1::Rejection {
             Rejection::Locked { key } => Kind::Locked(key.to_string()),
             Rejection::NotHolder { key } => Kind::NotHolder(key.to_string()),
             Rejection::UnknownSession { session } => Kind::UnknownSession(session.to_string()),
+            Rejection::QueryNameTaken { name } => Kind::QueryNameTaken(name.to_string()),
             Rejection::UnknownCheck { check } => Kind::UnknownCheck(check.to_string()),
             Rejection::CriticalCheck { check } => Kind::CriticalCheck(check.to_string()),
             Rejection::Txn { failures } => {
@@ -86,6 +87,7 @@ impl TryFrom<v1::Rejection> for Rejection {
             }
             Kind::Locked(key) => Self::Locked { key: parsed("rejection.locked", &key)? },
             Kind::NotHolder(key) => Self::NotHolder { key: parsed("rejection.not_holder", &key)? },
+            Kind::QueryNameTaken(name) => Self::QueryNameTaken { name: name.into() },
             Kind::UnknownSession(session) => {
                 Self::UnknownSession { session: parsed("rejection.unknown_session", &session)? }
             }
@@ -199,7 +201,7 @@ impl TryFrom<v1::Outcome> for Result<Index, Rejection> {
 }
 
 /// What `core::state` may find full. Words are never taken away: older servers still say them.
-pub(crate) const TABLES: [&str; 15] = [
+pub(crate) const TABLES: [&str; 16] = [
     "nodes",
     "instances on this node",
     "checks on this node",
@@ -215,4 +217,5 @@ pub(crate) const TABLES: [&str; 15] = [
     "operations",
     "revocations",
     "parts of a snapshot",
+    "prepared queries",
 ];

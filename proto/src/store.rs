@@ -8,6 +8,7 @@ use hawser_core::clock::{Index, UnixTime};
 use hawser_core::event::Event;
 use hawser_core::kv::{Change, Item, Write};
 use hawser_core::name::Key;
+use hawser_core::query::PreparedQuery;
 use hawser_core::session::{Behavior, Session};
 use hawser_core::state::Dump;
 use hawser_core::txn::{Failure, Op};
@@ -161,6 +162,32 @@ impl TryFrom<v1::EventRow> for (Index, Arc<Event>) {
     }
 }
 
+impl From<&PreparedQuery> for v1::PreparedQuery {
+    fn from(query: &PreparedQuery) -> Self {
+        Self {
+            id: query.id.to_string(),
+            name: query.name.to_string(),
+            session: query.session.as_ref().map(ToString::to_string).unwrap_or_default(),
+            // Texts, lists and numbers: nothing of it cannot be written.
+            body_json: serde_json::to_string(&query.body).unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<v1::PreparedQuery> for PreparedQuery {
+    type Error = Invalid;
+
+    fn try_from(query: v1::PreparedQuery) -> Result<Self, Invalid> {
+        let session = match query.session.as_str() {
+            "" => None,
+            id => Some(parsed("prepared_query.session", id)?),
+        };
+        let body = serde_json::from_str(&query.body_json)
+            .map_err(|why| Invalid::new("prepared_query.body_json", why))?;
+        Ok(Self { id: query.id.into(), name: query.name.into(), session, body })
+    }
+}
+
 impl From<&Op> for v1::TxnOp {
     fn from(op: &Op) -> Self {
         let id = |node: &dyn ToString, id: &dyn ToString, expected: Option<Index>| v1::TxnId {
@@ -207,6 +234,24 @@ impl From<&Op> for v1::TxnOp {
             Op::DropCheck(node, check, expected) => OpKind::DropCheck(id(node, check, *expected)),
         };
         Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<v1::SessionRow> for Row<Session> {
+    type Error = Invalid;
+
+    fn try_from(row: v1::SessionRow) -> Result<Self, Invalid> {
+        let value = Arc::new(required("session_row.session", row.session)?);
+        Ok(Self { value, created: Index(row.created), modified: Index(row.modified) })
+    }
+}
+
+impl TryFrom<v1::PreparedQueryRow> for Row<PreparedQuery> {
+    type Error = Invalid;
+
+    fn try_from(row: v1::PreparedQueryRow) -> Result<Self, Invalid> {
+        let value = Arc::new(required("prepared_query_row.query", row.query)?);
+        Ok(Self { value, created: Index(row.created), modified: Index(row.modified) })
     }
 }
 
@@ -310,8 +355,12 @@ impl TryFrom<v1::KvDelay> for (Key, UnixTime) {
 /// The store's rows of a snapshot, one after the other; none of a store that was never used.
 pub(crate) fn rows(dump: &Dump) -> impl Iterator<Item = Record> {
     let kv = &dump.kv;
-    let indexes =
-        v1::KvIndexes { index: kv.index.0, cleared: kv.cleared.0, sessions: dump.sessions_index.0 };
+    let indexes = v1::KvIndexes {
+        index: kv.index.0,
+        cleared: kv.cleared.0,
+        sessions: dump.sessions_index.0,
+        queries: dump.queries_index.0,
+    };
     let is_used = indexes != v1::KvIndexes::default();
     let items = kv.items.iter().map(|(key, row)| {
         Record::Kv(v1::KvRow {
@@ -338,6 +387,14 @@ pub(crate) fn rows(dump: &Dump) -> impl Iterator<Item = Record> {
     let events = dump.events.iter().map(|(index, event)| {
         Record::Event(v1::EventRow { event: Some((&**event).into()), index: index.0 })
     });
+    let queries = dump.queries.iter().map(|row| {
+        Record::Query(v1::PreparedQueryRow {
+            query: Some((&*row.value).into()),
+            created: row.created.0,
+            modified: row.modified.0,
+        })
+    });
+    let events = events.chain(queries);
     let indexes = is_used.then_some(Record::KvIndexes(indexes));
     indexes.into_iter().chain(items).chain(tombstones).chain(delays).chain(sessions).chain(events)
 }
@@ -347,6 +404,7 @@ pub(crate) fn add_indexes(dump: &mut Dump, indexes: &v1::KvIndexes) {
     dump.kv.index = Index(indexes.index);
     dump.kv.cleared = Index(indexes.cleared);
     dump.sessions_index = Index(indexes.sessions);
+    dump.queries_index = Index(indexes.queries);
 }
 
 fn at(key: &Key, index: Index) -> v1::KvAt {

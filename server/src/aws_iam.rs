@@ -163,7 +163,7 @@ impl Policy {
             if !role_of(&pattern.text).is_some_and(|(account, _)| held.contains(account)) {
                 return Err(InvalidPolicy::Stranger(role.to_owned()));
             }
-            let is_name = |text: &str| text.parse::<NodeName>().is_ok();
+            let is_name = |text: &str| NodeName::of_agent(text).is_ok();
             let nodes = Pattern::parse(nodes, |fixed, is_prefix| {
                 // A prefix may end where no name may.
                 if is_prefix { is_name(&format!("{fixed}x")) } else { is_name(fixed) }

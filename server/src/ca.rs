@@ -61,6 +61,12 @@ pub enum SignError {
     /// The key is neither P-256 nor Ed25519.
     #[error("the signing request's key is not allowed: use ECDSA P-256 or Ed25519")]
     Key,
+    /// The name cannot stand in an identity.
+    #[error(
+        "the name can stand in no SPIFFE ID: use a-z, 0-9 and - for services, and letters, \
+             digits, -, _ and . for nodes"
+    )]
+    Name,
     /// Too many requests of one node, or of all.
     #[error("too many signing requests: try again in {} ms", retry_after.as_millis())]
     TooMany {
@@ -401,6 +407,10 @@ impl Ca {
             datacenter: self.identity.datacenter().clone(),
             role,
         };
+        // The catalog has names that no identity can carry, and one that read as another's would be.
+        if id.to_string().parse() != Ok(id.clone()) {
+            return Err(SignError::Name);
+        }
         let mut validity = validity(now, lifetime);
         validity.not_after = validity.not_after.min(authority.intermediate.validity.not_after);
         if validity.not_after <= now {

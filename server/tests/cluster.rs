@@ -164,6 +164,7 @@ fn node(number: usize) -> NodeChanges {
             address: "10.0.0.1".parse().expect("an address"),
             locality: Default::default(),
             meta: Default::default(),
+            tagged: Default::default(),
         },
         put_instances: Vec::new(),
         put_checks: Vec::new(),

@@ -194,6 +194,7 @@ impl Cluster {
                 address: [10, 1, 1, 1].into(),
                 locality: Default::default(),
                 meta: Default::default(),
+                tagged: Default::default(),
             },
             put_instances: vec![instance(service, None)],
             put_checks: vec![Check {
@@ -204,6 +205,7 @@ impl Cluster {
                 notes: "".into(),
                 output: "not to be told".into(),
                 instance: Some(service.parse().expect("an id")),
+                run: Default::default(),
             }],
             drop_instances: Vec::new(),
             drop_checks: Vec::new(),
@@ -233,6 +235,7 @@ fn instance(service: &str, gateway: Option<&str>) -> Instance {
         mesh_port: Some(21_000),
         enable_tag_override: false,
         gateway: gateway.map(Into::into),
+        tagged: Default::default(),
     }
 }
 
@@ -348,6 +351,7 @@ async fn gateways_are_told_and_resolved() {
             address: [10, 1, 1, 2].into(),
             locality: Default::default(),
             meta: Default::default(),
+            tagged: Default::default(),
         },
         put_instances: vec![instance("mesh-gateway", Some("127.0.0.9:8443"))],
         put_checks: Vec::new(),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hawser_api::client::Client;
+use hawser_api::client::{Client, segment};
 use hawser_core::duration;
 use hyper::Method;
 use serde::Deserialize;
@@ -31,6 +31,16 @@ pub(crate) struct Monitor {
     /// Show each event as a JSON object.
     #[arg(long)]
     log_json: bool,
+}
+
+/// A host that is gone.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ForceLeave {
+    /// Nothing: the host is out of every list at once.
+    #[arg(long, hide = true)]
+    prune: bool,
+    /// The host's name.
+    node: String,
 }
 
 /// What the agent says of itself.
@@ -106,6 +116,16 @@ pub(crate) async fn monitor(arguments: Monitor, client: &Client) -> Result<ExitC
 pub(crate) async fn leave(client: &Client) -> Result<ExitCode> {
     client.send(Method::PUT, "/v1/agent/leave", &[], None).await.context("leaving")?;
     output::print("Graceful leave complete\n")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes a host that is gone out of the catalog.
+///
+/// # Errors
+/// The API's.
+pub(crate) async fn force_leave(arguments: ForceLeave, client: &Client) -> Result<ExitCode> {
+    let path = format!("/v1/agent/force-leave/{}", segment(&arguments.node));
+    client.send(Method::PUT, &path, &[], None).await?;
     Ok(ExitCode::SUCCESS)
 }
 

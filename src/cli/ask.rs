@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 
 use super::connection::Connection;
 use super::{
-    acl, agent_calls, catalog, connect, entries, event, intention, kv, lock, map, members,
-    operator, peering, services, snapshot, token,
+    acl, agent_calls, catalog, connect, entries, event, intention, kv, lock, maint, map, members,
+    operator, peering, services, snapshot, token, watch,
 };
 
 /// A command that is a client of the API.
@@ -30,6 +30,12 @@ pub(crate) enum Ask {
     Peering(With<peering::Arguments>),
     /// Run a program while holding a lock.
     Lock(With<lock::Arguments>),
+    /// Print something of the cluster, or run a program with it whenever it changes.
+    Watch(With<watch::Arguments>),
+    /// Take the local node or a service of it out of use, and back.
+    Maint(With<maint::Arguments>),
+    /// Take a host that is gone out of the catalog.
+    ForceLeave(With<agent_calls::ForceLeave>),
     /// Fire a user event.
     Event(With<event::Arguments>),
     /// Look at the authority that certifies services.
@@ -101,6 +107,9 @@ async fn answer(ask: Ask) -> Result<ExitCode> {
         Ask::Peering(with) => with_client!(with, peering::run),
         Ask::Lock(with) => with_client!(with, lock::run),
         Ask::Event(with) => with_client!(with, event::run),
+        Ask::Watch(with) => with_client!(with, watch::run),
+        Ask::Maint(with) => with_client!(with, maint::run),
+        Ask::ForceLeave(with) => with_client!(with, agent_calls::force_leave),
         Ask::Connect(with) => with_client!(with, connect::run),
         Ask::Operator(with) => with_client!(with, operator::run),
         Ask::Snapshot(with) => with_client!(with, snapshot::run),
@@ -207,6 +216,12 @@ mod tests {
             "hawser health -timeout=1s",
             "hawser info -format=json",
             "hawser leave",
+            "hawser maint",
+            "hawser maint -enable -service=web -reason=upgrade",
+            "hawser maint -disable",
+            "hawser force-leave -prune n1",
+            "hawser watch -type=key -key=app/a ./handler.sh -x",
+            "hawser watch -type service -service web -passingonly",
             "hawser reload -token-file=/run/token",
         ] {
             if let Err(error) = parse(line) {
@@ -230,6 +245,10 @@ mod tests {
             "hawser map -minutes 0",
             "hawser token create",
             "hawser members -format=yaml",
+            "hawser maint -enable -disable",
+            "hawser force-leave",
+            "hawser watch",
+            "hawser watch -type=weather",
             "hawser peering establish -name east",
             "hawser peering read",
             "hawser connect revoke",

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::Part;
 
@@ -17,6 +17,7 @@ mod connection;
 mod dev;
 mod entries;
 mod exports;
+mod help;
 mod event;
 mod input;
 mod intention;
@@ -24,6 +25,7 @@ mod join;
 mod keygen;
 mod kv;
 mod lock;
+mod maint;
 mod map;
 mod members;
 mod operator;
@@ -40,6 +42,7 @@ mod spelling;
 mod stub;
 mod token;
 mod validate;
+mod watch;
 
 #[derive(Parser)]
 #[command(name = "hawser", version, about = "A service mesh for VMs and AWS ECS")]
@@ -70,6 +73,10 @@ enum Command {
     Version,
     /// Check configuration files without starting anything.
     Validate(validate::Arguments),
+    /// Print what completes these commands in a shell.
+    Completion(help::Completion),
+    /// Write manual pages of these commands to a folder.
+    Man(help::Man),
     #[command(flatten)]
     Ask(ask::Ask),
 }
@@ -91,6 +98,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Version => output::print(concat!("Hawser v", env!("CARGO_PKG_VERSION"), "\n"))
             .map(|()| ExitCode::SUCCESS),
         Command::Validate(arguments) => validate::run(&arguments),
+        Command::Completion(arguments) => {
+            help::completion(&arguments, command()).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Man(arguments) => help::man(&arguments, command()).map(|()| ExitCode::SUCCESS),
         Command::Ask(ask) => ask::run(ask),
     };
     done.unwrap_or_else(|error| {
@@ -100,14 +111,18 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
+/// Every command, for those who describe them.
+pub(crate) fn command() -> clap::Command {
+    Arguments::command()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_tree_of_commands_is_sound() {
-        use clap::CommandFactory as _;
-        Arguments::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

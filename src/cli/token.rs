@@ -28,7 +28,7 @@ enum What {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Create {
     /// The name of the host that may use it.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NodeName::of_agent)]
     node: NodeName,
     /// How long it may be used, such as 10m.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = span)]

@@ -191,7 +191,7 @@ impl Sidecar {
             return Ok(name);
         }
         let name = self.task.family.to_ascii_lowercase().replace('_', "-");
-        let parsed = name.parse::<hawser_core::name::ServiceName>();
+        let parsed = hawser_core::name::ServiceName::in_mesh(&name);
         parsed.with_context(|| {
             format!(
                 "the family {:?} is no service's name: set HAWSER_SERVICE_NAME",

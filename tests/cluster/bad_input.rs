@@ -36,7 +36,7 @@ fn a_bad_configuration_is_refused_by_key() {
         ("server", format!("{server}raft {{ heartbeat_ms = 5000 }}\n"), "heartbeat_ms"),
         ("server", format!("{server}recursors = [\"dns.example\"]\n"), "recursors"),
         ("server", format!("{server}log_level = \"loud\"\n"), "log_level"),
-        ("server", format!("{server}service {{ name = \"Web\" }}\n"), "Web"),
+        ("server", format!("{server}service {{ name = \"*\" }}\n"), "*"),
         ("server", format!("{server}service {{\n name = \"web\"\n prt = 1\n}}\n"), "prt"),
         ("server", format!("{server}service {{ name = \"web\"\n"), "n1.hcl"),
         ("agent", base.clone(), "retry_join"),
@@ -61,7 +61,7 @@ fn a_bad_request_is_refused_by_field_and_stops_nothing() {
     eventually("the server to be ready", || get_json(http, "/v1/hawser/ready"));
     let cases = [
         // method, path, body, status, what the error must say
-        ("PUT", "/v1/agent/service/register", json!({"Name": "Web"}), 400, "Web"),
+        ("PUT", "/v1/agent/service/register", json!({"Name": "*"}), 400, "*"),
         ("PUT", "/v1/agent/service/register", json!({"Nam": "web"}), 400, "Nam"),
         ("PUT", "/v1/agent/service/register", json!({"Name": "web", "Port": 70000}), 400, "Port"),
         ("PUT", "/v1/agent/service/register", json!([]), 400, ""),

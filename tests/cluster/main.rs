@@ -12,3 +12,4 @@ mod operate;
 mod snapshot;
 mod traces;
 mod upgrade;
+mod wire;

@@ -14,7 +14,8 @@ use crate::step::{cargo, run as shown, timed};
 /// # Errors
 /// The binary does not build, the clients cannot be had, or a test fails.
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let venv = target(root).join("clients").join(format!("venv-{PY_CONSUL}-{PYTEST}"));
+    let venv =
+        target(root).join("clients").join(format!("venv-{PY_CONSUL}-{PYTEST}-{SCHEMATHESIS}"));
     timed("py-consul", || install(&venv))?;
     timed("build", || shown(&mut cargo(root, &["build", "--bin", "hawser"])))?;
     timed("clients", || {
@@ -34,9 +35,14 @@ fn install(venv: &Path) -> Result<()> {
     }
     shown(Command::new("python3").args(["-m", "venv"]).arg(venv))?;
     let pip = ["-m", "pip", "install", "-q", "--disable-pip-version-check"];
-    let wanted = [format!("py-consul=={PY_CONSUL}"), format!("pytest=={PYTEST}")];
+    let wanted = [
+        format!("py-consul=={PY_CONSUL}"),
+        format!("pytest=={PYTEST}"),
+        format!("schemathesis=={SCHEMATHESIS}"),
+    ];
     shown(Command::new(venv.join("bin/python")).args(pip).args(wanted))
 }
 
 const PY_CONSUL: &str = "1.8.0";
 const PYTEST: &str = "9.2.0";
+const SCHEMATHESIS: &str = "4.32.5";

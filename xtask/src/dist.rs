@@ -108,6 +108,7 @@ fn package(root: &Path, binary: &Path, out: &Path, epoch: &str, fast: bool) -> R
         lay(&root.join(from), &tree.join(to), *mode)?;
     }
     shown(Command::new("gzip").args(["-9n"]).arg(tree.join("usr/share/doc/hawser/changelog")))?;
+    describe(binary, &tree.join("usr/share"), out)?;
     let mut size = Command::new("du");
     size.args(["-sk", "--apparent-size", "--exclude=DEBIAN"]).arg(&tree);
     let size = told(size, COMMAND)?;
@@ -130,6 +131,37 @@ fn package(root: &Path, binary: &Path, out: &Path, epoch: &str, fast: bool) -> R
     Ok(path)
 }
 
+/// Lays what the binary says of its own commands: manual pages, and completions for shells.
+fn describe(binary: &Path, share: &Path, out: &Path) -> Result<()> {
+    let made = fresh(&out.join("described"))?;
+    shown(Command::new(binary).arg("man").arg(&made))?;
+    let mut pages: Vec<PathBuf> =
+        fs::read_dir(&made)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    pages.sort();
+    for page in pages {
+        shown(Command::new("gzip").arg("-9n").arg(&page))?;
+        let packed = page.with_extension("1.gz");
+        let name = packed.file_name().context("a page without a name")?;
+        lay(&packed, &share.join("man/man1").join(name), 0o644)?;
+    }
+    for (shell, to) in COMPLETIONS {
+        let mut print = Command::new(binary);
+        print.args(["completion", shell]);
+        let script = made.join(shell);
+        fs::write(&script, told(print, COMMAND)?)?;
+        lay(&script, &share.join(to), 0o644)?;
+    }
+    fs::remove_dir_all(&made)?;
+    Ok(())
+}
+
+/// Where Debian's shells look for completions.
+const COMPLETIONS: [(&str, &str); 3] = [
+    ("bash", "bash-completion/completions/hawser"),
+    ("zsh", "zsh/vendor-completions/_hawser"),
+    ("fish", "fish/vendor_completions.d/hawser.fish"),
+];
+
 fn tarball(root: &Path, binary: &Path, out: &Path, epoch: &str) -> Result<PathBuf> {
     let name = format!("hawser-{VERSION}-linux-{ARCH}");
     let tree = fresh(&out.join(&name))?;
@@ -137,6 +169,7 @@ fn tarball(root: &Path, binary: &Path, out: &Path, epoch: &str) -> Result<PathBu
     for (from, to, mode) in PACKED {
         lay(&root.join(from), &tree.join(to), mode)?;
     }
+    describe(binary, &tree.join("share"), out)?;
     let path = out.join(format!("{name}.tar.gz"));
     let mut pack = Command::new("tar");
     pack.args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner"])

@@ -3,15 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use hawser_api::definition::{CheckDefinition, CheckKind, ServiceDefinition};
+use hawser_api::definition::{CheckDefinition, ServiceDefinition};
 use hawser_api::error::ApiError;
 use hawser_api::fields::{self, Fields};
 use hawser_api::json::{
-    AgentService, HealthCheck, MESH_GATEWAY, Member, Pairs, ServiceProxy, Weights, wan,
+    AgentService, HealthCheck, MESH_GATEWAY, Member, Pairs, ServiceProxy, Weights, tagged,
 };
 use hawser_api::query::QueryOptions;
 use hawser_core::catalog::{Check, Meta};
-use hawser_core::duration;
 use hawser_core::filter::Filter;
 use hawser_core::health::Status;
 use hawser_core::name::{CheckId, InstanceId};
@@ -260,7 +259,7 @@ fn shown(held: &Declared, datacenter: &str) -> AgentService {
         meta: pairs(&instance.meta),
         port: instance.port,
         address: instance.address.map(|address| address.to_string()).unwrap_or_default(),
-        tagged_addresses: wan(instance.gateway.as_deref()),
+        tagged_addresses: tagged(instance.gateway.as_deref(), &instance.tagged),
         weights: Weights { passing: instance.weights.passing, warning: instance.weights.warning },
         enable_tag_override: instance.enable_tag_override,
         proxy: None,
@@ -300,20 +299,8 @@ fn checks(host: &Host) -> impl Iterator<Item = HealthCheck> + use<> {
     let node = host.node.name.to_string();
     let by_id: BTreeMap<InstanceId, Arc<Declared>> =
         host.local.services().into_iter().map(|held| (held.instance.id.clone(), held)).collect();
-    let runs: BTreeMap<CheckId, (String, String)> = host
-        .local
-        .checks()
-        .into_iter()
-        .filter(|standing| !matches!(standing.spec.kind, CheckKind::Ttl(_)))
-        .map(|standing| {
-            let spec = &standing.spec;
-            let runs = (duration::format(spec.interval), duration::format(spec.timeout));
-            (spec.id.clone(), runs)
-        })
-        .collect();
     host.local.all_checks().into_iter().map(move |check: Check| {
         let owner = check.instance.as_ref().and_then(|id| by_id.get(id));
-        let (interval, timeout) = runs.get(&check.id).cloned().unwrap_or_default();
         HealthCheck {
             node: node.clone(),
             check_id: check.id.to_string(),
@@ -327,8 +314,8 @@ fn checks(host: &Host) -> impl Iterator<Item = HealthCheck> + use<> {
                 .map(|held| held.instance.tags.iter().map(|tag| tag.to_string()).collect())
                 .unwrap_or_default(),
             kind: check.kind.to_string(),
-            interval,
-            timeout,
+            interval: check.run.interval.to_string(),
+            timeout: check.run.timeout.to_string(),
             ..HealthCheck::default()
         }
     })

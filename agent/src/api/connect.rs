@@ -66,6 +66,10 @@ async fn authorize(api: &Api, ask: &Ask, asks: &Caller) -> Result<Reply, ApiErro
     let mut fields = Fields::open(&body, "")?;
     let needed = |name: &str| ApiError::bad_request(format_args!("{name} is missing"));
     let target: ServiceName = fields.parsed(&["Target"])?.ok_or_else(|| needed("Target"))?;
+    if !target.is_label() {
+        let why = format!("Target {target:?} can be in no mesh: use a-z, 0-9 and -");
+        return Err(ApiError::BadRequest(why));
+    }
     let (_, uri) = fields.text(&["ClientCertURI"])?.ok_or_else(|| needed("ClientCertURI"))?;
     let caller: SpiffeId = uri
         .parse()

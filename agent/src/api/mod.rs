@@ -6,6 +6,7 @@ mod agent;
 mod access;
 mod connect;
 mod forward;
+mod gzip;
 mod monitor;
 mod reply;
 mod telemetry;
@@ -18,8 +19,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hawser_api::error::ApiError;
-use hawser_api::query::Query;
-use http::{Method, Request, Response, StatusCode, header};
+use hawser_api::query::{Query, QueryOptions};
+use hawser_api::routes::agent_methods;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -160,15 +162,35 @@ impl Api {
         from: SocketAddr,
     ) -> Response<Either<Full<Bytes>, monitor::Endless>> {
         self.host.metrics.http_requests.inc();
+        let mut reply = self.respond_plainly(request, from).await;
+        reply
+            .headers_mut()
+            .entry("x-consul-default-acl-policy")
+            .or_insert_with(|| HeaderValue::from_static(self.host.acl.default_word()));
+        reply
+    }
+
+    async fn respond_plainly(
+        &self,
+        request: Request<Incoming>,
+        from: SocketAddr,
+    ) -> Response<Either<Full<Bytes>, monitor::Endless>> {
         if let Err(why) = self.admit(&request) {
             return reply::text(StatusCode::FORBIDDEN, why).map(Either::Left);
         }
+        let packs = gzip::is_wanted(request.headers());
         let is_options = request.method() == Method::OPTIONS;
         let answered = match monitor::is_asked(request.uri().path()) {
             true => self.watched(&request, from).await.map(|reply| reply.map(Either::Right)),
             false => self.answer(request, from).await.map(|reply| reply.map(Either::Left)),
         };
         match answered {
+            Ok(reply) if packs => match reply.into_parts() {
+                (head, Either::Left(body)) => {
+                    gzip::compressed(Reply::from_parts(head, body)).await.map(Either::Left)
+                }
+                (head, endless) => Response::from_parts(head, endless),
+            },
             Ok(reply) => reply,
             Err(ApiError::MethodNotAllowed { allow, .. }) if is_options => {
                 reply::allow(&allow).map(Either::Left)
@@ -264,6 +286,21 @@ impl Api {
                     true => None,
                     false => Some(self.host.changes.read().await),
                 };
+                // Tenancy and datacenter are refused alike everywhere.
+                let options = QueryOptions::with_filter(&ask.query)?;
+                if options.datacenter.is_some_and(|asked| asked != self.host.datacenter.as_str()) {
+                    return Err(ApiError::UnknownDatacenter);
+                }
+                let methods = agent_methods(rest);
+                let method = ask.method.as_str();
+                if methods.is_empty() {
+                    return Err(ApiError::UnknownPath);
+                }
+                if !methods.contains(&method) {
+                    let allow = [&methods[..], &["OPTIONS"]].concat().join(",");
+                    let method = method.chars().take(METHOD_SHOWN).collect();
+                    return Err(ApiError::MethodNotAllowed { method, allow });
+                }
                 let caller = access::admit(self, ask, rest).await?;
                 match rest {
                     ["connect", rest @ ..] => connect::answer(self, ask, rest, &caller).await,
@@ -369,6 +406,7 @@ const SNAPSHOT_MAX: usize = 7 << 20;
 const BUFFER_MAX: usize = 64 << 10;
 const TARGET_MAX: usize = 8 << 10;
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
+const METHOD_SHOWN: usize = 16;
 const DRAIN: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

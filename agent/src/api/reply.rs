@@ -73,8 +73,7 @@ pub(super) fn made(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Rep
 }
 
 fn policy(reply: &mut Reply) {
-    // Nothing is filtered yet, and nobody may take a reply for a web page's script.
-    let headers = reply.headers_mut();
-    headers.insert("x-consul-default-acl-policy", HeaderValue::from_static("allow"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // Nobody may take a reply for a web page's script.
+    let nosniff = HeaderValue::from_static("nosniff");
+    reply.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
 }

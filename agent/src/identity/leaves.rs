@@ -36,6 +36,7 @@ pub(crate) fn kept(folder: &Path) -> All {
     let names = listed.filter_map(|entry| {
         entry.ok()?.file_name().to_str()?.strip_suffix(".json")?.parse::<ServiceName>().ok()
     });
+    let names = names.filter(ServiceName::is_label);
     let all = names.filter_map(|name| {
         let path = path(folder, &name);
         let bytes = Zeroizing::new(disk::read(&path).ok()??);

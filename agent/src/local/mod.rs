@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use hawser_api::definition::{CheckDefinition, CheckKind, CheckSpec, ServiceDefinition, Sidecar};
 use hawser_core::anti_entropy::Rows;
-use hawser_core::catalog::{Check, Instance};
+use hawser_core::catalog::{Check, CheckRun, Instance};
 use hawser_core::clock::UnixTime;
+use hawser_core::duration;
 use hawser_core::health::{Gauge, Status, Ttl};
 use hawser_core::name::{CheckId, InstanceId, ServiceName};
 use hawser_core::view::GATEWAY_SERVICE;
@@ -213,6 +214,8 @@ struct Entry {
     published: Arc<str>,
     published_at: Option<Instant>,
     critical_since: Option<Instant>,
+    /// How it is run, as the catalog is told. Not what it asks: that may hold secrets.
+    run: CheckRun,
 }
 
 impl Local {
@@ -498,10 +501,14 @@ impl Local {
         self.lock().services.get(id).cloned()
     }
 
-    /// The names of the services that run here. A gateway speaks for none, and has no identity.
+    /// The names of the services that run here and may be in the mesh. A gateway speaks for none,
+    /// and has no identity.
     pub(crate) fn names(&self) -> BTreeSet<ServiceName> {
         let inner = self.lock();
-        let applications = inner.services.values().filter(|held| held.instance.gateway.is_none());
+        let applications = inner
+            .services
+            .values()
+            .filter(|held| held.instance.gateway.is_none() && held.instance.service.is_label());
         applications.map(|held| held.instance.service.clone()).collect()
     }
 
@@ -630,6 +637,12 @@ impl Local {
         if service.as_str() == GATEWAY_SERVICE || id.as_str() == GATEWAY_SERVICE {
             let (service, instance) = (service.clone(), id.clone());
             return Err(RegisterError::Reserved { service, instance });
+        }
+        if !service.is_label() {
+            tracing::warn!(
+                service = ?service.as_str(), instance = ?id.as_str(),
+                "this name is none in DNS and in the mesh: only a-z, 0-9 and - are, 63 at most"
+            );
         }
         self.declare_instance(definition, origin, replaces_checks, None)
     }
@@ -858,6 +871,7 @@ impl Inner {
             published: "".into(),
             published_at: None,
             critical_since: (status == Status::Critical).then(Instant::now),
+            run: run_of(&spec),
             spec: Arc::new(spec),
         };
         self.checks.insert(id, entry);
@@ -879,6 +893,7 @@ impl Inner {
                 notes: reason.clone(),
                 output: "".into(),
                 instance: instance.clone(),
+                run: Default::default(),
             })
         })
     }
@@ -928,6 +943,7 @@ impl Entry {
             notes: self.spec.notes.clone(),
             output: output.clone(),
             instance: self.spec.instance.clone(),
+            run: self.run.clone(),
         }
     }
 }
@@ -943,6 +959,18 @@ fn taken_up(lifetime: Duration, kept: Option<UnixTime>, now: UnixTime) -> (UnixT
     match kept.filter(is_good) {
         Some(reported_at) => (reported_at, lifetime.saturating_sub(now.since(reported_at))),
         None => (now, lifetime),
+    }
+}
+
+/// How often a check is run and for how long, where the agent runs it.
+fn run_of(spec: &CheckSpec) -> CheckRun {
+    match spec.kind {
+        CheckKind::Ttl(_) => CheckRun::default(),
+        _ => CheckRun {
+            interval: duration::format(spec.interval).into(),
+            timeout: duration::format(spec.timeout).into(),
+            definition: "".into(),
+        },
     }
 }
 

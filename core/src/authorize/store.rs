@@ -40,6 +40,16 @@ pub(super) fn end(may: &Authorizer, state: &State, id: &SessionId) -> Result<(),
     }
 }
 
+/// Whether `may` allows a prepared query of that name to be written.
+pub(super) fn query(may: &Authorizer, name: &str) -> Result<(), Denied> {
+    may.demand(Resource::Query, Access::Write, name)
+}
+
+/// Whether `may` allows the prepared query of that id, if there is one, to be changed.
+pub(super) fn held_query(may: &Authorizer, state: &State, id: &str) -> Result<(), Denied> {
+    state.queries().get(id).map_or(Ok(()), |row| query(may, &row.value.name))
+}
+
 /// Whether `may` allows one operation of a transaction.
 ///
 /// # Errors

@@ -188,11 +188,17 @@ impl Entries {
             entry.services.iter().partition(|service| service.name == ANY);
         for service in named {
             let Ok(name) = service.name.parse::<ServiceName>() else { continue };
+            // What is not in the mesh cannot be called from elsewhere.
+            if !name.is_label() {
+                continue;
+            }
             exports.entry(name).or_default().extend(peers(service));
         }
         let everyone: Vec<PeerName> = all.into_iter().flat_map(peers).collect();
         if !everyone.is_empty() {
-            for service in services.filter(|name| !NEVER_EXPORTED.contains(&name.as_str())) {
+            let callable =
+                |name: &&ServiceName| name.is_label() && !NEVER_EXPORTED.contains(&name.as_str());
+            for service in services.filter(callable) {
                 exports.entry(service.clone()).or_default().extend(everyone.iter().cloned());
             }
         }

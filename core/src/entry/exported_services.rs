@@ -49,7 +49,7 @@ impl ExportedServices {
         let mut seen = BTreeSet::new();
         for (n, service) in self.services.iter().enumerate() {
             let field = |field: &str| format!("Services[{n}].{field}");
-            if service.name != ANY && service.name.parse::<ServiceName>().is_err() {
+            if service.name != ANY && ServiceName::in_mesh(&service.name).is_err() {
                 return Err(Fault::new(field("Name"), SERVICE_RULE));
             }
             if !seen.insert(&service.name) {

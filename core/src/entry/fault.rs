@@ -44,7 +44,7 @@ pub(super) fn check_span(field: &str, span: Option<Duration>, max: Duration) -> 
 
 /// A service's name, where one is given.
 pub(super) fn check_service(field: &str, name: &str) -> Result<(), Fault> {
-    match name.is_empty() || name.parse::<ServiceName>().is_ok() {
+    match name.is_empty() || ServiceName::in_mesh(name).is_ok() {
         true => Ok(()),
         false => Err(Fault::new(field, SERVICE_RULE)),
     }

@@ -79,7 +79,7 @@ impl RateLimits {
         let mut seen = BTreeSet::new();
         for (n, caller) in self.callers.iter().enumerate() {
             let at = |field: &str| format!("RateLimits.Callers[{n}].{field}");
-            if caller.name != ANY_CALLER && caller.name.parse::<ServiceName>().is_err() {
+            if caller.name != ANY_CALLER && ServiceName::in_mesh(&caller.name).is_err() {
                 return Err(Fault::new(at("Name"), "use a service's name, or * for all others"));
             }
             if !seen.insert(&caller.name) {

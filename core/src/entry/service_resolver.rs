@@ -153,7 +153,7 @@ impl ServiceResolver {
             return Err(Fault::new("Subsets", format!("{SUBSETS_MAX} are the most")));
         }
         for (name, subset) in &self.subsets {
-            if name.is_empty() || name.parse::<ServiceName>().is_err() {
+            if ServiceName::in_mesh(name).is_err() {
                 return Err(Fault::new(format!("Subsets[{name:?}]"), SERVICE_RULE));
             }
             if !subset.filter.is_empty()

@@ -19,7 +19,7 @@ fn a_bad_entry_is_refused_with_its_field() {
     let cases = [
         ("service-defaults/web", r#"{"Protocol":"htp"}"#.into(), "Protocol: \"htp\" is none of"),
         ("service-defaults/web", r#"{"Protcol":"http"}"#.into(), "unknown field `Protcol`"),
-        ("service-defaults/Web", "{}".into(), "service-defaults/Web: Name: "),
+        ("service-defaults/*", "{}".into(), "service-defaults/*: Name: "),
         (
             "service-defaults/web",
             r#"{"LocalConnectTimeoutMs":0}"#.into(),

@@ -126,7 +126,7 @@ impl UpstreamConfig {
         let mut seen = std::collections::BTreeSet::new();
         for (n, upstream) in self.overrides.iter().enumerate() {
             let at = |field: &str| format!("UpstreamConfig.Overrides[{n}].{field}");
-            if upstream.name.parse::<ServiceName>().is_err() {
+            if ServiceName::in_mesh(&upstream.name).is_err() {
                 return Err(Fault::new(at("Name"), SERVICE_RULE));
             }
             if !upstream.peer.is_empty() && upstream.peer.parse::<PeerName>().is_err() {

@@ -6,6 +6,7 @@ use super::{Dump, Rejection, State, Topic};
 use crate::ca::Authority;
 use crate::catalog::Row;
 use crate::clock::{Index, Stamp};
+use crate::query::PreparedQuery;
 
 /// A part of a snapshot that is to be restored.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -150,6 +151,8 @@ impl Dump {
             sessions_index,
             events,
             operation,
+            queries,
+            queries_index,
             staged: _,
         } = other;
         self.applied = self.applied.max(applied);
@@ -179,6 +182,12 @@ impl Dump {
         if self.operation.is_default() {
             self.operation = operation;
         }
+        self.append_queries(queries, queries_index);
+    }
+
+    fn append_queries(&mut self, rows: Vec<Row<PreparedQuery>>, index: Index) {
+        self.queries.extend(rows);
+        self.queries_index = self.queries_index.max(index);
     }
 
     /// Makes every row as of `at`: indexes of another log mean nothing in this one, and who waits
@@ -215,6 +224,8 @@ impl Dump {
         self.kv.cleared = at;
         self.kv.index = at;
         self.sessions_index = at;
+        rows(&mut self.queries, at);
+        self.queries_index = at;
         // What happened in another log did not happen in this one.
         self.events.clear();
         if let Some(authority) = &mut self.authority {

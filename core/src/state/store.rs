@@ -83,6 +83,9 @@ impl State {
         }
         let mut topics = key_topics(&touched);
         topics.push(Topic::Sessions);
+        if self.queries.end(id, stamp.index) {
+            topics.push(Topic::Queries);
+        }
         topics
     }
 
@@ -163,6 +166,7 @@ mod tests {
             address: [10, 0, 0, 1].into(),
             locality: Locality::default(),
             meta: Meta::new(),
+            tagged: Default::default(),
         };
         let check = |(id, status): &(&str, Status)| Check {
             id: name(id),
@@ -172,6 +176,7 @@ mod tests {
             notes: "".into(),
             output: "".into(),
             instance: None,
+            run: Default::default(),
         };
         Command::SyncNode(NodeChanges {
             node,

@@ -303,6 +303,7 @@ mod tests {
             address: [10, 0, 0, 1].into(),
             locality: Locality::default(),
             meta: Meta::new(),
+            tagged: Default::default(),
         }
     }
 

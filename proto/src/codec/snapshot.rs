@@ -298,10 +298,8 @@ fn add(dump: &mut Dump, kind: Kind) -> Result<bool, Invalid> {
         Kind::KvTombstone(row) => dump.kv.tombstones.push(row.try_into()?),
         Kind::KvDelay(row) => dump.kv.delays.push(row.try_into()?),
         Kind::Event(row) => dump.events.push(row.try_into()?),
-        Kind::Session(row) => {
-            let session = required("session_row.session", row.session)?;
-            dump.sessions.push(stored(session, row.created, row.modified));
-        }
+        Kind::Query(row) => dump.queries.push(row.try_into()?),
+        Kind::Session(row) => dump.sessions.push(row.try_into()?),
     }
     Ok(true)
 }

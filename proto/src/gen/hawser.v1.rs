@@ -376,6 +376,20 @@ pub struct Node {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    #[prost(btree_map = "string, message", tag = "110")]
+    pub tagged: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        TaggedAddress,
+    >,
+}
+/// An address by a name that clients choose by.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TaggedAddress {
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// Zero: not said.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Instance {
@@ -409,6 +423,11 @@ pub struct Instance {
     /// host:port that other clusters dial, of a mesh gateway; empty for anything else.
     #[prost(string, tag = "12")]
     pub gateway: ::prost::alloc::string::String,
+    #[prost(btree_map = "string, message", tag = "110")]
+    pub tagged: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        TaggedAddress,
+    >,
 }
 /// One instance as other hosts see it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -454,6 +473,13 @@ pub struct Check {
     /// Empty: about the whole node.
     #[prost(string, tag = "7")]
     pub instance: ::prost::alloc::string::String,
+    /// How it is run, as far as anybody said: Go durations, and a JSON object.
+    #[prost(string, tag = "110")]
+    pub interval: ::prost::alloc::string::String,
+    #[prost(string, tag = "111")]
+    pub timeout: ::prost::alloc::string::String,
+    #[prost(string, tag = "112")]
+    pub definition: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Pair {
@@ -1728,6 +1754,8 @@ pub struct KvIndexes {
     pub cleared: u64,
     #[prost(uint64, tag = "3")]
     pub sessions: u64,
+    #[prost(uint64, tag = "110")]
+    pub queries: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KvRow {
@@ -1758,6 +1786,27 @@ pub struct KvDelay {
 pub struct SessionRow {
     #[prost(message, optional, tag = "1")]
     pub session: ::core::option::Option<Session>,
+    #[prost(uint64, tag = "2")]
+    pub created: u64,
+    #[prost(uint64, tag = "3")]
+    pub modified: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PreparedQuery {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub session: ::prost::alloc::string::String,
+    /// What is asked, in Consul's JSON shape.
+    #[prost(string, tag = "4")]
+    pub body_json: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PreparedQueryRow {
+    #[prost(message, optional, tag = "1")]
+    pub query: ::core::option::Option<PreparedQuery>,
     #[prost(uint64, tag = "2")]
     pub created: u64,
     #[prost(uint64, tag = "3")]
@@ -1807,7 +1856,7 @@ pub struct Command {
     pub time_ms: u64,
     #[prost(
         oneof = "command::Kind",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 26, 27, 40, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 50, 51, 52, 53"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 26, 27, 40, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 50, 51, 52, 53, 60, 61"
     )]
     pub kind: ::core::option::Option<command::Kind>,
 }
@@ -1871,6 +1920,10 @@ pub mod command {
         Stage(super::RestorePart),
         #[prost(message, tag = "53")]
         Restore(super::Restore),
+        #[prost(message, tag = "60")]
+        PutQuery(super::PreparedQuery),
+        #[prost(string, tag = "61")]
+        DropQuery(::prost::alloc::string::String),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1963,7 +2016,7 @@ pub struct Outcome {
 pub struct Rejection {
     #[prost(
         oneof = "rejection::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11, 30, 31, 32, 33, 34, 35, 50, 51, 70, 41"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11, 30, 31, 32, 33, 34, 35, 50, 51, 70, 41, 60"
     )]
     pub kind: ::core::option::Option<rejection::Kind>,
 }
@@ -2015,6 +2068,8 @@ pub mod rejection {
         Misfit(super::Misfit),
         #[prost(message, tag = "41")]
         EntriesChanged(super::IndexMismatch),
+        #[prost(string, tag = "60")]
+        QueryNameTaken(::prost::alloc::string::String),
     }
 }
 /// Config entries that do not fit together.
@@ -4821,7 +4876,7 @@ pub mod agent_server {
 pub struct SnapshotRecord {
     #[prost(
         oneof = "snapshot_record::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30, 12, 13, 20, 21, 22, 23, 24, 25, 26, 40, 41"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30, 12, 13, 20, 21, 22, 23, 24, 25, 26, 40, 41, 50"
     )]
     pub kind: ::core::option::Option<snapshot_record::Kind>,
 }
@@ -4875,6 +4930,8 @@ pub mod snapshot_record {
         Revocation(super::RevocationRow),
         #[prost(message, tag = "41")]
         Staged(super::RestorePart),
+        #[prost(message, tag = "50")]
+        Query(super::PreparedQueryRow),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

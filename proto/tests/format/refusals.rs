@@ -46,7 +46,7 @@ fn an_instance_is_refused_by_its_bad_field() {
     let instance = || v1::Instance::from(&samples::instance());
     let cases = [
         (spoilt(instance(), |i| i.id = String::new()), "instance.id"),
-        (spoilt(instance(), |i| i.service = "Web".into()), "instance.service"),
+        (spoilt(instance(), |i| i.service = "*".into()), "instance.service"),
         (spoilt(instance(), |i| i.address = "localhost".into()), "instance.address"),
         (spoilt(instance(), |i| i.port = 65_536), "instance.port"),
         (spoilt(instance(), |i| i.mesh_port = u32::MAX), "instance.mesh_port"),
@@ -159,7 +159,7 @@ fn an_entry_that_is_none_is_refused() {
         (entry("service-defaults", "web", ""), "entry.body_json"),
         (entry("service-defaults", "web", "{"), "entry.body_json"),
         (entry("service-defaults", "web", r#"{"Unknown": 1}"#), "entry.body_json"),
-        (entry("service-defaults", "Web", "{}"), "entry.body_json"),
+        (entry("service-defaults", "a\nb", "{}"), "entry.body_json"),
         (entry("proxy-defaults", "other", "{}"), "entry.body_json"),
     ];
     for (message, expected) in cases {
@@ -184,8 +184,8 @@ fn one_bad_name_refuses_a_whole_list() {
         nodes: nodes.iter().map(ToString::to_string).collect(),
         ..v1::Interest::default()
     };
-    assert_eq!(field::<_, Interest>(interest(&["web", "Web"], &[])), "interest.services");
-    assert_eq!(field::<_, Interest>(interest(&[], &["a", "a/b"])), "interest.nodes");
+    assert_eq!(field::<_, Interest>(interest(&["web", "*"], &[])), "interest.services");
+    assert_eq!(field::<_, Interest>(interest(&[], &["a", "a\nb"])), "interest.nodes");
 }
 
 #[test]

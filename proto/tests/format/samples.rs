@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_core::ca::{Authority, Intermediate, Issuing, Policy, Root, Validity};
-use hawser_core::catalog::{Check, Instance, Locality, Meta, Node, Protocol, Row, Weights};
+use hawser_core::catalog::{
+    Check, CheckRun, Instance, Locality, Meta, Node, Protocol, Row, TaggedAddress, Weights,
+};
 use hawser_core::chain::Chain;
 use hawser_core::clock::{Index, UnixTime};
 use hawser_core::discovery::{Destination, Misfit};
@@ -52,6 +54,7 @@ pub(crate) fn node() -> Node {
         address: parse("10.0.0.1"),
         locality: Locality { region: Some("eu-west-1".into()), zone: Some("eu-west-1a".into()) },
         meta: meta(&[("env", "prod"), ("os", "débian")]),
+        tagged: [("wan".into(), TaggedAddress { address: "198.51.100.1".into(), port: 0 })].into(),
     }
 }
 
@@ -62,6 +65,7 @@ fn bare_node() -> Node {
         address: parse("2001:db8::2"),
         locality: Locality::default(),
         meta: Meta::new(),
+        tagged: Default::default(),
     }
 }
 
@@ -78,6 +82,7 @@ pub(crate) fn instance() -> Instance {
         mesh_port: Some(21000),
         enable_tag_override: true,
         gateway: Some("gw.example.com:8443".into()),
+        tagged: [("lan".into(), TaggedAddress { address: "10.0.0.7".into(), port: 81 })].into(),
     }
 }
 
@@ -94,6 +99,7 @@ fn bare_instance() -> Instance {
         mesh_port: None,
         enable_tag_override: false,
         gateway: None,
+        tagged: Default::default(),
     }
 }
 
@@ -106,6 +112,11 @@ pub(crate) fn check() -> Check {
         notes: "ask the web team".into(),
         output: "503 Service Unavailable\n".into(),
         instance: Some(parse("web 1")),
+        run: CheckRun {
+            interval: "10s".into(),
+            timeout: "2s".into(),
+            definition: "{\"HTTP\":\"http://10.0.0.7\"}".into(),
+        },
     }
 }
 
@@ -118,6 +129,7 @@ fn node_check() -> Check {
         notes: "".into(),
         output: "".into(),
         instance: None,
+        run: Default::default(),
     }
 }
 
@@ -523,7 +535,9 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         | Command::CreateSession(_)
         | Command::EndSession(_)
         | Command::Txn(_)
-        | Command::FireEvent(_) => {
+        | Command::FireEvent(_)
+        | Command::PutQuery(_)
+        | Command::DropQuery(_) => {
             unreachable!("the store's samples have names of their own")
         }
     };
@@ -584,6 +598,7 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         "operations",
         "revocations",
         "parts of a snapshot",
+        "prepared queries",
     ];
     all.extend(tables.map(|what| Rejection::Full { what, max: 1024 }));
     all.extend(acl::refusals().into_iter().map(Rejection::Acl));
@@ -609,6 +624,7 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         | Rejection::UnknownSession { .. }
         | Rejection::UnknownCheck { .. }
         | Rejection::CriticalCheck { .. }
+        | Rejection::QueryNameTaken { .. }
         | Rejection::Txn { .. } => unreachable!("the store's samples have names of their own"),
     };
     let all = all.into_iter().map(|rejection| (name(&rejection), rejection));

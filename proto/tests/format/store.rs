@@ -7,6 +7,7 @@ use hawser_core::catalog::Row;
 use hawser_core::clock::{Index, UnixTime};
 use hawser_core::event::Event;
 use hawser_core::kv::{Change, Item, Rows, Write};
+use hawser_core::query::{Body, Dns, Failover, PreparedQuery, Selection, Target, Template};
 use hawser_core::session::{Behavior, Session};
 use hawser_core::state::{Command, Dump, Rejection};
 use hawser_core::txn::{Failure, Op};
@@ -27,6 +28,35 @@ fn session() -> Session {
         ttl: Some(Duration::from_secs(30)),
         node_checks: vec![parse("serfHealth"), parse("disk")],
         service_checks: vec![parse("service:web 1")],
+    }
+}
+
+fn query() -> PreparedQuery {
+    let service = Selection {
+        service: "web".into(),
+        failover: Failover {
+            nearest_n: 1,
+            datacenters: vec!["dc2".into()],
+            targets: vec![Target { peer: "west".into(), datacenter: "dc3".into() }],
+        },
+        only_passing: true,
+        ignore_check_ids: vec!["disk".into()],
+        near: "_agent".into(),
+        tags: vec!["!v1".into()],
+        node_meta: [("rack".into(), "1".into())].into(),
+        service_meta: [("version".into(), "2".into())].into(),
+        connect: true,
+    };
+    let template = Template {
+        kind: "name_prefix_match".into(),
+        regexp: "^geo-(.*)$".into(),
+        remove_empty_tags: true,
+    };
+    PreparedQuery {
+        id: "q1".into(),
+        name: "geo-".into(),
+        session: Some(parse("s1")),
+        body: Body { template, service, dns: Dns { ttl: "10s".into() } },
     }
 }
 
@@ -97,6 +127,8 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         ("end-session", Command::EndSession(parse("s1"))),
         ("txn", Command::Txn(ops())),
         ("fire-event", Command::FireEvent(event())),
+        ("put-query", Command::PutQuery(query())),
+        ("drop-query", Command::DropQuery("q1".into())),
     ]);
     all
 }
@@ -111,6 +143,7 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         ("unknown-check", Rejection::UnknownCheck { check: parse("disk") }),
         ("critical-check", Rejection::CriticalCheck { check: parse("disk") }),
         ("txn", Rejection::Txn { failures }),
+        ("query-name-taken", Rejection::QueryNameTaken { name: "geo".into() }),
     ]
 }
 
@@ -137,6 +170,8 @@ pub(crate) fn dump() -> Dump {
         sessions: vec![Row { value: Arc::new(session()), created: Index(61), modified: Index(61) }],
         sessions_index: Index(80),
         events: vec![(Index(82), Arc::new(event()))],
+        queries: vec![Row { value: Arc::new(query()), created: Index(83), modified: Index(84) }],
+        queries_index: Index(85),
         ..Dump::default()
     }
 }

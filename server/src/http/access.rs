@@ -87,6 +87,14 @@ pub(crate) const ACCESS: &[(&str, &str, Access)] = &[
     ("GET", "peerings", Needs(Peering, Read)),
     ("PUT", "event/fire/:", Commands),
     ("GET", "event/list", Sight),
+    ("GET", "query", Sight),
+    ("POST", "query", Commands),
+    ("GET", "query/:", Sight),
+    ("PUT", "query/:", Commands),
+    ("DELETE", "query/:", Commands),
+    // Whoever knows its name may ask: what it finds is what the client may see.
+    ("GET", "query/:/execute", Sight),
+    ("GET", "query/:/explain", Sight),
     // Always empty.
     ("GET", "coordinate/datacenters", Open),
     ("GET", "coordinate/nodes", Open),
@@ -112,6 +120,8 @@ pub(crate) const ACCESS: &[(&str, &str, Access)] = &[
     ("PUT", "hawser/join-token", Needs(Acl, Write)),
     // Who calls whom, of all services at once.
     ("GET", "hawser/edges", Needs(Operator, Read)),
+    // It stands in the repository.
+    ("GET", "hawser/openapi", Open),
     // Once, while there is no token that could be shown.
     ("PUT", "acl/bootstrap", Open),
     ("GET", "acl/replication", Needs(Acl, Read)),

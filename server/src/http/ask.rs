@@ -8,6 +8,7 @@ use hawser_api::error::ApiError;
 use hawser_api::fields;
 use hawser_api::query::{Query, QueryOptions};
 use hawser_core::acl::{Access, Resource};
+use hawser_core::catalog::Node;
 use hawser_core::clock::{Index, UnixTime};
 use hawser_core::name::{Datacenter, NodeName, ServiceName};
 use hawser_core::state::{Command, State, Topic};
@@ -99,6 +100,20 @@ impl Ask {
         let Some(filter) = &self.options.filter else { return Ok(true) };
         let item = serde_json::to_value(item).map_err(unwritable)?;
         filter.matches(&item).map_err(ApiError::bad_request)
+    }
+
+    /// How far a node is from the one that the client wants answers near to: on it, in its zone,
+    /// in its region, or elsewhere. Where none is named, or it is not there, all are alike.
+    pub(crate) fn distance<'s>(&self, state: &'s State) -> impl Fn(&Node) -> u8 + use<'s> {
+        let near = match self.options.near.as_deref() {
+            // The address that a request comes from is its agent's, too.
+            Some("_agent" | "_ip") => self.from.clone(),
+            Some(name) => name.parse().ok(),
+            None => None,
+        };
+        let near = near.filter(|near: &NodeName| self.sight.may().node_read(near.as_str()));
+        let near = near.and_then(|name: NodeName| state.catalog().node(&name));
+        move |node| near.map_or(0, |near| near.value.distance(node))
     }
 
     /// Those elements of `list` that the filter wants.

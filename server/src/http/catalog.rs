@@ -9,7 +9,8 @@ use hawser_api::fields::{Field, Fields, InvalidField};
 use hawser_api::json;
 use hawser_core::acl::{Access, Resource};
 use hawser_core::catalog::{
-    Catalog, Check, EXTERNAL_META, Instance, Locality, Node, Row, liveness_id,
+    Catalog, Check, CheckRun, EXTERNAL_META, Instance, Locality, Node, Row, TaggedAddresses,
+    liveness_id,
 };
 use hawser_core::clock::Index;
 use hawser_core::health::Status;
@@ -29,13 +30,13 @@ pub(crate) fn nodes<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
         return Ok(imports::nodes(ask, state));
     }
     let catalog = state.catalog();
+    let distance = ask.distance(state);
     Ok(Found::list(ask, catalog.nodes_index(), [Topic::Nodes], move || {
-        catalog
-            .nodes()
-            .filter(|row| ask.wants_node(&row.value.meta))
-            .filter(|row| ask.sight.node(row.value.name.as_str()))
-            .map(|row| encode::node(row, &ask.datacenter))
-            .collect::<Vec<_>>()
+        let wanted = catalog.nodes().filter(|row| ask.wants_node(&row.value.meta));
+        let mut rows: Vec<_> =
+            wanted.filter(|row| ask.sight.node(row.value.name.as_str())).collect();
+        rows.sort_by_key(|row| distance(&row.value));
+        rows.into_iter().map(|row| encode::node(row, &ask.datacenter)).collect::<Vec<_>>()
     }))
 }
 
@@ -110,12 +111,17 @@ fn instances<'a>(ask: &'a Ask, state: &'a State, shape: Shape) -> Result<Found<'
         return Ok(Found::list(ask, catalog.emptied_index(), [Topic::Names], none));
     };
     let index = catalog.service_index(&name);
+    let distance = ask.distance(state);
     Ok(Found::list(ask, index, [Topic::Service(name.clone())], move || {
-        catalog
+        let mut placed: Vec<_> = catalog
             .placed(&name)
             .filter(|placed| ask.sight.node(placed.node.value.name.as_str()))
             .filter(|placed| ask.wants_node(&placed.node.value.meta))
             .filter(|placed| ask.wants_tags(&placed.instance.value.tags))
+            .collect();
+        placed.sort_by_key(|placed| distance(&placed.node.value));
+        placed
+            .into_iter()
             .filter_map(|placed| {
                 let service = shape(placed.instance)?;
                 Some(encode::service_node(placed.node, service, &ask.datacenter))
@@ -176,6 +182,12 @@ pub(crate) fn register(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, Ap
     let body = ask.json()?;
     let registration = Registration::read(Fields::open(&body, "")?, ask)?;
     let name = registration.name.clone();
+    if let Some(service) = registration.service.as_ref().filter(|one| !one.service.is_label()) {
+        tracing::warn!(
+            service = ?service.service.as_str(), node = ?name.as_str(),
+            "this name is none in DNS and in the mesh: only a-z, 0-9 and - are, 63 at most"
+        );
+    }
     let node = registration.node(state.catalog().node(&name), draw)?;
     let checks = registration.checks;
     if checks.iter().any(|check| Some(&check.id) == liveness_id().as_ref()) && !node.is_external() {
@@ -234,6 +246,7 @@ pub(crate) struct Registration {
     address: Option<std::net::IpAddr>,
     meta: hawser_core::catalog::Meta,
     locality: Locality,
+    tagged: TaggedAddresses,
     skip_node_update: bool,
     service: Option<Instance>,
     checks: Vec<Check>,
@@ -250,6 +263,7 @@ impl Registration {
         let address = fields.parsed(&["Address"])?;
         let meta = fields.meta(&["NodeMeta"])?;
         let locality = locality(&mut fields)?;
+        let tagged = definition::tagged_addresses(&mut fields)?;
         let service = match fields.take(&["Service"])? {
             None => None,
             Some(Field { path, value }) => Some(instance(Fields::open(value, &path)?, &path)?),
@@ -261,9 +275,9 @@ impl Registration {
             }
         }
         let skip_node_update = fields.flag(&["SkipNodeUpdate"])?;
-        fields.ignore(&["TaggedAddresses", "WriteRequest", "PeerName", "Token", "RaftIndex"]);
+        fields.ignore(&["WriteRequest", "PeerName", "Token", "RaftIndex"]);
         fields.finish()?;
-        Ok(Self { name, id, address, meta, locality, skip_node_update, service, checks })
+        Ok(Self { name, id, address, meta, locality, tagged, skip_node_update, service, checks })
     }
 
     /// What an operation of a transaction says of a node alone.
@@ -276,10 +290,11 @@ impl Registration {
         let address = fields.parsed(&["Address"])?;
         let meta = fields.meta(&["Meta"])?;
         let locality = locality(&mut fields)?;
-        fields.ignore(&["TaggedAddresses", "CreateIndex", "ModifyIndex", "PeerName"]);
+        let tagged = definition::tagged_addresses(&mut fields)?;
+        fields.ignore(&["CreateIndex", "ModifyIndex", "PeerName"]);
         fields.finish()?;
-        let (service, checks) = (None, Vec::new());
-        Ok(Self { name, id, address, meta, locality, skip_node_update: false, service, checks })
+        let (service, checks, skip_node_update) = (None, Vec::new(), false);
+        Ok(Self { name, id, address, meta, locality, tagged, skip_node_update, service, checks })
     }
 
     /// The node as it is from now on. The row of a node that has an agent is the agent's.
@@ -306,7 +321,8 @@ impl Registration {
         let mut meta = self.meta.clone();
         meta.insert(EXTERNAL_META.into(), "true".into());
         let locality = self.locality.clone();
-        Ok(Node { name: self.name.clone(), id: id.into(), address, locality, meta })
+        let (name, tagged) = (self.name.clone(), self.tagged.clone());
+        Ok(Node { name, id: id.into(), address, locality, meta, tagged })
     }
 }
 
@@ -369,13 +385,41 @@ pub(crate) fn check(mut fields: Fields<'_>, node: &NodeName) -> Result<Check, Ap
         notes: fields.text(&["Notes"])?.map_or("", |(_, text)| text).into(),
         output: output.into(),
         instance: fields.parsed::<InstanceId>(&["ServiceID"])?,
+        run: run(&mut fields)?,
     };
-    // The registrar runs the check; the catalog keeps what it found and not how.
-    fields.ignore(&["ServiceName", "ServiceTags", "Definition", "Interval", "Timeout"]);
+    fields.ignore(&["ServiceName", "ServiceTags"]);
     fields.ignore(&["ExposedPort", "CreateIndex", "ModifyIndex", "PeerName"]);
     fields.default_tenancy()?;
     fields.finish()?;
     Ok(check)
+}
+
+/// How the registrar runs the check: kept and told, and run by nobody here.
+fn run(fields: &mut Fields<'_>) -> Result<CheckRun, ApiError> {
+    let mut text = |name: &str| -> Result<Arc<str>, ApiError> {
+        match fields.text(&[name])? {
+            Some((path, text)) if text.len() > SPAN_OCTETS_MAX => {
+                Err(InvalidField::new(path, "must be a duration such as \"10s\"").into())
+            }
+            found => Ok(found.map_or("", |(_, text)| text).into()),
+        }
+    };
+    let (interval, timeout) = (text("Interval")?, text("Timeout")?);
+    let definition: Arc<str> = match fields.take(&["Definition"])? {
+        Some(Field { value: serde_json::Value::Object(object), path }) => {
+            let written = serde_json::Value::Object(object.clone()).to_string();
+            if written.len() > DEFINITION_OCTETS_MAX {
+                let why = format_args!("{DEFINITION_OCTETS_MAX} octets is the most");
+                return Err(InvalidField::new(path, why).into());
+            }
+            if object.is_empty() { "".into() } else { written.into() }
+        }
+        Some(Field { path, .. }) => {
+            return Err(InvalidField::new(path, "must be an object").into());
+        }
+        None => "".into(),
+    };
+    Ok(CheckRun { interval, timeout, definition })
 }
 
 /// Takes the datacenter that a body names: it must be this one.
@@ -388,3 +432,5 @@ pub(crate) fn datacenter(fields: &mut Fields<'_>, ask: &Ask) -> Result<(), ApiEr
 
 const NODE_ID_OCTETS_MAX: usize = 128;
 const OUTPUT_OCTETS_MAX: usize = 16 * 1024;
+const DEFINITION_OCTETS_MAX: usize = 16 * 1024;
+const SPAN_OCTETS_MAX: usize = 64;

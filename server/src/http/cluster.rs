@@ -38,6 +38,10 @@ pub(crate) async fn join_token(handle: Handle, ask: Ask) -> Said {
     let node: NodeName = fields
         .parsed(&["Node"])?
         .ok_or_else(|| InvalidField::new("Node", "is missing: name the node that will join"))?;
+    if !node.is_segment() {
+        let why = "agents have names of letters, digits, -, _ and .";
+        return Err(InvalidField::new("Node", why).into());
+    }
     let ttl_path = fields.path_of("TTL");
     let lifetime = fields.duration(&["TTL"])?.unwrap_or(TOKEN_LIFETIME);
     fields.finish()?;

@@ -255,9 +255,10 @@ impl Drawing<'_> {
         target
     }
 
-    /// The name that connections ask for; none of a peer that has not been heard of.
+    /// The name that connections ask for; none of a peer that has not been heard of, and none of a
+    /// service whose name can be in no mesh.
     fn sni(&self, end: &Destination) -> Option<String> {
-        let service = end.service.clone();
+        let service = Some(end.service.clone()).filter(ServiceName::is_label)?;
         let sni = match &end.peer {
             None => Sni::Internal {
                 service,

@@ -17,13 +17,17 @@ pub(crate) use crate::identity::pem;
 
 /// A host.
 pub(crate) fn node(row: &Row<Node>, datacenter: &Datacenter) -> json::Node {
-    let Node { name, id, address, locality, meta, .. } = &*row.value;
+    let Node { name, id, address, locality, meta, tagged } = &*row.value;
+    let mut tagged_addresses = tagged_addresses(*address);
+    for (tag, at) in tagged {
+        tagged_addresses.insert(tag.to_string(), at.address.to_string());
+    }
     json::Node {
         id: id.to_string(),
         node: name.to_string(),
         address: address.to_string(),
         datacenter: datacenter.to_string(),
-        tagged_addresses: tagged_addresses(*address),
+        tagged_addresses,
         meta: pairs(meta),
         locality: self::locality(locality),
         peer_name: String::new(),
@@ -50,7 +54,7 @@ pub(crate) fn node_service(row: &Row<Instance>) -> json::NodeService {
         service: instance.service.to_string(),
         tags: tags(instance),
         address: own_address(instance),
-        tagged_addresses: json::wan(instance.gateway.as_deref()),
+        tagged_addresses: json::tagged(instance.gateway.as_deref(), &instance.tagged),
         meta: pairs(&instance.meta),
         port: instance.port,
         weights: weights(instance),
@@ -165,10 +169,11 @@ pub(crate) fn health_check(
         service_name: about.map(|row| row.value.service.to_string()).unwrap_or_default(),
         service_tags: about.map(|row| tags(&row.value)).unwrap_or_default(),
         kind: check.kind.to_string(),
-        interval: String::new(),
-        timeout: String::new(),
+        interval: check.run.interval.to_string(),
+        timeout: check.run.timeout.to_string(),
         exposed_port: 0,
-        definition: json::CheckRun::default(),
+        // It was an object when it was taken.
+        definition: serde_json::from_str(&check.run.definition).unwrap_or_default(),
         peer_name: String::new(),
         create_index: row.created.0,
         modify_index: row.modified.0,

@@ -182,6 +182,17 @@ mod tests {
             service_checks: Vec::new(),
         };
         apply(&mut state, Command::CreateSession(session)).expect("stored");
+        let body = hawser_core::query::Body {
+            service: hawser_core::query::Selection {
+                service: "web".into(),
+                near: "SECRET".into(),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let (id, name) = (QUERY.into(), "web".into());
+        let query = hawser_core::query::PreparedQuery { id, name, session: None, body };
+        apply(&mut state, Command::PutQuery(query)).expect("stored");
         for (name, body) in bodies {
             let entry = ConfigEntry::new(name, body).expect("a good entry");
             apply(&mut state, Command::PutEntry { entry, expected: None, fits: None })
@@ -248,6 +259,7 @@ mod tests {
     fn no_read_leaks_to_those_who_may_see_nothing() {
         let state = full();
         let fills = [
+            QUERY,
             "22222222-aaaa-4aaa-8aaa-000000000002",
             "web",
             "a",
@@ -357,6 +369,9 @@ mod tests {
             (Method::PUT, "/v1/session/create", json!({"Node": "a"})),
             (Method::PUT, SESSION_DESTROY, Value::Null),
             (Method::PUT, "/v1/event/fire/deploy", Value::Null),
+            (Method::POST, "/v1/query", json!({"Name": "q", "Service": {"Service": "web"}})),
+            (Method::PUT, QUERY_PATH, json!({"Name": "web", "Service": {"Service": "web"}})),
+            (Method::DELETE, QUERY_PATH, Value::Null),
         ];
         for (method, path, body) in &cases {
             let bare = path.split('?').next().expect("a path");
@@ -505,5 +520,7 @@ mod tests {
         }
     }
 
+    const QUERY: &str = "33333333-aaaa-4aaa-8aaa-000000000003";
+    const QUERY_PATH: &str = "/v1/query/33333333-aaaa-4aaa-8aaa-000000000003";
     const SESSION_DESTROY: &str = "/v1/session/destroy/22222222-aaaa-4aaa-8aaa-000000000002";
 }

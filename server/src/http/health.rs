@@ -35,13 +35,18 @@ fn entries<'a>(
         return Ok(Found::list(ask, catalog.emptied_index(), [Topic::Names], none));
     };
     let index = catalog.service_index(&name);
+    let distance = ask.distance(state);
     Ok(Found::list(ask, index, [Topic::Service(name.clone())], move || {
-        catalog
+        let mut placed: Vec<_> = catalog
             .placed(&name)
             .filter(|placed| ask.sight.node(placed.node.value.name.as_str()))
             .filter(|placed| ask.wants_node(&placed.node.value.meta))
             .filter(|placed| ask.wants_tags(&placed.instance.value.tags))
             .filter(|placed| !ask.options.passing || placed.status() == Status::Passing)
+            .collect();
+        placed.sort_by_key(|placed| distance(&placed.node.value));
+        placed
+            .into_iter()
             .filter_map(|placed| {
                 let service = shape(placed.instance)?;
                 Some(encode::service_entry(&placed, service, &ask.datacenter))
@@ -76,9 +81,12 @@ pub(crate) fn checks<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Ap
         return Ok(Found::list(ask, catalog.emptied_index(), [Topic::Names], none));
     };
     let index = catalog.service_index(&name);
+    let distance = ask.distance(state);
     Ok(Found::list(ask, index, [Topic::Service(name.clone())], move || {
         let mut checks = Vec::new();
-        for placed in catalog.placed(&name) {
+        let mut all: Vec<_> = catalog.placed(&name).collect();
+        all.sort_by_key(|placed| distance(&placed.node.value));
+        for placed in all {
             let node = &placed.node.value;
             if ask.sight.node(node.name.as_str()) && ask.wants_node(&node.meta) {
                 let own = placed.checks.iter().filter(|row| row.value.instance.is_some());

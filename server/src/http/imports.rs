@@ -152,6 +152,25 @@ fn listed<'a, T: serde::Serialize + 'a>(
     })
 }
 
+/// Those `endpoints` of `service` of `peer`, as health lists them.
+pub(crate) fn entries(
+    state: &State,
+    peer: &PeerName,
+    service: &str,
+    endpoints: &[&Endpoint],
+    socket: Socket,
+) -> Vec<json::ServiceEntry> {
+    let key = service.parse().map(|service| PeerService { peer: peer.clone(), service });
+    let row = key.ok().and_then(|key| state.peerings().import(&key));
+    let all = row.into_iter().flat_map(|row| Instance::all(state, peer, row));
+    let wanted = all.filter(|one| endpoints.contains(&one.endpoint));
+    let entry = |instance: Instance<'_>| {
+        let service = instance.service(socket)?;
+        Some(json::ServiceEntry { node: instance.node(), service, checks: vec![instance.check()] })
+    };
+    wanted.filter_map(entry).collect()
+}
+
 /// One instance of a service of a peer.
 struct Instance<'s> {
     peer: &'s PeerName,

@@ -18,25 +18,28 @@ mod entries;
 mod discovery;
 mod coordinate;
 mod event;
+mod query;
 mod kv;
 mod session;
 mod txn;
 mod cluster;
 mod operator;
 mod peering;
+mod openapi;
 mod routes;
 mod gate;
 
 use bytes::Bytes;
 use hawser_api::error::ApiError;
-use hawser_api::query::{Freshness, Query, QueryOptions};
+use hawser_api::query::{Cached, Freshness, Query, QueryOptions};
 use hawser_core::authorize;
 use hawser_core::clock::Index;
 use hawser_core::name::NodeName;
 use hawser_core::spiffe::Role;
 use hawser_core::state::{Rejection, State, Topic};
 use http::header::{
-    ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+    AGE, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Method, Request, Response, StatusCode};
 use std::collections::BTreeSet;
@@ -128,7 +131,12 @@ async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiE
         Role::Agent(node) | Role::Server(node) => Some(node.clone()),
         Role::Service(_) | Role::MeshGateway => None,
     });
-    let ask = ask(handle, route, params, query, (body, from))?;
+    let mut ask = ask(handle, route, params, query, (body, from))?;
+    if let Freshness::Cached(cached) = &mut ask.options.freshness
+        && let Some(header) = head.headers.get(CACHE_CONTROL)
+    {
+        *cached = Cached::from_cache_control(&String::from_utf8_lossy(header.as_bytes()))?;
+    }
     let Some(mut entry) = gate.entry(&handle.reader.current(), &ask.params) else {
         return handled(handle, route, ask, &gate).await;
     };
@@ -248,6 +256,9 @@ async fn read(handle: &Handle, mut ask: Ask, gate: &Gate, look: Look) -> Result<
         reply.content_type = PEM;
     }
     reply.headers.extend(about(&reading, index, effective));
+    if matches!(ask.options.freshness, Freshness::Cached(_)) {
+        reply.headers.extend(about_cache(&reading, effective));
+    }
     if ask.sight.has_hidden() {
         reply.headers.push((FILTERED, HeaderValue::from_static("true")));
     }
@@ -266,9 +277,23 @@ fn about(
         (INDEX, HeaderValue::from(index.0.max(1))),
         (KNOWN_LEADER, HeaderValue::from_static(known_leader)),
         (LAST_CONTACT, HeaderValue::from(millis)),
-        (EFFECTIVE_CONSISTENCY, HeaderValue::from_static(effective)),
+        (
+            EFFECTIVE_CONSISTENCY,
+            HeaderValue::from_static(if effective == CACHED { "stale" } else { effective }),
+        ),
         (QUERY_BACKEND, HeaderValue::from_static("blocking-query")),
     ]
+}
+
+/// Whether an answer came from memory alone, and how old that was.
+fn about_cache(reading: &Reading, effective: &'static str) -> Vec<(HeaderName, HeaderValue)> {
+    match effective {
+        CACHED => vec![
+            (CACHE, HeaderValue::from_static("HIT")),
+            (AGE, HeaderValue::from(reading.last_contact.as_secs())),
+        ],
+        _ => vec![(CACHE, HeaderValue::from_static("MISS"))],
+    }
 }
 
 /// What a look at one state found.
@@ -303,6 +328,18 @@ async fn fresh(handle: &Handle, freshness: Freshness) -> Result<(Reading, &'stat
             }
         }
         Freshness::Default => Ok((read(Consistency::Default).await?, "leader")),
+        Freshness::Cached(Cached { max_age, stale_if_error }) => {
+            let held = read(Consistency::Stale).await?;
+            if max_age.is_none_or(|max| held.last_contact <= max && !max.is_zero()) {
+                return Ok((held, CACHED));
+            }
+            match read(Consistency::Default).await {
+                Err(ApiError::NoLeader) if held.last_contact <= stale_if_error => {
+                    Ok((held, CACHED))
+                }
+                reading => Ok((reading?, "leader")),
+            }
+        }
         Freshness::Consistent => Ok((read(Consistency::Consistent).await?, "consistent")),
     }
 }
@@ -401,6 +438,9 @@ const KNOWN_LEADER: HeaderName = HeaderName::from_static("x-consul-knownleader")
 const LAST_CONTACT: HeaderName = HeaderName::from_static("x-consul-lastcontact");
 const EFFECTIVE_CONSISTENCY: HeaderName = HeaderName::from_static("x-consul-effective-consistency");
 const QUERY_BACKEND: HeaderName = HeaderName::from_static("x-consul-query-backend");
+const CACHE: HeaderName = HeaderName::from_static("x-cache");
+/// What an answer from memory alone calls its consistency, inside.
+const CACHED: &str = "cached";
 const DEFAULT_ACL_POLICY: HeaderName = HeaderName::from_static("x-consul-default-acl-policy");
 const FILTERED: HeaderName = HeaderName::from_static("x-consul-results-filtered-by-acls");
 /// Twice the largest body that any endpoint needs.
@@ -436,6 +476,7 @@ mod tests {
             notes: "".into(),
             output: "".into(),
             instance: about.map(|id| id.parse().expect("an id")),
+            run: Default::default(),
         }
     }
 
@@ -452,6 +493,7 @@ mod tests {
             mesh_port: Some(21000),
             enable_tag_override: false,
             gateway: None,
+            tagged: Default::default(),
         }
     }
 
@@ -471,6 +513,7 @@ mod tests {
             address: address.parse().expect("an address"),
             locality: Default::default(),
             meta: [("rack".into(), name.into())].into(),
+            tagged: Default::default(),
         };
         let sync = |node, put_instances, put_checks| {
             let (drop_instances, drop_checks) = (Vec::new(), Vec::new());
@@ -516,7 +559,7 @@ mod tests {
         }
     }
 
-    fn get(state: &State, path: &str) -> Result<(Index, Value), ApiError> {
+    pub(super) fn get(state: &State, path: &str) -> Result<(Index, Value), ApiError> {
         let (handler, params) = find(&Method::GET, path)?;
         let (Handler::Read(look) | Handler::ReadOrPeer(look)) = handler else {
             panic!("{path} is no read of the state")
@@ -529,7 +572,7 @@ mod tests {
         }
     }
 
-    fn write(
+    pub(super) fn write(
         state: &mut State,
         method: &Method,
         path: &str,
@@ -550,7 +593,7 @@ mod tests {
         Ok(plan.reply)
     }
 
-    fn pick<'a>(list: &'a Value, pointer: &str) -> Vec<&'a str> {
+    pub(super) fn pick<'a>(list: &'a Value, pointer: &str) -> Vec<&'a str> {
         let items = list.as_array().expect("a list");
         items
             .iter()

@@ -295,6 +295,7 @@ mod tests {
             address: "10.0.0.1".parse().expect("an address"),
             locality: Default::default(),
             meta: Default::default(),
+            tagged: Default::default(),
         }
     }
 

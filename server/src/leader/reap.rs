@@ -21,9 +21,13 @@ pub(super) async fn run(duties: &Duties) {
                 continue;
             }
             match duties.proposer.propose(Command::DropNode(node.clone())).await {
-                Ok(_) => tracing::info!(%node, "a node that was dead for long is dropped"),
+                Ok(_) => {
+                    tracing::info!(node = ?node.as_str(), "a node that was dead for long is dropped")
+                }
                 Err(ProposeError::Rejected(Rejection::UnknownNode { .. })) => {}
-                Err(failure) => tracing::warn!(%node, error = %failure, "a node is not dropped"),
+                Err(failure) => {
+                    tracing::warn!(node = ?node.as_str(), error = %failure, "a node is not dropped")
+                }
             }
         }
     }

@@ -58,6 +58,10 @@ impl Pending {
         if put.iter().flat_map(|import| import.endpoints.iter()).any(is_overlong) {
             return Err(Refused::TooMuch);
         }
+        if put.iter().any(|import| !import.service.is_label()) {
+            let why = "a service of the mesh has a name of a-z, 0-9 and -";
+            return Err(Invalid::new("exported_change.put", why).into());
+        }
         let gone: Vec<ServiceName> = change
             .drop
             .iter()
@@ -351,7 +355,7 @@ mod tests {
         let many: Vec<String> = (0..=SERVICES_MAX).map(|n| format!("s{n}")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert_eq!(pending.exported(said(true, &many, &[])), Err(Refused::TooMuch));
-        let wrong = pending.exported(said(false, &["Not-A-Name"], &[])).expect_err("no name");
+        let wrong = pending.exported(said(false, &["*"], &[])).expect_err("no name");
         assert!(wrong.to_string().contains("import.service"), "{wrong}");
     }
 

@@ -75,6 +75,8 @@ impl fmt::Display for Proposal {
             Command::EndSession(_) => "end-session",
             Command::Txn(_) => "txn",
             Command::FireEvent(_) => "fire-event",
+            Command::PutQuery(_) => "put-query",
+            Command::DropQuery(_) => "drop-query",
         })
     }
 }

@@ -70,7 +70,7 @@ impl AgentRpc {
 
     /// Uses up a join token for `node`, and signs its first certificate.
     async fn admit(&self, request: &v1::JoinRequest) -> Result<v1::JoinReply, Status> {
-        let node: NodeName = parsed("join_request.node", &request.node)?;
+        let node = agent_name("join_request.node", &request.node)?;
         if request.secret.len() != SECRET_OCTETS {
             return Err(status::invalid(&Invalid::new(
                 "join_request.secret",
@@ -92,7 +92,7 @@ impl AgentRpc {
     /// Lets in the role that signed, under a name that it may have, and signs its certificate.
     async fn admit_role(&self, request: &v1::JoinAwsRequest) -> Result<v1::JoinReply, Status> {
         let verifier = self.aws_iam()?;
-        let node: NodeName = parsed("join_aws_request.node", &request.node)?;
+        let node = agent_name("join_aws_request.node", &request.node)?;
         let v1::JoinAwsRequest { access_key_id, date, session_token, signature, .. } = request;
         let proof = Proof::parse(access_key_id, date, session_token, signature)
             .map_err(|why| Status::invalid_argument(format!("join_aws_request.{why}")))?;
@@ -557,6 +557,11 @@ fn source(extensions: &Extensions) -> Result<IpAddr, Status> {
 }
 
 /// Whether the catalog has `node`, and no word that it is dead.
+/// The name of a node that may have an agent: one that an identity can carry.
+fn agent_name(field: &'static str, text: &str) -> Result<NodeName, Status> {
+    NodeName::of_agent(text).map_err(|why| status::invalid(&Invalid::new(field, why)))
+}
+
 fn is_alive(state: &State, node: &NodeName) -> bool {
     let catalog = state.catalog();
     let is_dead = catalog.checks_on(node).any(|row| {
@@ -855,6 +860,7 @@ mod tests {
                 address: "10.0.0.1".parse().expect("an address"),
                 locality: Default::default(),
                 meta: Default::default(),
+                tagged: Default::default(),
             },
             put_instances: services.iter().map(|service| instance(service)).collect(),
             put_checks: Vec::new(),
@@ -876,6 +882,7 @@ mod tests {
             mesh_port: Some(21_000),
             enable_tag_override: false,
             gateway: None,
+            tagged: Default::default(),
         }
     }
 
@@ -888,6 +895,7 @@ mod tests {
             notes: "".into(),
             output: "".into(),
             instance: None,
+            run: Default::default(),
         }
     }
 
@@ -959,7 +967,7 @@ mod tests {
         let mut long = changes("n1", &[]);
         long.put_checks = vec![Check { output: "x".repeat(70_000).into(), ..check("c") }];
         let mut nameless: v1::NodeChanges = (&changes("n1", &[])).into();
-        nameless.node.as_mut().expect("a node").name = "N 1".into();
+        nameless.node.as_mut().expect("a node").name = "N\n1".into();
         let cases: [(v1::NodeChanges, Code, &str); 5] = [
             ((&changes("n2", &["web"])).into(), Code::PermissionDenied, "n2"),
             ((&reserved).into(), Code::InvalidArgument, "put_checks"),

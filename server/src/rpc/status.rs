@@ -82,9 +82,11 @@ impl From<SignError> for Status {
         let text = error.to_string();
         match error {
             SignError::NoAuthority | SignError::RanOut => Self::unavailable(text),
-            SignError::TooLong | SignError::Malformed | SignError::NoProof | SignError::Key => {
-                Self::invalid_argument(text)
-            }
+            SignError::TooLong
+            | SignError::Malformed
+            | SignError::NoProof
+            | SignError::Name
+            | SignError::Key => Self::invalid_argument(text),
             SignError::TooMany { .. } => Self::resource_exhausted(text),
             SignError::Revoked(_) => Self::permission_denied(text),
             SignError::Rotating | SignError::Known | SignError::Subject => {

@@ -353,6 +353,7 @@ impl World {
                     address: mesh.ip(),
                     locality: Locality::default(),
                     meta: BTreeMap::new(),
+                    tagged: Default::default(),
                 },
                 put_instances: vec![Instance {
                     id: format!("db-{n}").parse().expect("an id"),
@@ -366,6 +367,7 @@ impl World {
                     mesh_port: Some(mesh.port()),
                     enable_tag_override: false,
                     gateway: None,
+                    tagged: Default::default(),
                 }],
                 put_checks: vec![],
                 drop_instances: vec![],
