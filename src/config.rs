@@ -529,6 +529,7 @@ impl Raw {
                 .as_ref()
                 .and_then(|raft| raft.log_mib_max)
                 .map_or(server::config::LOG_BYTES_MAX, |mib| mib.saturating_mul(1 << 20)),
+            planted: planted(),
         };
         Ok(ServerSettings { config, listen: SocketAddr::new(bind, port) })
     }
@@ -817,6 +818,16 @@ fn listener(
     }
 }
 
+/// The bug that a test asks for by [`PLANTED`]: only builds with debug assertions, which are not
+/// for others, have any.
+fn planted() -> server::planted::Planted {
+    #[cfg(debug_assertions)]
+    return std::env::var(PLANTED)
+        .map_or_else(|_| Default::default(), |name| server::planted::Planted::named(&name));
+    #[cfg(not(debug_assertions))]
+    Default::default()
+}
+
 /// The file of a credential that systemd handed over under `name`, if it did.
 fn credential(name: &str) -> Option<PathBuf> {
     let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(name);
@@ -850,6 +861,8 @@ fn default_workers() -> usize {
 /// The variables that configure a process without files, such as a task's.
 const CONFIG_JSON: &str = "HAWSER_CONFIG_JSON";
 const JOIN_TOKEN: &str = "HAWSER_JOIN_TOKEN";
+#[cfg(debug_assertions)]
+const PLANTED: &str = "HAWSER_PLANTED_BUG";
 const HTTP_PORT: u16 = 8500;
 const DNS_PORT: u16 = 8600;
 const SIDECAR_PORTS: (u16, u16) = (21_000, 21_255);

@@ -9,6 +9,7 @@ use hawser_core::name::{Datacenter, NodeName};
 
 use crate::aws_iam::AwsIam;
 use crate::identity::OperatorKey;
+use crate::planted::Planted;
 
 /// The configuration of one server.
 pub struct Config {
@@ -46,6 +47,8 @@ pub struct Config {
     pub snapshot_every: u64,
     /// Bytes of the log after which a snapshot is written and the log cut, however few its entries.
     pub log_bytes_max: u64,
+    /// Bugs that a test asks for; none in what ships.
+    pub planted: Planted,
 }
 
 /// Raft's clock. A heartbeat must make its round trip within `heartbeat`.

@@ -1,5 +1,6 @@
 //! The clustered control plane.
 
+pub mod planted;
 pub mod identity;
 pub mod tls;
 pub mod ca;

@@ -8,7 +8,9 @@ use hawser_core::state::State;
 use hawser_proto::{Member, v1};
 use tokio::time::{Instant, timeout_at};
 
+use crate::config::Config;
 use crate::dial::{Dialer, Lane};
+use crate::planted::Planted;
 use crate::propose::{PATIENCE, RETRY_EVERY};
 use crate::raft::Raft;
 use crate::watch::Published;
@@ -22,6 +24,7 @@ pub struct Reader {
     contact: Contact,
     /// For how long a leader counts as one that nobody heard.
     lease: Duration,
+    planted: Planted,
 }
 
 /// How fresh a reading must be.
@@ -97,9 +100,10 @@ impl Reader {
         dialer: Dialer,
         published: Published,
         contact: Contact,
-        lease: Duration,
+        config: &Config,
     ) -> Self {
-        Self { raft, dialer, published, contact, lease }
+        let (lease, planted) = (config.timing.election_max, config.planted);
+        Self { raft, dialer, published, contact, lease, planted }
     }
 
     /// Notes that this server led until now: nobody knew better.
@@ -119,6 +123,7 @@ impl Reader {
     pub async fn read(&self, consistency: Consistency) -> Result<Reading, ReadError> {
         let quorum = match consistency {
             Consistency::Stale => return Ok(self.reading()),
+            _ if self.planted.reads_stale() => return Ok(self.reading()),
             Consistency::Default => false,
             Consistency::Consistent => true,
         };

@@ -165,7 +165,7 @@ impl Server {
         let (stopping, contact) = (CancellationToken::new(), Contact::new());
         let lease = config.timing.election_max;
         let reader =
-            Reader::new(raft.clone(), dialer.clone(), published.clone(), contact.clone(), lease);
+            Reader::new(raft.clone(), dialer.clone(), published.clone(), contact.clone(), &config);
         let pilot = Pilot::new(raft.id(), lease);
         let handle = Handle {
             proposer: Proposer::new(
@@ -372,8 +372,10 @@ async fn open(
     let folder = config.data_dir.clone();
     let (cluster_id, node) = (identity.cluster_id().to_owned(), config.node.to_string());
     let (fsync, limits) = (metrics.fsync_seconds.clone(), config.history);
+    let planted = config.planted;
     let opened = tokio::task::spawn_blocking(move || {
         let store = Store::open(&folder, &cluster_id, &node, fsync)?;
+        store.plant(planted);
         let snapshots = Snapshots::open(&folder)
             .map_err(|source| StartError::State { path: folder.clone(), source })?;
         let history = History::open(&folder.join("history"), limits)?;

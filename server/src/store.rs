@@ -9,7 +9,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use prometheus::Histogram;
 use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
+use crate::planted::Planted;
 use crate::snapshot::{self, sync_folder};
 
 /// Who a data folder belongs to. A wiped folder gets a new id, and so can never vote twice.
@@ -111,6 +112,7 @@ pub struct Store {
     room: Arc<Semaphore>,
     failed: watch::Receiver<Option<Arc<str>>>,
     began: Began,
+    planted: Arc<OnceLock<Planted>>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -225,7 +227,9 @@ impl Store {
         let (jobs, queue) = mpsc::channel();
         let (failing, failed) = watch::channel(None);
         let began = Began::default();
+        let planted = Arc::<OnceLock<Planted>>::default();
         let writer = Writer {
+            planted: Arc::clone(&planted),
             began: Arc::clone(&began),
             database: Arc::clone(&database),
             shared: Arc::clone(&shared),
@@ -239,7 +243,12 @@ impl Store {
             .map_err(io)?;
         let room = Arc::new(Semaphore::new(JOBS_MAX));
         let (jobs, writer) = (Some(jobs), Some(writer));
-        Ok(Self { path, owner, database, shared, jobs, room, failed, began, writer })
+        Ok(Self { path, owner, database, shared, jobs, room, failed, began, planted, writer })
+    }
+
+    /// Gives it the bugs of `planted`, for a test.
+    pub fn plant(&self, planted: Planted) {
+        self.planted.get_or_init(|| planted);
     }
 
     /// Whose folder it is.
@@ -432,6 +441,7 @@ impl Drop for Store {
 }
 
 struct Writer {
+    planted: Arc<OnceLock<Planted>>,
     database: Arc<Database>,
     shared: Arc<Mutex<Shared>>,
     queue: mpsc::Receiver<Job>,
@@ -466,6 +476,7 @@ impl Writer {
             if batch.is_empty() && !is_late {
                 continue;
             }
+            self.err_as_planted(&mut batch);
             let began = Instant::now();
             self.mark(Some(began));
             let outcome = self.commit(&batch, &lazy);
@@ -476,6 +487,20 @@ impl Writer {
                 Ok(()) => self.complete(batch),
                 Err(failure) => return self.fail(batch, &failure),
             }
+        }
+    }
+
+    /// Acknowledges entries that are not on the disk, and dawdles, where that bug is planted.
+    fn err_as_planted(&self, batch: &mut [Job]) {
+        if !self.planted.get().is_some_and(|planted| planted.acks_early()) {
+            return;
+        }
+        let appends = batch.iter_mut().filter(|job| matches!(job.write, Write::Append(_)));
+        let early: Vec<Done> = appends.filter_map(|job| job.done.take()).collect();
+        let is_any = !early.is_empty();
+        early.into_iter().for_each(|done| done(Ok(())));
+        if is_any {
+            std::thread::sleep(PLANTED_DELAY);
         }
     }
 
@@ -760,6 +785,8 @@ const JOBS_MAX: usize = 1_024;
 const BATCH_MAX: usize = 1_023;
 /// How long the committed position may be older on disk than in memory.
 const LAZY_MAX: Duration = Duration::from_millis(50);
+/// How long what was acknowledged too early is in memory alone, where that bug is planted.
+const PLANTED_DELAY: Duration = Duration::from_millis(400);
 
 #[cfg(test)]
 mod tests {

@@ -65,6 +65,7 @@ impl Guarded {
             },
             snapshot_every: 1_024,
             log_bytes_max: hawser_server::config::LOG_BYTES_MAX,
+            planted: hawser_server::planted::Planted::default(),
         };
         let server = Server::start(config, listener, &Registry::new()).await.expect("it starts");
         let (handle, drain) = (server.handle(), CancellationToken::new());

@@ -72,6 +72,7 @@ impl Place {
             acl: hawser_server::acl::Settings::default(),
             snapshot_every: 64,
             log_bytes_max: 1 << 20,
+            planted: hawser_server::planted::Planted::default(),
         }
     }
 

@@ -76,6 +76,7 @@ impl Site {
             aws_iam: None,
             snapshot_every: 1_024,
             log_bytes_max: hawser_server::config::LOG_BYTES_MAX,
+            planted: hawser_server::planted::Planted::default(),
             acl: hawser_server::acl::Settings::default(),
         }
     }

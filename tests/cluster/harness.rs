@@ -26,6 +26,8 @@ pub(crate) struct Process {
     config: PathBuf,
     part: &'static str,
     log: PathBuf,
+    /// The bug on purpose that it has.
+    bug: Option<String>,
 }
 
 /// What a server answered.
@@ -107,7 +109,27 @@ impl Net {
         value["Token"].as_str().expect("a token").to_owned()
     }
 
+    /// As [`Self::server`], and other servers come to it through host `100 + n`'s address.
+    pub(crate) fn server_behind(&self, n: u8, expect: u8, bug: Option<&str>) -> Process {
+        let join: Vec<String> = (1..=3).map(|n| self.address(100 + n)).collect();
+        let own = json!({
+            "operator_key_file": self.operator_key(),
+            "bootstrap_expect": expect,
+            "retry_join": join,
+            "advertise_addr": self.address(100 + n),
+        });
+        let config = self.configure(n, &[own]);
+        let log = self.folder().join(format!("n{n}.log"));
+        Process::start("server", config, log, bug)
+    }
+
     fn start(&self, part: &'static str, n: u8, layers: &[Value]) -> Process {
+        let log = self.folder().join(format!("n{n}.log"));
+        Process::start(part, self.configure(n, layers), log, None)
+    }
+
+    /// Writes the configuration of host `n`: what all have, and then `layers`.
+    fn configure(&self, n: u8, layers: &[Value]) -> PathBuf {
         let address = self.address(n);
         let mut config = json!({
             "node_name": format!("n{n}"),
@@ -125,14 +147,15 @@ impl Net {
         }
         let path = self.folder().join(format!("n{n}.json"));
         std::fs::write(&path, config.to_string()).expect("written");
-        Process::start(part, path, self.folder().join(format!("n{n}.log")))
+        path
     }
 }
 
 impl Process {
-    fn start(part: &'static str, config: PathBuf, log: PathBuf) -> Self {
-        let child = spawn(part, &config, &log, &[]);
-        Self { child, replaced: Vec::new(), config, part, log }
+    fn start(part: &'static str, config: PathBuf, log: PathBuf, bug: Option<&str>) -> Self {
+        let bug = bug.map(str::to_owned);
+        let child = spawn(part, &config, &log, &[], bug.as_deref());
+        Self { child, replaced: Vec::new(), config, part, log, bug }
     }
 
     /// Ends the process as a power cut of the process would.
@@ -143,7 +166,7 @@ impl Process {
 
     /// Starts it again with the same configuration and data.
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(self.part, &self.config, &self.log, &[]);
+        self.child = spawn(self.part, &self.config, &self.log, &[], self.bug.as_deref());
     }
 
     /// Changes its configuration, which holds from the next start on.
@@ -162,7 +185,7 @@ impl Process {
 
     /// Starts the binary again beside it, to take everything over from it.
     pub(crate) fn replace(&mut self) {
-        let next = spawn(self.part, &self.config, &self.log, &["--take-over"]);
+        let next = spawn(self.part, &self.config, &self.log, &["--take-over"], None);
         self.replaced.push(std::mem::replace(&mut self.child, next));
     }
 
@@ -216,7 +239,7 @@ impl Drop for Process {
     }
 }
 
-fn spawn(part: &str, config: &Path, log: &Path, arguments: &[&str]) -> Child {
+fn spawn(part: &str, config: &Path, log: &Path, arguments: &[&str], bug: Option<&str>) -> Child {
     let out = File::options().create(true).append(true).open(log).expect("a log file");
     Command::new(BINARY)
         .args([part, "--config-file"])
@@ -224,6 +247,7 @@ fn spawn(part: &str, config: &Path, log: &Path, arguments: &[&str]) -> Child {
         .args(arguments)
         .process_group(0)
         .env("HAWSER_LOG", "warn,hawser=info,hawser_server=info,hawser_agent=info")
+        .envs(bug.map(|bug| ("HAWSER_PLANTED_BUG", bug)))
         .stdin(Stdio::null())
         .stdout(out.try_clone().expect("a second handle"))
         .stderr(out)

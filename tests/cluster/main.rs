@@ -8,6 +8,7 @@ mod data;
 mod dev;
 mod ecs;
 mod harness;
+mod histories;
 mod operate;
 mod snapshot;
 mod traces;

@@ -55,6 +55,8 @@ pub(crate) fn release(root: &Path) -> Result<PathBuf> {
     linked.arg(&binary);
     let linked = told(linked, COMMAND)?;
     ensure!(linked.contains("statically linked"), "{} is not static: {linked}", binary.display());
+    let is_planted = fs::read(&binary)?.windows(PLANTED.len()).any(|octets| octets == PLANTED);
+    ensure!(!is_planted, "{} has the tests' bugs on purpose in it", binary.display());
     Ok(binary)
 }
 
@@ -67,6 +69,9 @@ fn committed(root: &Path) -> Result<String> {
 
 /// One file of the package or tarball: where it is taken from, where it goes, its mode.
 type Item<'a> = (&'a str, &'a str, u32);
+
+/// What asks for a bug on purpose, in builds that have any.
+const PLANTED: &[u8] = b"HAWSER_PLANTED_BUG";
 
 /// What the package puts onto a host, beside the binary.
 const INSTALLED: [Item<'_>; 10] = [

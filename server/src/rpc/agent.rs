@@ -802,6 +802,7 @@ mod tests {
                 acl: crate::acl::Settings::default(),
                 snapshot_every: config::SNAPSHOT_EVERY,
                 log_bytes_max: config::LOG_BYTES_MAX,
+                planted: crate::planted::Planted::default(),
             };
             let registry = prometheus::Registry::new();
             let server = Server::start(config, listener, &registry).await.expect("starts");

@@ -59,6 +59,7 @@ impl Cluster {
                 acl: hawser_server::acl::Settings::default(),
                 snapshot_every: 1_024,
                 log_bytes_max: hawser_server::config::LOG_BYTES_MAX,
+                planted: hawser_server::planted::Planted::default(),
             };
             let server =
                 Server::start(config, listener, &Registry::new()).await.expect("it starts");
