@@ -241,7 +241,7 @@ impl Drop for Process {
 
 fn spawn(part: &str, config: &Path, log: &Path, arguments: &[&str], bug: Option<&str>) -> Child {
     let out = File::options().create(true).append(true).open(log).expect("a log file");
-    Command::new(BINARY)
+    Command::new(binary())
         .args([part, "--config-file"])
         .arg(config)
         .args(arguments)
@@ -257,7 +257,7 @@ fn spawn(part: &str, config: &Path, log: &Path, arguments: &[&str], bug: Option<
 
 /// Runs the binary to its end.
 pub(crate) fn hawser(arguments: &[&str]) -> Output {
-    Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().expect("the binary runs")
+    Command::new(binary()).args(arguments).stdin(Stdio::null()).output().expect("the binary runs")
 }
 
 /// One HTTP request; none when nobody answered whole.
@@ -315,6 +315,11 @@ fn restrict(path: &Path) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("restricted");
 }
 
-const BINARY: &str = env!("CARGO_BIN_EXE_hawser");
+/// The binary: the one that was built with the tests, or what `HAWSER_BINARY` names.
+fn binary() -> PathBuf {
+    std::env::var_os("HAWSER_BINARY")
+        .map_or_else(|| env!("CARGO_BIN_EXE_hawser").into(), From::from)
+}
+
 const PATIENCE: Duration = Duration::from_secs(60);
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);

@@ -17,10 +17,11 @@ use crate::harness::{Net, Process, eventually, get, get_json, request};
 
 /// Agents of `api` (HTTP) and `db` (TCP) on host 2, and of `web`, which calls both, on host 3.
 struct Scene {
-    net: Net,
     _server: Process,
     callee: Process,
     caller: Process,
+    /// Last: its folder holds what the processes logged.
+    net: Net,
 }
 
 impl Scene {
@@ -47,7 +48,7 @@ impl Scene {
         for n in [2, 3] {
             eventually("an agent to be ready", || get_json(net.http(n), "/v1/hawser/ready"));
         }
-        let scene = Self { net, _server: server, callee, caller };
+        let scene = Self { _server: server, callee, caller, net };
         let api = scene.upstream(9191);
         eventually("a call", || get(api, "/").filter(|reply| reply.status == 200));
         let db = scene.upstream(9192);

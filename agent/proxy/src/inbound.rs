@@ -788,17 +788,30 @@ pub(crate) fn address<B>(
 
 /// Whether the peer said that it did not begin to process the request.
 pub(crate) fn is_unprocessed(error: &hyper::Error) -> bool {
+    h2_error(error)
+        .is_some_and(|h2| h2.reason() == Some(h2::Reason::REFUSED_STREAM) || is_farewell(h2))
+}
+
+/// Whether the peer said that it takes no more requests in this connection, and did not begin to
+/// process this one: nothing against it, which may take it in the next connection.
+pub(crate) fn is_leaving(error: &hyper::Error) -> bool {
+    h2_error(error).is_some_and(is_farewell)
+}
+
+fn is_farewell(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+}
+
+/// The fault in HTTP/2 behind an error.
+fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
         if let Some(h2) = inner.downcast_ref::<h2::Error>() {
-            let is_refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM);
-            let is_goodbye =
-                h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR);
-            return is_refused || is_goodbye;
+            return Some(h2);
         }
         source = inner.source();
     }
-    false
+    None
 }
 
 /// The reason behind a failed exchange with an application that speaks HTTP/1.1.

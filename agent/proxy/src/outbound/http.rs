@@ -31,7 +31,7 @@ use super::{Picked, Port};
 use crate::admit::{admit, sound};
 use crate::context::Slot;
 use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Outgoing, Sending};
-use crate::inbound::{address, is_unprocessed, relay_upgraded};
+use crate::inbound::{address, is_leaving, is_unprocessed, relay_upgraded};
 use crate::lifespan::Lifespan;
 use crate::pool::{Line, Place};
 use crate::relay::Moved;
@@ -463,6 +463,9 @@ pub(super) struct Failure {
     /// Whether the connection had died of silence: then another try goes elsewhere, once, and what
     /// is silent gets no load by it.
     was_silent: bool,
+    /// Whether the connection took no more requests when this one came: it was never sent, or the
+    /// peer said that it goes unread.
+    was_untaken: bool,
     /// Whether somebody listed its status: then the same instance may be asked again.
     is_wanted: bool,
     /// An answer that may still be the best there is.
@@ -471,21 +474,22 @@ pub(super) struct Failure {
 
 impl Failure {
     fn of(reason: Reason, end: retry::End) -> Self {
-        Self { reason, end, was_silent: false, is_wanted: false, answer: None }
+        Self { reason, end, was_silent: false, was_untaken: false, is_wanted: false, answer: None }
     }
 
     /// Whether no application was reached, so that another try costs none anything.
     fn was_free(&self) -> bool {
-        self.end == retry::End::Unseen
-            && matches!(
-                self.reason,
-                Reason::ConnectFailed
-                    | Reason::ConnectTimeout
-                    | Reason::HandshakeTimeout
-                    | Reason::GatewayUnavailable
-                    | Reason::ApplicationUnreachable
-                    | Reason::Draining
-            )
+        self.was_untaken
+            || self.end == retry::End::Unseen
+                && matches!(
+                    self.reason,
+                    Reason::ConnectFailed
+                        | Reason::ConnectTimeout
+                        | Reason::HandshakeTimeout
+                        | Reason::GatewayUnavailable
+                        | Reason::ApplicationUnreachable
+                        | Reason::Draining
+                )
     }
 }
 
@@ -847,6 +851,8 @@ fn in_vain(
     let is_unseen = !was_taken
         || is_unprocessed(error)
         || (reason.is_before_request() && reason != Reason::HandshakeFailed);
+    // A proxy that is replaced ends its connections so, whatever waits to be sent in them.
+    let was_untaken = !was_taken || is_leaving(error);
     let outcome = match reason {
         Reason::DownstreamReset => Outcome::Unknown,
         // Pings were not answered either.
@@ -856,11 +862,12 @@ fn in_vain(
             silent.inspect(|gateway| gateway.failed(began, now));
             picked.silence_since(began)
         }
+        _ if was_untaken => Outcome::Unknown,
         _ => Outcome::Failed,
     };
     picked.finish(outcome);
     let end = if is_unseen { retry::End::Unseen } else { retry::End::Reset };
-    Failure { was_silent: error.is_timeout(), ..Failure::of(reason, end) }
+    Failure { was_silent: error.is_timeout(), was_untaken, ..Failure::of(reason, end) }
 }
 
 impl Port {

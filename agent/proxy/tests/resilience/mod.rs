@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hawser_core::catalog::Protocol;
 use hawser_core::policy::Policies;
+use http_body_util::Full;
 use hyper::{Request, Response, StatusCode};
 
 use self::app::{App, Mood};
@@ -112,6 +113,28 @@ async fn one_of_three_that_fails_costs_no_idempotent_request() {
         );
         world.stop().await;
     }
+}
+
+/// A proxy that is replaced leaves unread what waits to be sent to it, and nobody notices: that is
+/// no retry of the kind that a budget is for, and nothing against the instance.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_leaves_costs_no_request_and_no_budget() {
+    let mut world = World::new(Protocol::Http);
+    world.limits.retry_budget_percent = 0;
+    world.limits.retry_budget_floor = 0;
+    let app = App::start(&mut world, "a").await;
+    world.leaving_proxy().await;
+    world.start().await;
+    let post = || {
+        let request = Request::post("/").header("host", "db").body(Full::from("once"));
+        call(world.outbound, request.expect("good"))
+    };
+    for answer in futures_util::future::join_all((0..40).map(|_| post())).await {
+        let answer = answer.expect("answered");
+        assert_eq!((answer.status(), reason(&answer)), (StatusCode::OK, ""));
+    }
+    assert_eq!(app.seen(), 40, "each once");
+    assert_eq!(world.client_metric("hawser_proxy_ejections_total") as u64, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -508,16 +508,19 @@ impl World {
         tap
     }
 
+    /// What a proxy of `db` proves who it is with, once the view is published.
+    fn identity_of_db(&self) -> Identity {
+        let view = self.views.borrow();
+        let trust = view.trust.as_deref().expect("published");
+        let anchors = Arc::new(tls::anchors(trust, &view.peers));
+        Identity::new(&self.leaf("db"), &anchors, 0).expect("a good leaf")
+    }
+
     /// An instance whose proxy is of the version before streams: it echoes, and counts connections.
     pub(crate) async fn old_proxy(&mut self) -> Arc<AtomicUsize> {
         self.publish();
-        let identity = {
-            let view = self.views.borrow();
-            let trust = view.trust.as_deref().expect("published");
-            let anchors = Arc::new(tls::anchors(trust, &view.peers));
-            Identity::new(&self.leaf("db"), &anchors, 0).expect("a good leaf")
-        };
-        let acceptor = tokio_rustls::TlsAcceptor::from(identity.accept(tls::Wire::Tcp));
+        let acceptor = self.identity_of_db().accept(tls::Wire::Tcp);
+        let acceptor = tokio_rustls::TlsAcceptor::from(acceptor);
         let (listener, address) = listener().await;
         self.instances.push((address, None));
         let count = Arc::new(AtomicUsize::new(0));
@@ -536,6 +539,33 @@ impl World {
             }
         });
         count
+    }
+
+    /// Before the first instance's proxy, one that was just replaced: in the first connection it
+    /// says goodbye before it has read a request. Those that follow reach the proxy.
+    pub(crate) async fn leaving_proxy(&mut self) {
+        self.publish();
+        let inbound = self.inbound();
+        let acceptor = self.identity_of_db().accept(tls::Wire::H2);
+        let acceptor = tokio_rustls::TlsAcceptor::from(acceptor);
+        let (listener, address) = listener().await;
+        self.taps.insert(inbound, address);
+        tokio::spawn(async move {
+            let (socket, _) = listener.accept().await?;
+            let mut stream = acceptor.accept(socket).await?;
+            // SETTINGS, and GOAWAY of stream 0 without an error (RFC 9113 §6.5, §6.8).
+            stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
+            stream.write_all(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).await?;
+            let leaving = tokio::spawn(async move { read_all(&mut stream).await });
+            while let Ok((mut caller, _)) = listener.accept().await {
+                let mut callee = TcpStream::connect(inbound).await?;
+                tokio::spawn(async move {
+                    tokio::io::copy_bidirectional(&mut caller, &mut callee).await
+                });
+            }
+            leaving.abort();
+            Ok::<_, std::io::Error>(())
+        });
     }
 
     /// An instance whose host does not answer.
