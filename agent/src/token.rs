@@ -159,11 +159,15 @@ impl Acl {
         }
     }
 
-    /// Notes `known`, in place of what was asked longest ago when there is no more room.
+    /// Notes `known`. When there is no more room it takes the place of a secret that is no token's,
+    /// or else of what was asked longest ago: whoever makes secrets up must not push out those in
+    /// use, and nobody the host's own.
     fn remember(&self, secret: &str, known: Known) {
         let mut all = self.known();
         if all.len() >= KNOWN_MAX && !all.contains_key(secret) {
-            let oldest = all.iter().min_by_key(|(_, known)| known.at);
+            let others =
+                all.iter().filter(|(held, _)| self.own_secrets().all(|own| own != held.as_str()));
+            let oldest = others.min_by_key(|(_, known)| (known.may.is_some(), known.at));
             if let Some(oldest) = oldest.map(|(secret, _)| secret.clone()) {
                 all.remove(&oldest);
             }
@@ -337,6 +341,25 @@ mod tests {
         let known = acl.known();
         assert_eq!((known.len(), known.contains_key("s0")), (KNOWN_MAX, false));
         assert!(known.contains_key("s1"));
+    }
+
+    #[test]
+    fn secrets_that_are_no_tokens_push_out_no_token_and_nobody_the_hosts_own() {
+        let settings =
+            Settings { is_enabled: true, dns: Some("own".to_owned()), ..Settings::default() };
+        let kept = Kept::open(PathBuf::from("/nowhere"), CancellationToken::new());
+        let acl = Acl::new(settings, kept);
+        let start = Instant::now();
+        let somebody = Some(Arc::new(Authorizer::new("a".into(), DefaultPolicy::Deny, [])));
+        acl.remember("own", Known { at: None, may: None, expires_at: None });
+        acl.remember("operator", Known { at: Some(start), may: somebody, expires_at: None });
+        for n in 1..=2 * KNOWN_MAX as u64 {
+            let at = Some(start + Duration::from_secs(n));
+            acl.remember(&format!("made-up-{n}"), Known { at, may: None, expires_at: None });
+        }
+        let known = acl.known();
+        assert!(known.contains_key("own") && known.contains_key("operator"));
+        assert_eq!(known.len(), KNOWN_MAX);
     }
 
     #[test]

@@ -106,7 +106,8 @@ fn intention_write(may: &Authorizer, destination: &str) -> Result<(), Denied> {
 fn sync_node(may: &Authorizer, state: &State, changes: &NodeChanges) -> Result<(), Denied> {
     let node = &changes.node.name;
     let is_same = state.catalog().node(node).is_some_and(|row| *row.value == changes.node);
-    if !is_same {
+    // To write what changes nothing is still to write.
+    if !is_same || changes.is_of_node_alone() {
         may.demand(Resource::Node, Access::Write, node.as_str())?;
     }
     for instance in &changes.put_instances {
@@ -114,7 +115,7 @@ fn sync_node(may: &Authorizer, state: &State, changes: &NodeChanges) -> Result<(
         owned(may, state, node, &instance.id)?;
     }
     for id in &changes.drop_instances {
-        owned(may, state, node, id)?;
+        removable(may, state, node, id)?;
     }
     for check in &changes.put_checks {
         about(may, state, changes, check.instance.as_ref())?;
@@ -135,6 +136,20 @@ fn owned(may: &Authorizer, state: &State, node: &NodeName, id: &InstanceId) -> R
     match held(state, node, id) {
         Some(instance) => may.demand(Resource::Service, Access::Write, instance.service.as_str()),
         None => Ok(()),
+    }
+}
+
+/// Whether an instance may be removed. Who may write one service learns from this whether the node
+/// has an instance of another, so one that is not there takes the node itself.
+fn removable(
+    may: &Authorizer,
+    state: &State,
+    node: &NodeName,
+    id: &InstanceId,
+) -> Result<(), Denied> {
+    match held(state, node, id) {
+        Some(_) => owned(may, state, node, id),
+        None => may.demand(Resource::Node, Access::Write, node.as_str()),
     }
 }
 
@@ -250,7 +265,7 @@ mod tests {
         let global = || entry("global", Body::ProxyDefaults(ProxyDefaults::default()));
         type Needs<'a> = Vec<(Resource, &'a str)>;
         let cases: Vec<(Command, Needs<'_>, &str)> = vec![
-            (Command::SyncNode(sync(1, &[], vec![])), vec![], "nothing changes"),
+            (Command::SyncNode(sync(1, &[], vec![])), vec![(Node, "n1")], "also to change nothing"),
             (Command::SyncNode(sync(2, &[], vec![])), vec![(Node, "n1")], "the node changes"),
             (
                 Command::SyncNode(sync(1, &[("w2", "web")], vec![check("c", Some("w2"))])),

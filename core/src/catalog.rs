@@ -1,5 +1,7 @@
 //! Nodes, instances and checks, and the tables that hold them.
 
+pub mod bounds;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

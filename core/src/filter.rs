@@ -8,6 +8,7 @@
 
 mod parse;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -32,6 +33,12 @@ pub enum InvalidFilter {
     TooDeep {
         /// The most that it may have.
         max: usize,
+    },
+    /// It looks at too much: `any` and `all` inside each other, over long lists.
+    #[error("Failed to evaluate the expression: more than {max} steps; ask for less")]
+    TooMuch {
+        /// The most that it may take.
+        max: u32,
     },
     /// It cannot be read.
     #[error("Failed to create boolean expression evaluator: {expected} expected {at}")]
@@ -130,11 +137,15 @@ impl Filter {
     /// Keeps the elements of `list` that match.
     ///
     /// # Errors
-    /// [`InvalidFilter::Selector`] when no element has the field that a selector begins with, and
-    /// [`InvalidFilter::Operator`] when one cannot be compared as it is.
+    /// [`InvalidFilter::Selector`] when no element has the field that a selector begins with,
+    /// [`InvalidFilter::Operator`] when one cannot be compared as it is, and
+    /// [`InvalidFilter::TooMuch`] when it takes more steps than a list of that length is worth.
     pub fn retain(&self, list: &mut Vec<Value>) -> Result<(), InvalidFilter> {
         self.check_roots(list)?;
-        let matching: Result<Vec<bool>, _> = list.iter().map(|item| self.matches(item)).collect();
+        let elements = u32::try_from(list.len()).unwrap_or(u32::MAX);
+        let budget = Budget::of(LIST_STEPS.max(elements.saturating_mul(ELEMENT_STEPS)));
+        let matching: Result<Vec<bool>, _> =
+            list.iter().map(|item| self.0.matches(&Scope::of(item, &budget))).collect();
         let mut matching = matching?.into_iter();
         list.retain(|_| matching.next().unwrap_or_default());
         Ok(())
@@ -157,9 +168,29 @@ impl Filter {
     /// Whether one element matches.
     ///
     /// # Errors
-    /// [`InvalidFilter::Operator`] when a field cannot be compared as it is.
+    /// [`InvalidFilter::Operator`] when a field cannot be compared as it is, and
+    /// [`InvalidFilter::TooMuch`] when it takes more than 4,096 steps.
     pub fn matches(&self, item: &Value) -> Result<bool, InvalidFilter> {
-        self.0.matches(&Scope { item, names: BTreeMap::new() })
+        self.0.matches(&Scope::of(item, &Budget::of(ONE_STEPS)))
+    }
+}
+
+/// How many steps an evaluation may still take. Without a bound, what `any` and `all` inside each
+/// other look at grows with the power of their depth.
+struct Budget {
+    left: Cell<u32>,
+    max: u32,
+}
+
+impl Budget {
+    fn of(max: u32) -> Self {
+        Self { left: Cell::new(max), max }
+    }
+
+    fn spend(&self) -> Result<(), InvalidFilter> {
+        let left = self.left.get().checked_sub(1);
+        self.left.set(left.ok_or(InvalidFilter::TooMuch { max: self.max })?);
+        Ok(())
     }
 }
 
@@ -168,6 +199,13 @@ impl Filter {
 struct Scope<'a> {
     item: &'a Value,
     names: BTreeMap<&'a str, Named<'a>>,
+    budget: &'a Budget,
+}
+
+impl<'a> Scope<'a> {
+    fn of(item: &'a Value, budget: &'a Budget) -> Self {
+        Self { item, names: BTreeMap::new(), budget }
+    }
 }
 
 #[derive(Clone)]
@@ -178,6 +216,7 @@ enum Named<'a> {
 
 impl Expression {
     fn matches(&self, scope: &Scope<'_>) -> Result<bool, InvalidFilter> {
+        scope.budget.spend()?;
         match self {
             Self::All(parts) => {
                 for part in parts {
@@ -393,6 +432,12 @@ const OPTIONAL: [&str; 19] = [
     "TaggedAddresses",
     "Weights",
 ];
+
+/// The most steps for one element by itself.
+const ONE_STEPS: u32 = 4_096;
+/// The most steps for a list, or more where it is long.
+const LIST_STEPS: u32 = 1_000_000;
+const ELEMENT_STEPS: u32 = 500;
 
 #[cfg(test)]
 mod tests;

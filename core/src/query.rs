@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use regex::{Regex, RegexBuilder};
+use regex::{Captures, Regex, RegexBuilder};
 use rpds::RedBlackTreeMapSync;
 use serde::{Deserialize, Serialize};
 
@@ -135,6 +135,9 @@ pub enum InvalidQuery {
         "Service: at most {LIST_MAX} tags, targets and pairs, of {TEXT_OCTETS_MAX} octets each"
     )]
     TooMuch,
+    /// It is asked for by a longer name than any may have.
+    #[error("Query names have at most {NAME_OCTETS_MAX} bytes")]
+    LongName,
     /// A target that says nothing, or too much.
     #[error("Service.Failover.Targets: name a Peer or a Datacenter, and not both")]
     Target,
@@ -166,6 +169,7 @@ impl PreparedQuery {
         let lists = [service.tags.len(), datacenters.len(), targets.len()];
         let texts = [&service.service, &service.near, &template.regexp].into_iter();
         let texts = texts.chain(&service.tags).chain(datacenters).chain(&service.ignore_check_ids);
+        let texts = texts.chain(targets.iter().flat_map(|it| [&it.peer, &it.datacenter]));
         let is_long = |text: &String| text.len() > TEXT_OCTETS_MAX;
         if lists.into_iter().any(|count| count > LIST_MAX)
             || service.ignore_check_ids.len() > LIST_MAX
@@ -193,12 +197,16 @@ impl PreparedQuery {
         if !self.is_template() {
             return Ok(body);
         }
+        if name.len() > NAME_OCTETS_MAX {
+            return Err(InvalidQuery::LongName);
+        }
         let pattern = match body.template.regexp.as_str() {
             "" => None,
             text => Some(pattern(text)?),
         };
-        let suffix = name.strip_prefix(&*self.name).unwrap_or_default();
-        let names = Names { full: name, prefix: &self.name, suffix, pattern: pattern.as_ref() };
+        let parts = pattern.as_ref().and_then(|pattern| pattern.captures(name));
+        let suffix = name.get(self.name.len()..).unwrap_or_default();
+        let names = Names { full: name, prefix: &self.name, suffix, parts };
         let Selection { service, near, failover, tags, node_meta, service_meta, .. } =
             &mut body.service;
         let targets = failover.targets.iter_mut();
@@ -220,7 +228,8 @@ struct Names<'n> {
     full: &'n str,
     prefix: &'n str,
     suffix: &'n str,
-    pattern: Option<&'n Regex>,
+    /// What the template's expression finds in the name.
+    parts: Option<Captures<'n>>,
 }
 
 impl Names<'_> {
@@ -241,10 +250,13 @@ impl Names<'_> {
                     let group = variable.strip_prefix("match(").and_then(|n| n.strip_suffix(')'));
                     let group: usize =
                         group.and_then(|n| n.trim().parse().ok()).ok_or_else(wrong)?;
-                    let found = self.pattern.and_then(|pattern| pattern.captures(self.full));
-                    found.and_then(|found| found.get(group)).map_or("", |part| part.as_str())
+                    let found = self.parts.as_ref().and_then(|parts| parts.get(group));
+                    found.map_or("", |part| part.as_str())
                 }
             });
+            if filled.len() > TEXT_OCTETS_MAX {
+                return Err(InvalidQuery::TooMuch);
+            }
             rest = after;
         }
         filled.push_str(rest);
@@ -285,10 +297,10 @@ impl Queries {
         self.rows.get(id)
     }
 
-    /// The query of that name, or the template of exactly that prefix.
+    /// The query of that name, in any case of letters, or the template of exactly that prefix.
     pub fn named(&self, name: &str, is_template: bool) -> Option<&Row<PreparedQuery>> {
         self.iter().find(|row| {
-            *row.value.name == *name
+            row.value.name.eq_ignore_ascii_case(name)
                 && row.value.is_template() == is_template
                 && is_named(&row.value)
         })
@@ -297,9 +309,11 @@ impl Queries {
     /// What is asked for as `asked`: by id, by name, or else by the template of the longest prefix.
     pub fn find(&self, asked: &str) -> Option<&Row<PreparedQuery>> {
         let template = || {
-            let fitting = self
-                .iter()
-                .filter(|row| row.value.is_template() && asked.starts_with(&*row.value.name));
+            let begins = |name: &str| {
+                asked.get(..name.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(name))
+            };
+            let fitting =
+                self.iter().filter(|row| row.value.is_template() && begins(&row.value.name));
             fitting.max_by_key(|row| row.value.name.len())
         };
         self.get(asked).or_else(|| self.named(asked, false)).or_else(template)
@@ -342,6 +356,7 @@ fn is_named(query: &PreparedQuery) -> bool {
 
 /// Queries that there may be.
 pub const QUERIES_MAX: usize = 10_000;
+const NAME_OCTETS_MAX: usize = 512;
 const LIST_MAX: usize = 64;
 const TEXT_OCTETS_MAX: usize = 512;
 const PATTERN_OCTETS_MAX: usize = 256 * 1024;
@@ -381,6 +396,8 @@ mod tests {
         for (asked, expected) in [
             ("1", "1"),
             ("geo-web", "1"),
+            ("Geo-Web", "1"),
+            ("GEO-DB-1", "4"),
             ("2", "2"),
             ("geo-api", "3"),
             ("geo-db-1", "4"),
@@ -410,6 +427,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_filled_in_has_a_bound_whoever_asks() {
+        let template = template("1", "q-", &"${name.full}".repeat(40));
+        assert!(template.check().is_ok());
+        assert!(template.rendered("q-short").is_ok());
+        let refused = template.rendered(&format!("q-{}", "x".repeat(200)));
+        assert_eq!(refused, Err(InvalidQuery::TooMuch));
+        let refused = template.rendered(&format!("q-{}", "x".repeat(8_000)));
+        assert_eq!(refused, Err(InvalidQuery::LongName));
+    }
+
+    #[test]
     fn what_cannot_be_is_refused() {
         let with = |change: fn(&mut PreparedQuery)| {
             let mut query = template("1", "a", "web");
@@ -427,6 +455,13 @@ mod tests {
             (with(|q| q.body.service.tags = vec![String::new(); 65]), "at most"),
             (with(|q| q.body.service.tags = vec!["x".repeat(513)]), "at most"),
             (with(|q| q.body.service.failover.targets = vec![Target::default()]), "Targets"),
+            (
+                with(|q| {
+                    let target = Target { peer: "x".repeat(513), ..Target::default() };
+                    q.body.service.failover.targets = vec![target];
+                }),
+                "at most",
+            ),
             (
                 with(|q| {
                     let target = Target { peer: "p".into(), ..Target::default() };

@@ -11,6 +11,7 @@ use rpds::RedBlackTreeMapSync;
 
 use crate::acl;
 use crate::ca::Authority;
+use crate::catalog::bounds::TooLong;
 use crate::catalog::{Catalog, Check, Indexes, Instance, Node, Row, Touched, liveness_id};
 use crate::clock::{Index, Stamp, UnixTime};
 use crate::discovery::{self, Misfit};
@@ -58,6 +59,26 @@ pub struct NodeChanges {
     pub drop_instances: Vec<InstanceId>,
     /// Checks to remove.
     pub drop_checks: Vec<CheckId>,
+}
+
+impl NodeChanges {
+    /// Checks how long all is that they store.
+    ///
+    /// # Errors
+    /// [`TooLong`]
+    pub fn check_bounds(&self) -> Result<(), TooLong> {
+        self.node.check_bounds()?;
+        self.put_instances.iter().try_for_each(Instance::check_bounds)?;
+        self.put_checks.iter().try_for_each(Check::check_bounds)
+    }
+
+    /// Whether it speaks of the node's own row alone.
+    pub fn is_of_node_alone(&self) -> bool {
+        self.put_instances.is_empty()
+            && self.put_checks.is_empty()
+            && self.drop_instances.is_empty()
+            && self.drop_checks.is_empty()
+    }
 }
 
 /// A right to join once, under one name.

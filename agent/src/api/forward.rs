@@ -15,7 +15,7 @@ use super::{Ask, Reply, access};
 use crate::host::Host;
 
 /// How many requests wait for a server at once.
-pub(super) struct Forwarding(Semaphore);
+pub(crate) struct Forwarding(Semaphore);
 
 impl Default for Forwarding {
     fn default() -> Self {
@@ -36,9 +36,14 @@ impl Forwarding {
             true => host.acl.default_secret(),
             false => None,
         };
-        let headers = ask.headers.iter().filter(|(name, _)| PASSED.contains(&name.as_str())).map(
-            |(name, value)| v1::Header { name: name.to_string(), value: value.as_bytes().to_vec() },
-        );
+        // A token without text is none, and would stand before the host's.
+        let is_passed = |(name, value): &(&HeaderName, &HeaderValue)| {
+            PASSED.contains(&name.as_str()) && !(*name == TOKEN && value.is_empty())
+        };
+        let headers = ask.headers.iter().filter(is_passed).map(|(name, value)| v1::Header {
+            name: name.to_string(),
+            value: value.as_bytes().to_vec(),
+        });
         let request = v1::HttpRequest {
             method: ask.method.to_string(),
             target: ask.target.clone(),
@@ -53,7 +58,7 @@ impl Forwarding {
     }
 
     /// Asks a server for `target` as the holder of `secret`.
-    pub(super) async fn own(
+    pub(crate) async fn own(
         &self,
         host: &Host,
         secret: &str,
@@ -86,8 +91,13 @@ impl Forwarding {
         let link = linked.ok().and_then(Result::ok).and_then(|link| link.clone());
         let link = link.ok_or(ApiError::NoLeader)?;
         let mut client = link.client();
+        // What was to be written may have been, when no word of it came back.
+        let lost = match request.method.as_str() {
+            "GET" => ApiError::NoLeader,
+            _ => ApiError::Unknown,
+        };
         let answered = tokio::select! {
-            () = link.closed() => return Err(ApiError::NoLeader),
+            () = link.closed() => return Err(lost),
             answered = timeout(LONGEST, client.http(request)) => answered,
         };
         match answered {
@@ -98,15 +108,15 @@ impl Forwarding {
                 Code::Unauthenticated | Code::PermissionDenied => {
                     ApiError::Refused(format!("rpc error: {}", status.message()))
                 }
-                _ => ApiError::NoLeader,
+                _ => lost,
             }),
-            Err(_) => Err(ApiError::NoLeader),
+            Err(_) => Err(lost),
         }
     }
 }
 
 fn token(secret: &str) -> v1::Header {
-    v1::Header { name: "x-consul-token".to_owned(), value: secret.as_bytes().to_vec() }
+    v1::Header { name: TOKEN.to_owned(), value: secret.as_bytes().to_vec() }
 }
 
 fn made(reply: v1::HttpReply) -> Result<Reply, ApiError> {
@@ -126,9 +136,10 @@ fn made(reply: v1::HttpReply) -> Result<Reply, ApiError> {
     Ok(made)
 }
 
+const TOKEN: &str = "x-consul-token";
 /// Headers that mean something to a server.
 const PASSED: [&str; 6] =
-    ["accept", "authorization", "cache-control", "content-type", "x-consul-token", "user-agent"];
+    ["accept", "authorization", "cache-control", "content-type", TOKEN, "user-agent"];
 const HOP_BY_HOP: [&str; 6] =
     ["connection", "content-length", "keep-alive", "te", "transfer-encoding", "upgrade"];
 /// Half of the streams that a server allows on one connection.

@@ -1,6 +1,6 @@
 //! What operations on keys, sessions and transactions need.
 
-use super::{held, sync_node};
+use super::{held, removable, sync_node};
 use crate::acl::{Access, Authorizer, Denied, Resource};
 use crate::catalog::Node;
 use crate::kv::Change;
@@ -32,11 +32,12 @@ pub(super) fn create(may: &Authorizer, session: &Session) -> Result<(), Denied> 
     may.demand(Resource::Session, Access::Write, session.node.as_str())
 }
 
-/// Whether `may` allows a session to be ended. One that is not there harms nobody.
+/// Whether `may` allows a session to be ended. To end one that is not there takes what all sessions
+/// take: else anybody could write to the log.
 pub(super) fn end(may: &Authorizer, state: &State, id: &SessionId) -> Result<(), Denied> {
     match state.sessions().get(id) {
         Some(row) => create(may, &row.value),
-        None => Ok(()),
+        None => may.demand(Resource::Session, Access::Write, ""),
     }
 }
 
@@ -86,7 +87,7 @@ pub fn operation(may: &Authorizer, state: &State, op: &Op) -> Result<(), Denied>
             read_node(node)?;
             instance(node, id, Access::Read)
         }
-        Op::DropInstance(node, id, _) => instance(node, id, Access::Write),
+        Op::DropInstance(node, id, _) => removable(may, state, node, id),
         Op::PutCheck(node, check, _) => {
             on_node(may, state, node, |changes| changes.put_checks.push(check.clone()))
         }
@@ -158,6 +159,8 @@ mod tests {
             (vec![Op::Change(Change::DeleteTree("app/".into()))], false, "the secret is below"),
             (vec![Op::GetNode(name("vm-1"))], true, "a node to read"),
             (vec![Op::DropNode(name("vm-1"), None)], false, "not to remove"),
+            (vec![Op::DropInstance(name("vm-1"), name("x"), None)], false, "nor what is not there"),
+            (vec![Op::EndSession(name("x"))], false, "nor a session that is not there"),
         ];
         for (ops, expected, why) in cases {
             let decided = command(&may, &state, &Command::Txn(ops));

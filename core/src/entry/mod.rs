@@ -306,8 +306,17 @@ impl Entry {
     /// [`InvalidEntry`], which names the entry, the field and what it may be.
     pub fn new(name: &str, body: Body) -> Result<Self, InvalidEntry> {
         let entry = Self::stored(name, body)?;
+        let kind = entry.key.kind;
+        if kind.fixed_name().is_none() && kind != Kind::JwtProvider {
+            // The catalog knows other names, but nothing that an entry speaks of has one.
+            ServiceName::in_mesh(name).map_err(|why| InvalidEntry::Name {
+                kind,
+                name: name.to_owned(),
+                why,
+            })?;
+        }
         entry.body.check().map_err(|fault| InvalidEntry::Field {
-            kind: entry.key.kind,
+            kind,
             name: name.to_owned(),
             field: fault.field,
             why: fault.why.into_owned(),

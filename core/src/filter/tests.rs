@@ -261,3 +261,22 @@ fn texts_of_any_kind_are_read_or_refused() {
         }
     }
 }
+
+#[test]
+fn what_looks_at_too_much_is_refused_instead_of_looked_at() {
+    let wide: serde_json::Map<String, Value> =
+        (0..8).map(|at| (format!("k{at}"), json!("v"))).collect();
+    let item = json!({ "M": wide });
+    let nested = |depth: usize| {
+        let begin: String = (0..depth).map(|at| format!("any M as n{at} {{ ")).collect();
+        Filter::parse(&format!("{begin}n0 == \"x\"{}", " }".repeat(depth))).expect("it parses")
+    };
+    assert_eq!(nested(2).matches(&item), Ok(false));
+    let refused = nested(31).matches(&item);
+    assert!(matches!(refused, Err(InvalidFilter::TooMuch { .. })), "{refused:?}");
+    let refused = nested(31).retain(&mut vec![item.clone(); 3]);
+    assert!(matches!(refused, Err(InvalidFilter::TooMuch { .. })), "{refused:?}");
+    let mut many = vec![item; 20_000];
+    nested(2).retain(&mut many).expect("long lists may be asked simple things");
+    assert!(many.is_empty());
+}

@@ -162,6 +162,8 @@ pub(crate) struct Found<'a> {
     pub(crate) answer: Box<dyn FnOnce() -> Result<Bytes, ApiError> + 'a>,
     /// Whether the answer is whatever somebody stored, and no document of ours.
     pub(crate) is_raw: bool,
+    /// Whether a client that names an index waits for a newer answer.
+    pub(crate) waits: bool,
 }
 
 impl<'a> Found<'a> {
@@ -197,7 +199,15 @@ impl<'a> Found<'a> {
         answer: impl FnOnce() -> Result<Bytes, ApiError> + 'a,
     ) -> Self {
         let topics = topics.into_iter().collect();
-        Self { index, topics, answer: Box::new(answer), is_raw: false }
+        Self { index, topics, answer: Box::new(answer), is_raw: false, waits: true }
+    }
+
+    /// An answer that never waits, whatever the client has seen.
+    pub(crate) fn at_once(
+        index: Index,
+        answer: impl FnOnce() -> Result<Bytes, ApiError> + 'a,
+    ) -> Self {
+        Self { waits: false, ..Self::lazily(index, [], answer) }
     }
 
     /// Octets that somebody stored, as they are.

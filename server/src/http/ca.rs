@@ -10,6 +10,7 @@ use hawser_core::ca::Authority;
 use hawser_core::catalog::Row;
 use hawser_core::clock::UnixTime;
 use hawser_core::duration;
+use hawser_core::name::NodeName;
 use hawser_core::revocation::{Revocation, Subject};
 use hawser_core::state::{Command, State, Topic};
 use http::StatusCode;
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::ask::{Ask, Draw, Found, Plan};
 use super::cluster::Said;
+use super::connect::in_mesh;
 use crate::Handle;
 use crate::ca::{OwnRoot, SignError};
 use crate::identity::now;
@@ -214,9 +216,14 @@ fn shown(row: &Row<Revocation>) -> json::Revocation {
 pub(crate) fn revoke(ask: &Ask, _: &State, draw: &Draw) -> Result<Plan, ApiError> {
     let body = ask.json()?;
     let mut fields = Fields::open(&body, "")?;
+    // What no identity spells would be revoked without effect.
+    let node = |text| NodeName::of_agent(text).map_err(|why| InvalidField::new("Node", why));
+    let node = fields.text(&["Node"])?.map(|(_, text)| node(text)).transpose()?;
+    let service = fields.text(&["Service"])?;
+    let service = service.map(|(path, text)| in_mesh(&path, text)).transpose()?;
     let subjects = [
-        fields.parsed(&["Node"])?.map(Subject::Node),
-        fields.parsed(&["Service"])?.map(Subject::Service),
+        node.map(Subject::Node),
+        service.map(Subject::Service),
         fields.parsed(&["Serial"])?.map(Subject::Certificate),
     ];
     let reason = match fields.text(&["Reason"])? {

@@ -8,6 +8,7 @@ use hawser_api::error::ApiError;
 use hawser_api::fields::{Field, Fields, InvalidField};
 use hawser_api::json;
 use hawser_core::acl::{Access, Resource};
+use hawser_core::catalog::bounds::{DEFINITION_OCTETS_MAX, ID_OCTETS_MAX, SPAN_OCTETS_MAX};
 use hawser_core::catalog::{
     Catalog, Check, CheckRun, EXTERNAL_META, Instance, Locality, Node, Row, TaggedAddresses,
     liveness_id,
@@ -188,7 +189,7 @@ pub(crate) fn register(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, Ap
             "this name is none in DNS and in the mesh: only a-z, 0-9 and - are, 63 at most"
         );
     }
-    let node = registration.node(state.catalog().node(&name), draw)?;
+    let node = registration.node(state.catalog().node(&name), draw, 0)?;
     let checks = registration.checks;
     if checks.iter().any(|check| Some(&check.id) == liveness_id().as_ref()) && !node.is_external() {
         return Err(ApiError::bad_request(format_args!(
@@ -298,15 +299,22 @@ impl Registration {
     }
 
     /// The node as it is from now on. The row of a node that has an agent is the agent's.
-    pub(crate) fn node(&self, held: Option<&Row<Node>>, draw: &Draw) -> Result<Node, ApiError> {
+    ///
+    /// One that is new is given the `number`th id of `draw`.
+    pub(crate) fn node(
+        &self,
+        held: Option<&Row<Node>>,
+        draw: &Draw,
+        number: u128,
+    ) -> Result<Node, ApiError> {
         if let Some(row) = held
             && (self.skip_node_update || !row.value.is_external())
         {
             let held = (*row.value).clone();
             if self.id.as_deref().is_some_and(|id| id != &*held.id) {
                 return Err(ApiError::Refused(format!(
-                    "node {} has another id, {}: choose another name",
-                    self.name, held.id
+                    "node {} has another id: choose another name",
+                    self.name
                 )));
             }
             return Ok(held);
@@ -317,7 +325,7 @@ impl Registration {
             ));
         };
         let held_id = held.map(|row| row.value.id.to_string());
-        let id = self.id.clone().or(held_id).unwrap_or_else(|| draw.uuid(0));
+        let id = self.id.clone().or(held_id).unwrap_or_else(|| draw.uuid(number));
         let mut meta = self.meta.clone();
         meta.insert(EXTERNAL_META.into(), "true".into());
         let locality = self.locality.clone();
@@ -328,8 +336,8 @@ impl Registration {
 
 fn node_id(fields: &mut Fields<'_>) -> Result<Option<String>, ApiError> {
     match fields.text(&["ID"])? {
-        Some((path, text)) if text.len() > NODE_ID_OCTETS_MAX => {
-            let why = format_args!("{NODE_ID_OCTETS_MAX} octets is the most");
+        Some((path, text)) if text.len() > ID_OCTETS_MAX => {
+            let why = format_args!("{ID_OCTETS_MAX} octets is the most");
             Err(InvalidField::new(path, why).into())
         }
         id => Ok(id.map(|(_, text)| text.to_owned())),
@@ -391,6 +399,7 @@ pub(crate) fn check(mut fields: Fields<'_>, node: &NodeName) -> Result<Check, Ap
     fields.ignore(&["ExposedPort", "CreateIndex", "ModifyIndex", "PeerName"]);
     fields.default_tenancy()?;
     fields.finish()?;
+    check.check_bounds().map_err(ApiError::bad_request)?;
     Ok(check)
 }
 
@@ -430,7 +439,4 @@ pub(crate) fn datacenter(fields: &mut Fields<'_>, ask: &Ask) -> Result<(), ApiEr
     }
 }
 
-const NODE_ID_OCTETS_MAX: usize = 128;
 const OUTPUT_OCTETS_MAX: usize = 16 * 1024;
-const DEFINITION_OCTETS_MAX: usize = 16 * 1024;
-const SPAN_OCTETS_MAX: usize = 64;

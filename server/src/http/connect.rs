@@ -11,7 +11,7 @@ use hawser_core::acl::{Access, Resource};
 use hawser_core::catalog::Row;
 use hawser_core::clock::Index;
 use hawser_core::intention::{Action, Intention, Pair, Side};
-use hawser_core::name::PeerName;
+use hawser_core::name::{PeerName, ServiceName};
 use hawser_core::permission::{Guard, JwtRequirement, Permission, Requests};
 use hawser_core::state::{Command, State, Topic};
 use serde_json::json;
@@ -35,6 +35,7 @@ pub(crate) fn roots<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Api
             topics: [Topic::Authority].into(),
             answer,
             is_raw: false,
+            waits: true,
         });
     }
     let trust_domain = &cluster.trust_domain;
@@ -157,6 +158,7 @@ pub(crate) fn delete_exact(ask: &Ask, _: &State, _: &Draw) -> Result<Plan, ApiEr
 pub(crate) fn create(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiError> {
     let written = Written::read(ask)?;
     let pair = written.pair()?;
+    ask.sight.demand_intention(&pair.destination, Access::Write)?;
     if state.intentions().get(&pair).is_some() {
         return Err(ApiError::Refused(format!(
             "Failed to create intention: duplicate intention found: {pair}"
@@ -268,6 +270,8 @@ impl Written {
             self.says.require(required(state, &pair.destination).cloned(), "")?;
         }
         self.says.check_destination(&pair.destination)?;
+        must_be_callable("SourceName", &pair.source)?;
+        must_be_callable("DestinationName", &pair.destination)?;
         Ok(Intention {
             id: id.into(),
             pair,
@@ -408,6 +412,21 @@ pub(crate) fn side_of(field: &str, text: &str) -> Result<Side, ApiError> {
         }
     };
     name.parse().map_err(|why| InvalidField::new(field, format_args!("{name:?}: {why}")).into())
+}
+
+/// The name in the mesh that `text` spells.
+pub(crate) fn in_mesh(field: &str, text: &str) -> Result<ServiceName, InvalidField> {
+    ServiceName::in_mesh(text)
+        .map_err(|why| InvalidField::new(field, format_args!("{text:?} is in no mesh: {why}")))
+}
+
+/// Refuses what nothing in the mesh is called: an intention about it would hold for nobody, and a
+/// `deny` that holds for nobody lets everybody in.
+pub(crate) fn must_be_callable(field: &str, side: &Side) -> Result<(), InvalidField> {
+    match side {
+        Side::Exact(name) => in_mesh(field, name.as_str()).map(drop),
+        Side::Any => Ok(()),
+    }
 }
 
 /// Reads a caller: as [`side_of`], or `peer:<peer>/<name>` for one of a peer.

@@ -161,6 +161,7 @@ fn put_intentions(
     if expected.is_some_and(|expected| expected != newest(state, &destination)) {
         return Ok(None);
     }
+    connect::must_be_callable("Name", &destination)?;
     let mut fields = Fields::open(body, "")?;
     let jwt = connect::jwt(&mut fields)?;
     let mut written: Vec<Intention> = Vec::new();
@@ -215,6 +216,7 @@ impl Source {
             .text(&["Name"])?
             .ok_or_else(|| InvalidField::new(fields.path_of("Name"), "is missing"))?;
         let side = connect::side_of(&name_path, text)?;
+        connect::must_be_callable(&name_path, &side)?;
         let peer = fields.parsed(&["Peer"])?;
         let says = connect::Says::read(&mut fields)?;
         let description = connect::description(&mut fields)?;

@@ -152,23 +152,25 @@ fn listed<'a, T: serde::Serialize + 'a>(
     })
 }
 
-/// Those `endpoints` of `service` of `peer`, as health lists them.
+/// The first `limit` of those `endpoints` of `service` of `peer`, as health lists them.
 pub(crate) fn entries(
     state: &State,
     peer: &PeerName,
     service: &str,
     endpoints: &[&Endpoint],
-    socket: Socket,
+    (socket, limit): (Socket, usize),
 ) -> Vec<json::ServiceEntry> {
     let key = service.parse().map(|service| PeerService { peer: peer.clone(), service });
-    let row = key.ok().and_then(|key| state.peerings().import(&key));
-    let all = row.into_iter().flat_map(|row| Instance::all(state, peer, row));
-    let wanted = all.filter(|one| endpoints.contains(&one.endpoint));
+    let Some(row) = key.ok().and_then(|key| state.peerings().import(&key)) else {
+        return Vec::new();
+    };
+    let datacenter = Instance::datacenter_of(state, peer);
+    let wanted = endpoints.iter().map(|endpoint| Instance { peer, datacenter, row, endpoint });
     let entry = |instance: Instance<'_>| {
         let service = instance.service(socket)?;
         Some(json::ServiceEntry { node: instance.node(), service, checks: vec![instance.check()] })
     };
-    wanted.filter_map(entry).collect()
+    wanted.filter_map(entry).take(limit).collect()
 }
 
 /// One instance of a service of a peer.
@@ -180,14 +182,18 @@ struct Instance<'s> {
 }
 
 impl<'s> Instance<'s> {
+    fn datacenter_of(state: &'s State, peer: &PeerName) -> &'s str {
+        let peering = state.peerings().get(peer);
+        let remote = peering.and_then(|peering| peering.value.remote.as_ref());
+        remote.map_or("", |remote| remote.datacenter.as_str())
+    }
+
     fn all(
         state: &'s State,
         peer: &'s PeerName,
         row: &'s Row<Import>,
     ) -> impl Iterator<Item = Self> {
-        let peering = state.peerings().get(peer);
-        let remote = peering.and_then(|peering| peering.value.remote.as_ref());
-        let datacenter = remote.map_or("", |remote| remote.datacenter.as_str());
+        let datacenter = Self::datacenter_of(state, peer);
         row.value.endpoints.iter().map(move |endpoint| Self { peer, datacenter, row, endpoint })
     }
 

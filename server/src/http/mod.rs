@@ -36,7 +36,7 @@ use hawser_core::authorize;
 use hawser_core::clock::Index;
 use hawser_core::name::NodeName;
 use hawser_core::spiffe::Role;
-use hawser_core::state::{Rejection, State, Topic};
+use hawser_core::state::{Command, Rejection, State, Topic};
 use http::header::{
     AGE, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue,
     X_CONTENT_TYPE_OPTIONS,
@@ -309,7 +309,7 @@ fn attempt(ask: &Ask, state: &State, look: Look, beyond: Option<Index>) -> Resul
     // An index is never shown as zero, so one is what a client has seen of nothing.
     let index = found.index.max(Index(1));
     match beyond {
-        Some(beyond) if index <= beyond => Ok(Seen::Old(found.topics)),
+        Some(beyond) if found.waits && index <= beyond => Ok(Seen::Old(found.topics)),
         _ => Ok(Seen::New { index, answer: (found.answer)(), is_raw: found.is_raw }),
     }
 }
@@ -361,6 +361,7 @@ async fn write(
     let Plan { commands, reply } = planned(&ask, &reading.state, &draw, plan)?;
     let mut applied = None;
     for command in commands {
+        let is_made = matches!(command, Command::CreateSession(_));
         match handle.proposer.propose(command).await {
             Ok(index) => applied = Some(index),
             // What was to go is gone.
@@ -368,7 +369,7 @@ async fn write(
                 Rejection::UnknownIntention { .. }
                 | Rejection::UnknownNode { .. }
                 | Rejection::UnknownPeering { .. },
-            )) => {}
+            )) if !is_made => {}
             Err(ProposeError::Rejected(
                 Rejection::IndexMismatch { .. }
                 | Rejection::Locked { .. }
@@ -456,7 +457,8 @@ mod tests {
     use hawser_core::health::Status;
     use hawser_core::intention::Action;
     use hawser_core::peering::{Import, PeerState, PeerUpdate, Peering, Remote};
-    use hawser_core::state::{Cluster, Command, NodeChanges};
+    use hawser_core::state::{Cluster, NodeChanges};
+    use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
     use serde_json::{Value, json};
 
     use super::*;
@@ -1266,6 +1268,46 @@ mod tests {
             assert_eq!(refused.status().as_u16(), status, "{path} {body}: {refused}");
             assert!(refused.to_string().contains(why), "{path} {body}: {refused} has no {why:?}");
         }
+    }
+
+    #[test]
+    fn what_nothing_in_the_mesh_is_called_is_neither_denied_nor_revoked_nor_configured() {
+        let (put, post) = (Method::PUT, Method::POST);
+        for name in ["Web", "web ", "a/b", "w\u{e9}b"] {
+            let encoded = utf8_percent_encode(name, NON_ALPHANUMERIC).to_string();
+            let exact = |pair: String| format!("/v1/connect/intentions/exact?{pair}");
+            let (deny, config) = (json!({"Action": "deny"}), "/v1/config");
+            for (method, path, body) in [
+                (&put, exact(format!("source={encoded}&destination=db")), deny.clone()),
+                (&put, exact(format!("source=web&destination={encoded}")), deny.clone()),
+                (
+                    &post,
+                    "/v1/connect/intentions".to_owned(),
+                    json!({"Action": "deny", "SourceName": name, "DestinationName": "db"}),
+                ),
+                (
+                    &put,
+                    config.to_owned(),
+                    json!({"Kind": "service-intentions", "Name": "db",
+                           "Sources": [{"Name": name, "Action": "deny"}]}),
+                ),
+                (
+                    &put,
+                    config.to_owned(),
+                    json!({"Kind": "service-intentions", "Name": name,
+                           "Sources": [{"Name": "web", "Action": "deny"}]}),
+                ),
+                (&put, config.to_owned(), json!({"Kind": "service-defaults", "Name": name})),
+                (&put, "/v1/hawser/connect/revocation".to_owned(), json!({"Service": name})),
+            ] {
+                let mut state = state();
+                let refused = write(&mut state, method, &path, &body).expect_err(&path);
+                assert_eq!(refused.status(), 400, "{path} {body}: {refused}");
+            }
+        }
+        let node = json!({"Node": "a b"});
+        let revoked = write(&mut state(), &put, "/v1/hawser/connect/revocation", &node);
+        assert_eq!(revoked.map_err(|why| why.status().as_u16()), Err(400), "no agent is called so");
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(crate) fn get<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiEr
 pub(crate) fn execute<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
     let limit = ask.query.number("limit")?.unwrap_or(0);
     let connect = ask.query.flag("connect")?;
-    Ok(Found::lazily(state.applied(), [], move || {
+    Ok(Found::at_once(state.applied(), move || {
         let mut body = rendered(ask, state)?;
         body.service.connect |= connect;
         ask.write(&found(ask, state, &body, usize::try_from(limit).unwrap_or(usize::MAX)))
@@ -69,7 +69,7 @@ pub(crate) fn execute<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, A
 
 /// What the query asks when it is asked for like that.
 pub(crate) fn explain<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiError> {
-    Ok(Found::lazily(state.applied(), [], move || {
+    Ok(Found::at_once(state.applied(), move || {
         let row = state.queries().find(ask.name()).ok_or_else(missing)?;
         if !may_read(ask, &row.value) {
             return Err(missing());
@@ -106,11 +106,12 @@ fn found(ask: &Ask, state: &State, body: &Body, limit: usize) -> Value {
             (entries.take(limit).collect(), ask.datacenter.to_string())
         }
         Instances::Of(peer, endpoints) => {
-            let entries = imports::entries(state, peer, &body.service.service, &endpoints, socket);
+            let service = &body.service.service;
+            let entries = imports::entries(state, peer, service, &endpoints, (socket, limit));
             let peering = state.peerings().get(peer);
             let remote = peering.and_then(|row| row.value.remote.as_ref());
             let datacenter = remote.map(|remote| remote.datacenter.to_string());
-            (entries.into_iter().take(limit).collect(), datacenter.unwrap_or_default())
+            (entries, datacenter.unwrap_or_default())
         }
     };
     object!({

@@ -59,6 +59,8 @@ fn name<'a>(fields: &mut Fields<'a>) -> Result<&'a str, ApiError> {
 fn node(fields: &mut Fields<'_>, ask: &Ask, state: &State) -> Result<NodeName, ApiError> {
     let node = fields.parsed::<NodeName>(&["Node"])?.or_else(|| ask.from.clone());
     let node = node.ok_or_else(|| InvalidField::new("Node", "is missing: name a node"))?;
+    // Which nodes there are is told to those only who could use them.
+    ask.sight.demand(Resource::Session, Access::Write, node.as_str())?;
     if state.catalog().node(&node).is_none() {
         return Err(ApiError::Refused("Missing node registration".to_owned()));
     }
@@ -161,9 +163,11 @@ fn checks(texts: Vec<(String, &str)>) -> Result<Vec<CheckId>, ApiError> {
     Ok(checks)
 }
 
-pub(crate) fn destroy(ask: &Ask, _: &State, _: &Draw) -> Result<Plan, ApiError> {
-    let id = ask.name().parse().map_err(ApiError::bad_request)?;
-    Ok(Plan::new([Command::EndSession(id)]))
+pub(crate) fn destroy(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, ApiError> {
+    let id: SessionId = ask.name().parse().map_err(ApiError::bad_request)?;
+    // One that has ended already is ended, and the log need not say so again.
+    let held = state.sessions().get(&id);
+    Ok(Plan::new(held.map(|_| Command::EndSession(id))))
 }
 
 /// Notes that the holder is well. The leader counts from when it hears of it.

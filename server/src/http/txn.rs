@@ -63,8 +63,26 @@ pub(crate) async fn run(handle: Handle, ask: Ask) -> Said {
 }
 
 fn done(ask: &Ask, state: &State, found: &[Found]) -> Said {
+    // What was allowed was judged by an earlier state: others may have written since.
+    let may = ask.sight.may();
+    let is_seen = |found: &&Found| match found {
+        Found::Item(key, _) => may.key_read(key.as_str()),
+        Found::Stored(..) | Found::Absent(_) => true,
+        Found::Node(row) => may.node_read(row.value.name.as_str()),
+        Found::Instance(_, row) => may.service_read(row.value.service.as_str()),
+        Found::Check(node, row) => match &row.value.instance {
+            None => may.node_read(node.as_str()),
+            Some(id) => {
+                let mut on_node = state.catalog().instances_on(node);
+                on_node
+                    .find(|row| row.value.id == *id)
+                    .is_some_and(|row| may.service_read(row.value.service.as_str()))
+            }
+        },
+    };
     let results: Vec<Value> = found
         .iter()
+        .filter(is_seen)
         .map(|found| match found {
             Found::Item(key, row) => object!({ "KV": kv::item(key, row) }),
             Found::Stored(key, row) => object!({ "KV": kv::stored(key, row) }),
@@ -105,7 +123,7 @@ pub(crate) fn operations(ask: &Ask, state: &State, draw: &Draw) -> Result<Vec<Op
         )));
     }
     let each = (0..).zip(list).map(|(number, value)| {
-        let reader = Reader { ask, state, draw };
+        let reader = Reader { ask, state, draw, number };
         reader.operation(&Field { path: format!("[{number}]"), value })
     });
     each.collect()
@@ -116,6 +134,8 @@ struct Reader<'a> {
     ask: &'a Ask,
     state: &'a State,
     draw: &'a Draw,
+    /// Which of the operations is read.
+    number: u128,
 }
 
 impl Reader<'_> {
@@ -152,7 +172,8 @@ impl Reader<'_> {
         let registration = Registration::of_node(node, self.ask)?;
         let name = registration.name.clone();
         let put = || -> Result<Node, ApiError> {
-            registration.node(self.state.catalog().node(&registration.name), self.draw)
+            let held = self.state.catalog().node(&registration.name);
+            registration.node(held, self.draw, self.number)
         };
         Ok(match verb.1.as_str() {
             "set" => Op::PutNode(put()?, None),

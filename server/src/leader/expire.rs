@@ -133,7 +133,7 @@ impl Leases {
     /// Whether agents could be heard since `before`. Who did not listen for a while cannot say who
     /// was silent meanwhile, and begins every lease anew: this process stood still, or it was cut
     /// off from the servers that hear most agents.
-    fn has_listened(&self, before: Instant, now: Instant, leads: bool) -> bool {
+    pub(super) fn has_listened(&self, before: Instant, now: Instant, leads: bool) -> bool {
         let is_late = now.saturating_duration_since(before) > LISTENED_WITHIN;
         if is_late || !leads {
             self.extend_all();
@@ -242,8 +242,7 @@ pub(super) async fn run(duties: &Duties) {
         tick.tick().await;
         let (before, now) = (looked, Instant::now());
         looked = now;
-        let leads = duties.raft.status().borrow().leads_within(duties.lease / 3);
-        if !duties.leases.has_listened(before, now, leads) {
+        if !duties.leases.has_listened(before, now, duties.leads()) {
             continue;
         }
         let state = duties.reader.current();

@@ -94,6 +94,11 @@ impl Duties {
         );
     }
 
+    /// Whether a quorum has said so of late.
+    fn leads(&self) -> bool {
+        self.raft.status().borrow().leads_within(self.lease / 3)
+    }
+
     /// Heartbeats go on while the disk hangs, and no write would ever be acknowledged again: a
     /// leader that cannot write hands over.
     async fn watch_disk(&self) {

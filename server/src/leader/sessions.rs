@@ -59,9 +59,19 @@ impl Renewals {
 /// Proposes ends, for as long as this server leads.
 pub(super) async fn run(duties: &Duties) {
     let mut tick = every(EXPIRE_EVERY);
+    let mut looked = Instant::now();
     loop {
         tick.tick().await;
-        for session in duties.leases.sessions_due(&duties.reader.current(), Instant::now()) {
+        let (before, now) = (looked, Instant::now());
+        looked = now;
+        if !duties.leases.has_listened(before, now, duties.leads()) {
+            continue;
+        }
+        for session in duties.leases.sessions_due(&duties.reader.current(), now) {
+            // Whoever was deposed meanwhile has not heard the holders either.
+            if !duties.leads() {
+                break;
+            }
             match duties.proposer.propose(Command::EndSession(session.clone())).await {
                 Ok(_) => tracing::info!(%session, "a session that was not renewed ended"),
                 Err(failure) => tracing::warn!(%session, error = %failure, "it does not end yet"),

@@ -588,12 +588,7 @@ fn check_changes(changes: &NodeChanges, caller: &NodeName) -> Result<(), Status>
     if changes.drop_checks.iter().any(|id| id.as_str() == NODE_LIVENESS_CHECK) {
         return reserved("node_changes.drop_checks");
     }
-    let long = |text: &str| text.len() > CHECK_TEXT_OCTETS_MAX;
-    if changes.put_checks.iter().any(|check| long(&check.output) || long(&check.notes)) {
-        let why = format_args!("it is longer than {CHECK_TEXT_OCTETS_MAX} octets");
-        return Err(status::invalid(&Invalid::new("node_changes.put_checks.output", why)));
-    }
-    Ok(())
+    changes.check_bounds().map_err(|why| Status::invalid_argument(format!("node_changes.{why}")))
 }
 
 /// Refuses to certify what is revoked.
@@ -739,7 +734,6 @@ const FIRST_INTEREST_MAX: Duration = Duration::from_secs(10);
 const INTEREST_MAX: usize = 4096;
 const EDGES_MAX: usize = 4096;
 const HEADERS_MAX: usize = 128;
-const CHECK_TEXT_OCTETS_MAX: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
