@@ -3,6 +3,7 @@
 mod acl;
 mod aws;
 mod gateway;
+mod http;
 mod telemetry;
 pub(crate) mod ecs;
 
@@ -33,6 +34,9 @@ pub(crate) struct Raw {
     advertise_addr: Option<IpAddr>,
     client_addr: Option<IpAddr>,
     ports: Option<RawPorts>,
+    addresses: Option<http::RawAddresses>,
+    unix_sockets: Option<http::RawUnixSockets>,
+    tls: Option<http::RawTls>,
     bootstrap_expect: Option<u8>,
     retry_join: Option<Vec<String>>,
     operator_key_file: Option<PathBuf>,
@@ -72,6 +76,7 @@ pub(crate) struct Raw {
 struct RawPorts {
     /// −1 switches the listener off, as in Consul.
     http: Option<i32>,
+    https: Option<i32>,
     dns: Option<i32>,
     server: Option<u16>,
     sidecar_min_port: Option<u16>,
@@ -380,7 +385,13 @@ impl Raw {
     /// A value that cannot be; the error names the key.
     pub(crate) fn reload(&self) -> Result<agent::Reload> {
         let (services, checks) = self.definitions()?;
-        Ok(agent::Reload { services, checks, telemetry: self.telemetry()? })
+        let https = self.api()?.tls.map(|https| https.shown);
+        Ok(agent::Reload { services, checks, https, telemetry: self.telemetry()? })
+    }
+
+    /// Where the listeners for this host's own clients stand.
+    fn client(&self) -> IpAddr {
+        self.client_addr.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 
     /// What the proxies log and trace.
@@ -608,9 +619,9 @@ impl Raw {
             server_port,
             is_server,
         } = basics;
-        let client = self.client_addr.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let ports = self.ports.clone().unwrap_or_default();
-        let dns_listen = listener("ports.dns", ports.dns, DNS_PORT, client)?;
+        let dns_at = self.addresses.as_ref().and_then(|all| all.dns).unwrap_or(self.client());
+        let dns_listen = listener("ports.dns", ports.dns, DNS_PORT, dns_at)?;
         let locality = self.locality();
         let (services, checks) = self.definitions()?;
         let join = self.join()?;
@@ -633,7 +644,7 @@ impl Raw {
             data_dir: data_dir.join("agent"),
             advertise,
             bind,
-            http: listener("ports.http", ports.http, HTTP_PORT, client)?,
+            http: self.api()?,
             dns,
             servers,
             join,
@@ -863,7 +874,6 @@ const CONFIG_JSON: &str = "HAWSER_CONFIG_JSON";
 const JOIN_TOKEN: &str = "HAWSER_JOIN_TOKEN";
 #[cfg(debug_assertions)]
 const PLANTED: &str = "HAWSER_PLANTED_BUG";
-const HTTP_PORT: u16 = 8500;
 const DNS_PORT: u16 = 8600;
 const SIDECAR_PORTS: (u16, u16) = (21_000, 21_255);
 const WORKERS_MAX: usize = 64;
@@ -887,6 +897,18 @@ mod tests {
             // file, key
             (json!({"ports": {"http": 70_000}}), "ports.http"),
             (json!({"ports": {"dns": -2}}), "ports.dns"),
+            (json!({"ports": {"https": 8501}}), "tls.https.cert_file"),
+            (json!({"ports": {"https": -2}}), "ports.https"),
+            (json!({"addresses": {"http": "here"}}), "addresses.http"),
+            (json!({"addresses": {"http": "unix://"}}), "addresses.http"),
+            (
+                json!({"unix_sockets": {"mode": "rw"}, "addresses": {"http": "unix:///a"}}),
+                "unix_sockets.mode",
+            ),
+            (
+                json!({"unix_sockets": {"user": "no such"}, "addresses": {"http": "unix:///a"}}),
+                "unix_sockets.user",
+            ),
             (json!({"ports": {"sidecar_min_port": 9, "sidecar_max_port": 8}}), "sidecar_min_port"),
             (json!({"advertise_addr": "0.0.0.0"}), "advertise_addr"),
             (json!({"node_name": "a/b"}), "node_name"),

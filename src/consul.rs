@@ -26,9 +26,12 @@ pub(crate) fn translate(value: Value) -> Result<Translated> {
                 kept.insert(key, value);
             }
             "addresses" => {
-                if let Some(address) = addresses(&value)? {
-                    kept.insert("client_addr".to_owned(), address);
-                }
+                let value = addresses(value, &mut ignored)?;
+                kept.insert(key, value);
+            }
+            "tls" => {
+                let value = tls(value, &mut ignored)?;
+                kept.insert(key, value);
             }
             "client_addr" => {
                 let text = value.as_str().context("client_addr: it must be text")?;
@@ -60,13 +63,16 @@ fn ports(value: Value, ignored: &mut Vec<String>) -> Result<Value> {
             "http" | "dns" | "server" | "sidecar_min_port" | "sidecar_max_port" => {
                 kept.insert(name, port);
             }
-            _ if OTHER_PORTS.contains(&name.as_str()) => {
+            _ if name == "https" || OTHER_PORTS.contains(&name.as_str()) => {
                 let number = port.as_i64().with_context(|| format!("ports.{name}: no number"))?;
                 ensure!(
                     (-1..=i64::from(u16::MAX)).contains(&number),
                     "ports.{name}: {number} is no port; use -1 to 65535"
                 );
-                ignored.push(format!("ports.{name}"));
+                match name.as_str() {
+                    "https" => drop(kept.insert(name, port)),
+                    _ => ignored.push(format!("ports.{name}")),
+                }
             }
             _ => bail!("ports.{name}: neither Consul nor Hawser has this port"),
         }
@@ -74,15 +80,46 @@ fn ports(value: Value, ignored: &mut Vec<String>) -> Result<Value> {
     Ok(Value::Object(kept))
 }
 
-/// The one address at which HTTP and DNS listen here.
-fn addresses(value: &Value) -> Result<Option<Value>> {
-    let given = value.as_object().context("addresses: it must hold names and addresses")?;
-    let http = given.get("http").or_else(|| given.get("dns"));
-    match http.map(|address| address.as_str().context("addresses.http: it must be text")) {
-        None | Some(Ok("")) => Ok(None),
-        Some(Ok(address)) => Ok(Some(address.into())),
-        Some(Err(error)) => Err(error),
+/// The addresses of the listeners that there are here; of several for one, the first.
+fn addresses(value: Value, ignored: &mut Vec<String>) -> Result<Value> {
+    let Value::Object(given) = value else { bail!("addresses: it must hold names and addresses") };
+    let mut kept = Map::new();
+    for (name, address) in given {
+        if !matches!(name.as_str(), "http" | "https" | "dns") {
+            ignored.push(format!("addresses.{name}"));
+            continue;
+        }
+        let text =
+            address.as_str().with_context(|| format!("addresses.{name}: it must be text"))?;
+        if let Some(first) = text.split_whitespace().next() {
+            kept.insert(name, first.into());
+        }
     }
+    Ok(Value::Object(kept))
+}
+
+/// What HTTPS shows; between hosts there is always TLS, with certificates of the cluster's own.
+fn tls(value: Value, ignored: &mut Vec<String>) -> Result<Value> {
+    let Value::Object(given) = value else { bail!("tls: it must hold keys and values") };
+    let mut kept = Map::new();
+    for (part, value) in given {
+        let Value::Object(keys) = value else { bail!("tls.{part}: it must hold keys and values") };
+        if !matches!(part.as_str(), "defaults" | "https") {
+            ignored.push(format!("tls.{part}"));
+            continue;
+        }
+        let mut held = Map::new();
+        for (key, value) in keys {
+            match key.as_str() {
+                "cert_file" | "key_file" | "ca_file" | "verify_incoming" => {
+                    held.insert(key, value);
+                }
+                _ => ignored.push(format!("tls.{part}.{key}")),
+            }
+        }
+        kept.insert(part, held.into());
+    }
+    Ok(Value::Object(kept))
 }
 
 fn dns(value: Value, ignored: &mut Vec<String>) -> Result<Value> {
@@ -100,7 +137,7 @@ fn dns(value: Value, ignored: &mut Vec<String>) -> Result<Value> {
 }
 
 /// Keys that mean here what they mean there.
-const SAME: [&str; 21] = [
+const SAME: [&str; 22] = [
     "acl",
     "advertise_addr",
     "alt_domain",
@@ -122,10 +159,11 @@ const SAME: [&str; 21] = [
     "recursors",
     "service",
     "services",
+    "unix_sockets",
 ];
 
 /// Keys of Consul that change nothing about a server for tests.
-const WITHOUT_EFFECT: [&str; 62] = [
+const WITHOUT_EFFECT: [&str; 61] = [
     "auto_config",
     "auto_encrypt",
     "auto_reload_config",
@@ -182,7 +220,6 @@ const WITHOUT_EFFECT: [&str; 62] = [
     "session_ttl_min",
     "skip_leave_on_interrupt",
     "telemetry",
-    "tls",
     "translate_wan_addrs",
     "ui",
     "ui_config",
@@ -191,12 +228,11 @@ const WITHOUT_EFFECT: [&str; 62] = [
 ];
 
 /// Listeners that Consul has and Hawser has not.
-const OTHER_PORTS: [&str; 8] = [
+const OTHER_PORTS: [&str; 7] = [
     "expose_max_port",
     "expose_min_port",
     "grpc",
     "grpc_tls",
-    "https",
     "proxy_max_port",
     "serf_lan",
     "serf_wan",
@@ -215,8 +251,15 @@ mod tests {
             (
                 json!({"ports": {"https": -1, "dns": -1, "grpc_tls": -1, "http": 8501},
                        "performance": {"raft_multiplier": 1}, "enable_script_checks": true}),
-                json!({"ports": {"dns": -1, "http": 8501}, "enable_script_checks": true}),
-                vec!["performance", "ports.grpc_tls", "ports.https"],
+                json!({"ports": {"https": -1, "dns": -1, "http": 8501},
+                       "enable_script_checks": true}),
+                vec!["performance", "ports.grpc_tls"],
+            ),
+            (
+                json!({"tls": {"defaults": {"ca_file": "a", "verify_outgoing": true},
+                               "internal_rpc": {"verify_server_hostname": true}}}),
+                json!({"tls": {"defaults": {"ca_file": "a"}}}),
+                vec!["tls.defaults.verify_outgoing", "tls.internal_rpc"],
             ),
             (
                 json!({"acl": {"enabled": true, "tokens": {"initial_management": "x"}}}),
@@ -225,7 +268,7 @@ mod tests {
             ),
             (
                 json!({"node_name": "n", "addresses": {"http": "127.0.0.2"}, "bootstrap": true}),
-                json!({"node_name": "n", "client_addr": "127.0.0.2"}),
+                json!({"node_name": "n", "addresses": {"http": "127.0.0.2"}}),
                 vec!["bootstrap"],
             ),
             (

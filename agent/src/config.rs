@@ -1,5 +1,6 @@
 //! What an agent needs to know before it starts: nothing here is optional that has a default.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use hawser_aws::{InvalidQuery, Query, is_provider};
 use hawser_core::catalog::{Instance, Locality, Meta};
 use hawser_core::name::{Datacenter, NodeName};
 use hawser_proxy::AccessLog;
+use zeroize::Zeroizing;
 
 use crate::hand_over::Sockets;
 use crate::otlp::Otlp;
@@ -32,8 +34,8 @@ pub struct Config {
     pub advertise: IpAddr,
     /// Where inbound mTLS listeners bind.
     pub bind: IpAddr,
-    /// Where the HTTP API listens; none turns it off.
-    pub http: Option<SocketAddr>,
+    /// Where the HTTP API listens.
+    pub http: Listeners,
     /// Where DNS listens and how it answers; none turns it off.
     pub dns: Option<(SocketAddr, hawser_dns::Config)>,
     /// Servers to try first: `host`, `host:port` or `provider=aws ...`.
@@ -77,6 +79,56 @@ pub struct Config {
     pub version: &'static str,
 }
 
+/// Where the HTTP API listens: anything from nowhere to everywhere.
+#[derive(Clone, Debug, Default)]
+pub struct Listeners {
+    /// Without TLS.
+    pub plain: Option<SocketAddr>,
+    /// With TLS.
+    pub tls: Option<Https>,
+    /// On a Unix socket.
+    pub unix: Option<UnixSocket>,
+}
+
+/// The HTTP API over TLS.
+#[derive(Clone, Debug)]
+pub struct Https {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// With what.
+    pub shown: Shown,
+}
+
+/// What clients of the HTTP API are shown over TLS, and what they must show; all in PEM.
+#[derive(Clone)]
+pub struct Shown {
+    /// Its certificate, and those between that and the root.
+    pub certificate: Vec<u8>,
+    /// The certificate's key.
+    pub key: Zeroizing<Vec<u8>>,
+    /// The authorities that a client's certificate must come from; none lets clients have none.
+    pub clients: Option<Vec<u8>>,
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Shown").finish_non_exhaustive()
+    }
+}
+
+/// A Unix socket and who may use it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UnixSocket {
+    /// Where it stands.
+    pub path: PathBuf,
+    /// Its permission bits.
+    pub mode: u32,
+    /// Its owner; none is who the process runs as.
+    pub user: Option<u32>,
+    /// Its group; none is the process's.
+    pub group: Option<u32>,
+}
+
 /// How an agent takes over from another process, and gives way to the next.
 pub struct Succession {
     /// Whether to replace the agent that runs in the same folder, should one run.
@@ -109,6 +161,8 @@ pub struct Reload {
     pub services: Vec<ServiceDefinition>,
     /// Checks that files declare now.
     pub checks: Vec<CheckDefinition>,
+    /// What the HTTP API shows over TLS from now on.
+    pub https: Option<Shown>,
     /// What the proxies log and trace from now on.
     pub telemetry: Telemetry,
 }

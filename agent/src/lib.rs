@@ -34,6 +34,7 @@ mod plan;
 mod host;
 mod session;
 mod veil;
+mod queries;
 mod api;
 
 use std::fs::File;
@@ -58,9 +59,10 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+pub use crate::api::listen::InvalidTls;
 pub use crate::config::{
-    Config, Gateway, InvalidAdvertise, InvalidPin, Join, Mint, Pin, Reload, ScriptChecks,
-    Succession, Telemetry,
+    Config, Gateway, Https, InvalidAdvertise, InvalidPin, Join, Listeners, Mint, Pin, Reload,
+    ScriptChecks, Shown, Succession, Telemetry, UnixSocket,
 };
 pub use crate::disk::UnsafeFolder;
 pub use crate::hand_over::{HandOverError, Sockets};
@@ -71,6 +73,7 @@ pub use hawser_dns as dns;
 pub use hawser_proxy as proxy;
 
 use crate::anti_entropy::{AntiEntropy, Refused};
+use crate::api::listen::{self, Bound};
 use crate::hand_over::{Asker, Offer, Successor, Taken};
 use crate::host::Host;
 use crate::identity::join::{Membership, Token};
@@ -132,6 +135,17 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// A Unix socket cannot be listened on.
+    #[error("cannot listen on {path} for the HTTP API: {source}")]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The HTTP API cannot speak TLS with what was configured.
+    #[error(transparent)]
+    Tls(#[from] InvalidTls),
     /// The proxy does not start.
     #[error("proxy: {0}")]
     Proxy(#[from] hawser_proxy::StartError),
@@ -160,8 +174,10 @@ pub enum RunError {
 /// Where an agent listens.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Addresses {
-    /// The HTTP API.
+    /// The HTTP API, without TLS.
     pub http: Option<SocketAddr>,
+    /// The HTTP API with TLS.
+    pub https: Option<SocketAddr>,
     /// DNS, UDP and TCP.
     pub dns: Option<SocketAddr>,
 }
@@ -175,6 +191,7 @@ pub struct Handle {
     ready: watch::Receiver<bool>,
     addresses: Addresses,
     listening: Arc<Listening>,
+    shown: Option<watch::Sender<Arc<rustls::ServerConfig>>>,
 }
 
 impl Handle {
@@ -193,9 +210,14 @@ impl Handle {
     /// say; answers which declarations were refused.
     ///
     /// # Errors
-    /// The access log cannot be opened; then it and the traces stay as they were.
+    /// The access log cannot be opened, then it and the traces stay as they were; or HTTPS cannot
+    /// show what the files hold, then all stays as it was.
     pub fn reload(&self, files: Reload) -> io::Result<Vec<RegisterError>> {
-        let Reload { services, checks, telemetry: Telemetry { access_log, otlp } } = files;
+        let Reload { services, checks, https, telemetry } = files;
+        let Telemetry { access_log, otlp } = telemetry;
+        if let (Some(sender), Some(shown)) = (&self.shown, https) {
+            sender.send_replace(listen::tls(&shown).map_err(io::Error::other)?);
+        }
         let refused = self.host.local.reload(services, checks);
         self.telemetry.set(&access_log, otlp.as_ref().map(|otlp| otlp.sample_ppm))?;
         self.otlp.send_replace(otlp);
@@ -231,26 +253,32 @@ impl Handle {
 /// What listens: each socket a second time, for another process to take up.
 struct Listening {
     proxy: Arc<Mutex<Option<Proxy>>>,
-    http: Option<std::net::TcpListener>,
+    http: Vec<Bound>,
     dns: Option<hawser_dns::Sockets>,
 }
 
 impl Listening {
     fn new(
         proxy: &Arc<Mutex<Option<Proxy>>>,
-        http: Option<&std::net::TcpListener>,
+        http: &[Bound],
         dns: Option<&(hawser_dns::Config, hawser_dns::Sockets)>,
     ) -> io::Result<Self> {
-        let http = http.map(std::net::TcpListener::try_clone).transpose()?;
+        let http = http.iter().map(Bound::try_clone).collect::<io::Result<_>>()?;
         let dns = dns.map(|(_, sockets)| sockets.try_clone()).transpose()?;
         Ok(Self { proxy: proxy.clone(), http, dns })
     }
 
     fn addresses(&self) -> io::Result<Addresses> {
-        Ok(Addresses {
-            http: self.http.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
-            dns: self.dns.as_ref().map(hawser_dns::Sockets::address).transpose()?,
-        })
+        let mut addresses = Addresses::default();
+        for bound in &self.http {
+            match bound {
+                Bound::Tcp(listener) => addresses.http = Some(listener.local_addr()?),
+                Bound::Tls(listener, _) => addresses.https = Some(listener.local_addr()?),
+                Bound::Unix(_) => {}
+            }
+        }
+        addresses.dns = self.dns.as_ref().map(hawser_dns::Sockets::address).transpose()?;
+        Ok(addresses)
     }
 
     fn sockets(&self) -> io::Result<Sockets> {
@@ -258,7 +286,12 @@ impl Listening {
         if let Some(proxy) = &*self.proxy.lock().unwrap_or_else(PoisonError::into_inner) {
             all.add(proxy.sockets()?);
         }
-        all.http.extend(self.http.as_ref().map(std::net::TcpListener::try_clone).transpose()?);
+        for bound in &self.http {
+            match bound.try_clone()? {
+                Bound::Tcp(listener) | Bound::Tls(listener, _) => all.http.push(listener),
+                Bound::Unix(listener) => all.http_unix = Some(listener),
+            }
+        }
         if let Some(dns) = &self.dns {
             dns.is_shared.store(true, Ordering::Release);
             let dns = dns.try_clone()?;
@@ -281,7 +314,7 @@ pub struct Agent {
     asked: Asked,
     ecs: Option<ecs::Config>,
     own_service: Option<Instance>,
-    http: Option<std::net::TcpListener>,
+    http: listen::Api,
     dns: Option<(hawser_dns::Config, hawser_dns::Sockets)>,
     ready: watch::Sender<bool>,
     addresses: Addresses,
@@ -334,10 +367,9 @@ impl Agent {
         let (proxy, tracing) =
             start_proxy(config.proxy, config.telemetry, &sockets, &plans, &views, &registry)?;
 
-        let http =
-            config.http.map(|address| listen(address, &mut inherited.sockets)).transpose()?;
+        let http = listen::bind(&config.http, &mut inherited.sockets)?;
         let dns = config.dns.map(|config| bind(config, &mut inherited.sockets)).transpose()?;
-        let listening = Listening::new(&proxy, http.as_ref(), dns.as_ref())?;
+        let listening = Listening::new(&proxy, &http.bound, dns.as_ref())?;
         let (addresses, stopping) = (listening.addresses()?, CancellationToken::new());
         let host = Arc::new(Host {
             node: own_node(&folder, config.node, config.advertise, config.locality, config.meta)?,
@@ -399,6 +431,7 @@ impl Agent {
             ready: self.ready.subscribe(),
             addresses: self.addresses,
             listening: self.listening.clone(),
+            shown: self.http.shown.clone(),
         }
     }
 
@@ -455,15 +488,18 @@ impl Agent {
         tasks.spawn(named("report", reporting));
         self.tracing.export(&host, &mut tasks, serves);
         tasks.spawn(named("readiness", readiness(host.clone(), ready, serves.clone())));
-        if let Some(listener) = http {
-            let listener = tokio::net::TcpListener::from_std(listener);
-            let listener = listener.map_err(|_| RunError::Ended("the HTTP API"))?;
+        for bound in http.bound {
+            let listener = bound.listen().map_err(|_| RunError::Ended("the HTTP API"))?;
             tasks.spawn(named("HTTP", api::run(listener, host.clone(), serves.clone())));
         }
         if let Some((config, sockets)) = dns {
+            let (queries, asks) = mpsc::channel(QUERIES_QUEUED);
+            let prepared = queries::run(host.clone(), asks, config.stale_max, serves.clone());
+            tasks.spawn(named("prepared queries", prepared));
             let feed = hawser_dns::Feed {
                 views: dns_views(&host, &mut tasks, serves),
                 wants: wants_in.clone(),
+                queries,
                 last_contact_ms: host.contact.0.clone(),
             };
             let (registry, drain) = (host.registry.clone(), until.names.clone());
@@ -947,19 +983,6 @@ fn start_proxy(
     Ok((Arc::new(Mutex::new(Some(proxy))), tracing))
 }
 
-fn listen(
-    address: SocketAddr,
-    inherited: &mut Sockets,
-) -> Result<std::net::TcpListener, StartError> {
-    let failed = |source| StartError::Listen { what: "the HTTP API", address, source };
-    let listener = match inherited.claim_http(address) {
-        Some(listener) => listener,
-        None => std::net::TcpListener::bind(address).map_err(failed)?,
-    };
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
-}
-
 /// This host, as the catalog is told of it.
 fn own_node(
     folder: &Path,
@@ -1028,6 +1051,7 @@ const SERVERS: &str = "servers.json";
 const LEAVES: &str = "leaves";
 const NODE_ID: &str = "node-id";
 const WANTS_QUEUED: usize = 256;
+const QUERIES_QUEUED: usize = 64;
 const DNS_WORKERS_MAX: usize = 4;
 const READY_EVERY: Duration = Duration::from_millis(250);
 const LEAVE: Duration = Duration::from_secs(2);
@@ -1121,7 +1145,7 @@ mod tests {
             data_dir: folder.join("data"),
             advertise: loopback,
             bind: loopback,
-            http: Some(SocketAddr::new(loopback, 0)),
+            http: Listeners { plain: Some(SocketAddr::new(loopback, 0)), ..Default::default() },
             dns: None,
             servers: vec![server.to_string()],
             join,

@@ -1,5 +1,7 @@
 //! DNS as a rule: a question and a view give records, before any wire format.
 
+pub mod query;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
@@ -230,6 +232,13 @@ pub enum Outcome<'v> {
     Answer(Answer<'v>),
     /// The view does not say yet.
     Needs(Want),
+    /// A prepared query answers it: the servers know what it finds, see [`query::answer`].
+    Query {
+        /// Its name or id, in lower case.
+        name: Box<str>,
+        /// Which of the zone's domains was asked.
+        domain: usize,
+    },
     /// The name is in none of the zone's domains.
     Outside,
     /// The reverse name of an address that the view does not place.
@@ -338,6 +347,8 @@ impl<'v> Record<'v> {
 /// `<service>.service.<peer>.peer` is what a peer exports, as last known: addresses in the peer's
 /// own network. Its nodes have no names here, so SRV records name their addresses.
 ///
+/// `<query>.query` is a prepared query, which no view holds.
+///
 /// Source: Consul's DNS interface, `agent/dns.go`.
 pub fn resolve<'v>(zone: &'v Zone, view: &'v View, question: &Question<'_>) -> Outcome<'v> {
     let name = question.name;
@@ -367,6 +378,7 @@ pub fn resolve<'v>(zone: &'v Zone, view: &'v View, question: &Question<'_>) -> O
             Outcome::Answer(Answer { exists, ..answer })
         }
         Subject::Nothing => Outcome::Answer(missing(answer)),
+        Subject::Query(name) => Outcome::Query { name: name.to_ascii_lowercase().into(), domain },
         Subject::Node(asked) => node(zone, view, asked, question.kind, answer),
         Subject::Service { name, tag, way, peer: None } => {
             let selector = Selector { tag, way, is_foreign: false };
@@ -395,6 +407,7 @@ enum Subject<'q> {
         peer: Option<&'q str>,
     },
     Node(&'q str),
+    Query(&'q str),
     Address(IpAddr),
     Nothing,
 }
@@ -430,6 +443,7 @@ enum Keyword {
     Service,
     Connect,
     Node,
+    Query,
     Addr,
     /// Consul's other words: nothing of ours stands under them.
     Foreign,
@@ -438,7 +452,7 @@ enum Keyword {
 fn keyword(label: &[u8]) -> Option<Keyword> {
     let words: &[(&[u8], Keyword)] = match label.len() {
         4 => &[(b"node", Keyword::Node), (b"addr", Keyword::Addr)],
-        5 => &[(b"query", Keyword::Foreign)],
+        5 => &[(b"query", Keyword::Query)],
         7 => &[
             (b"service", Keyword::Service),
             (b"connect", Keyword::Connect),
@@ -490,6 +504,7 @@ fn subject<'q>(zone: &Zone, name: &'q QName, own: usize, kind: Kind) -> Subject<
             Subject::Service { name: name.joined(0..1), tag: None, way: Way::Mesh, peer }
         }
         (Keyword::Node, _) => Subject::Node(name.joined(0..left)),
+        (Keyword::Query, _) => Subject::Query(query_name(name, left)),
         (Keyword::Addr, 1) => {
             from_hex(name.joined(0..1)).map_or(Subject::Nothing, Subject::Address)
         }
@@ -509,6 +524,14 @@ fn named_service<'q>(name: &'q QName, left: usize, peer: Option<&'q str>) -> Sub
     }
     let tag = Some(name.joined(0..left - 1)).filter(|tag| !tag.is_empty());
     Subject::Service { name: name.joined(left - 1..left), tag, way, peer }
+}
+
+/// All labels left of the keyword, dots and all; RFC 2782's `_query._tcp` is `query`.
+fn query_name(name: &QName, left: usize) -> &str {
+    match name.joined(0..1).strip_prefix('_') {
+        Some(query) if left == 2 && name.label(1).eq_ignore_ascii_case(b"_tcp") => query,
+        _ => name.joined(0..left),
+    }
 }
 
 /// Reads a location suffix: none, `<dc>`, `<dc>.dc` or `<peer>.peer`.
@@ -1023,6 +1046,7 @@ mod tests {
                 let code = if answer.exists { "ok" } else { "nx" };
                 [vec![code.to_owned()], lines].concat().join(" ")
             }
+            Outcome::Query { name, domain } => format!("query {name} of {domain}"),
             Outcome::Needs(Want::Service(name)) => format!("needs service {name}"),
             Outcome::Needs(Want::Node(name)) => format!("needs node {name}"),
             Outcome::Needs(Want::Import(key)) => format!("needs import {key}"),
@@ -1130,7 +1154,12 @@ mod tests {
             ("web.connect.consul", A, "nx", "none is in the mesh"),
             ("web.virtual.consul", A, "nx", "no virtual addresses"),
             ("web.ingress.consul", A, "nx", "no ingress gateways"),
-            ("web.query.consul", A, "nx", "no prepared queries"),
+            ("Geo-Web.query.consul", A, "query geo-web of 0", "in lower case, as Consul's"),
+            ("geo.v1.query.dc1.consul", Srv, "query geo.v1 of 0", "with dots, in a location"),
+            ("_geo._tcp.query.consul", Srv, "query geo of 0", "RFC 2782's form"),
+            ("geo.query.dc2.consul", A, "nx", "in another datacenter"),
+            ("geo.query.west.peer.consul", A, "nx", "a peer tells of services only"),
+            ("query.consul", A, "ok", "nothing stands there, but below"),
             ("n1.node.consul", A, "ok 10.0.0.1", "a node"),
             ("n1.node.dc1.consul", A, "ok 10.0.0.1", "a node in a location"),
             ("n1.node.consul", Aaaa, "ok", "a node of the other family"),

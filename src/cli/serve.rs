@@ -1,6 +1,6 @@
 //! `hawser server` and `hawser agent`: the long-running parts, from start to drained.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -142,11 +142,12 @@ impl Mesh {
                 Some(RunningServer { task, drain })
             }
         };
-        if let Some(address) = agent.http.filter(|address| !address.ip().is_loopback()) {
+        let is_open = |address: &SocketAddr| !address.ip().is_loopback() && !agent.acl.is_enabled;
+        if let Some(address) = agent.http.plain.filter(is_open) {
             tracing::warn!(
                 %address,
-                "client_addr: whoever reaches this address can change the catalog: there is no \
-                 access control yet"
+                "client_addr: whoever reaches this address can change the catalog: enable ACLs, or \
+                 ask clients for certificates with tls.https.verify_incoming"
             );
         }
         let agent = Agent::start(agent, registry)?;

@@ -1,21 +1,9 @@
 """Resolvers and proxies that people have ask Hawser's DNS: directly, forwarded, as it changes."""
 
-import shutil
-import subprocess
-
 import pytest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from programs import Program, eventually, fetch, free_port
+from programs import Program, dig, eventually, fetch, free_port, needs, path_of, short
 from threading import Thread
-
-
-def needs(program: str):
-    found = shutil.which(program) or shutil.which(f"/usr/sbin/{program}")
-    return pytest.mark.skipif(not found, reason=f"Debian's {program}")
-
-
-def path_of(program: str) -> str:
-    return shutil.which(program) or f"/usr/sbin/{program}"
 
 
 class Application:
@@ -54,15 +42,6 @@ def register(client, application):
     assert client.agent.service.register(
         "shop", application.name, address="127.0.0.1", port=application.port, tags=["v1"]
     )
-
-
-def dig(port: int, *words: str) -> subprocess.CompletedProcess:
-    command = ["dig", "@127.0.0.1", "-p", str(port), "+tries=1", "+time=5", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-
-
-def short(port: int, *words: str) -> set:
-    return set(dig(port, "+short", *words).stdout.split("\n")) - {""}
 
 
 @needs("dig")

@@ -43,8 +43,9 @@ fn main() -> Result<(), Failure> {
     let view = Arc::new(view(services, instances)?);
     let (_views, receiver) = watch::channel(view);
     let (wants, _asked) = mpsc::channel(1);
+    let (queries, _prepared) = mpsc::channel(1);
     let last_contact_ms = Arc::new(AtomicU64::new(u64::MAX));
-    let feed = Feed { views: receiver, wants, last_contact_ms };
+    let feed = Feed { views: receiver, wants, queries, last_contact_ms };
     let registry = prometheus::Registry::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let drain = CancellationToken::new();

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use hawser_core::dns::Want;
+use hawser_core::dns::{Want, query};
 use hawser_core::name::{Datacenter, NodeName};
 use hawser_core::view::View;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How names are served.
 #[derive(Clone, Debug)]
@@ -41,6 +41,17 @@ pub struct Feed {
     /// Names that were asked for: those that the view lacks, each once while anyone waits, and
     /// now and then one that it has, so that the agent knows which are in use.
     pub wants: mpsc::Sender<Want>,
+    /// Prepared queries that were asked for.
+    pub queries: mpsc::Sender<QueryAsk>,
     /// When a server was last heard, in milliseconds of Unix time; `u64::MAX` while connected.
     pub last_contact_ms: Arc<AtomicU64>,
+}
+
+/// A prepared query that somebody waits for.
+#[derive(Debug)]
+pub struct QueryAsk {
+    /// Its name or id, in lower case.
+    pub name: Box<str>,
+    /// Takes what it finds; dropped when nobody can say.
+    pub answer: oneshot::Sender<Arc<query::Found>>,
 }

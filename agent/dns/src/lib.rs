@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use crate::config::{Config, Feed};
+pub use crate::config::{Config, Feed, QueryAsk};
 use crate::metrics::Metrics;
 use crate::respond::Responder;
 use crate::settle::Settler;
@@ -132,7 +132,7 @@ pub async fn run(
     drain: CancellationToken,
 ) -> Result<(), Error> {
     let responder = Responder::new(&config, &feed, Metrics::new(registry)?)?;
-    let settler = Arc::new(Settler::new(responder, config.recursors, feed.views, feed.wants));
+    let settler = Arc::new(Settler::new(responder, config.recursors, feed));
     let tasks = TaskTracker::new();
     let places = Arc::new(Semaphore::new(tcp::CONNECTIONS_MAX));
     let stopper = Stopper {

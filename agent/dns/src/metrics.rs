@@ -13,6 +13,8 @@ pub(crate) struct Metrics {
     pub(crate) truncated: IntCounter,
     pub(crate) wants_answered: IntCounter,
     pub(crate) wants_timed_out: IntCounter,
+    pub(crate) queries_answered: IntCounter,
+    pub(crate) queries_failed: IntCounter,
     pub(crate) recursed: IntCounter,
     pub(crate) recursions_failed: IntCounter,
     /// Queries that met a full table of waiting ones.
@@ -43,6 +45,11 @@ impl Metrics {
             "Queries that waited for a name to enter the view, by how the wait ended.",
             &["outcome"],
         )?;
+        let prepared = vec(
+            "hawser_dns_prepared_queries_total",
+            "Queries for what a prepared query finds, by outcome.",
+            &["outcome"],
+        )?;
         let recursed = vec(
             "hawser_dns_recursions_total",
             "Queries for outside names that went to the recursors, by outcome.",
@@ -64,6 +71,8 @@ impl Metrics {
             )?,
             wants_answered: wants.with_label_values(&["answered"]),
             wants_timed_out: wants.with_label_values(&["timed_out"]),
+            queries_answered: prepared.with_label_values(&["answered"]),
+            queries_failed: prepared.with_label_values(&["failed"]),
             recursed: recursed.with_label_values(&["answered"]),
             recursions_failed: recursed.with_label_values(&["failed"]),
             overloaded: counter(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hawser_core::dns::{self, Answer, InvalidDomain, Kind, Outcome, Question, Want, Zone};
+use hawser_core::dns::{self, Answer, InvalidDomain, Kind, Outcome, Question, Want, Zone, query};
 use hawser_core::view::View;
 use tokio::sync::mpsc;
 
@@ -50,6 +50,8 @@ pub(crate) enum Step {
     Reply,
     /// The view must contain this first.
     Want(Want),
+    /// The servers must be asked what this prepared query finds.
+    Query(Box<str>),
     /// A recursor must be asked.
     Recurse,
 }
@@ -71,7 +73,7 @@ impl Responder {
         Ok(Self {
             suffixes: Suffixes::of(&zone),
             zone,
-            ttl_s: u32::try_from(config.ttl.as_secs()).unwrap_or(u32::MAX).min(TTL_MAX_S),
+            ttl_s: seconds(config.ttl),
             has_recursors: !config.recursors.is_empty(),
             own_address: config.address.to_canonical(),
             stale_max: config.stale_max,
@@ -120,8 +122,9 @@ impl Responder {
             }
             Outcome::Answer(answer) => {
                 self.touch(&answer, draw);
-                self.write(&query, &answer, limit, out)
+                self.write(&query, &answer, self.ttl_s, limit, out)
             }
+            Outcome::Query { name, .. } => Step::Query(name),
             Outcome::Needs(_) if self.is_stale() => self.fail(&query, Rcode::ServFail, out),
             Outcome::Needs(want) => Step::Want(want),
             Outcome::Outside | Outcome::Unplaced
@@ -132,6 +135,24 @@ impl Responder {
             Outcome::Outside => self.fail(&query, Rcode::Refused, out),
             Outcome::Unplaced => self.fail(&query, Rcode::NxDomain, out),
         }
+    }
+
+    /// Answers `packet`, which asks for a prepared query, with what that found.
+    pub(crate) fn answer_query(
+        &self,
+        packet: &[u8],
+        client: Client,
+        found: &query::Found,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let Ok(query) = wire::decode(packet) else { return Step::Silence };
+        let Some(domain) = self.zone.domain_of(&query.name) else { return Step::Silence };
+        let kind = wire::kind(query.code);
+        let limit = limit(&query, packet, client);
+        let question = Question { name: &query.name, kind, draw: 0, most: most(kind, limit) };
+        let answer = query::answer(found, domain, &question);
+        let ttl_s = found.ttl.map_or(self.ttl_s, seconds);
+        self.write(&query, &answer, ttl_s, limit, out)
     }
 
     /// Writes the reply that says that `packet`'s question cannot be answered now.
@@ -170,13 +191,14 @@ impl Responder {
         &self,
         query: &Query<'_>,
         answer: &Answer<'_>,
+        ttl_s: u32,
         limit: usize,
         out: &mut Vec<u8>,
     ) -> Step {
         let needs_serial = answer.records.is_empty() || query.code == wire::SOA;
         let terms = Terms {
             suffixes: &self.suffixes[answer.domain],
-            ttl_s: self.ttl_s,
+            ttl_s,
             serial: if needs_serial || query.code == wire::ANY { serial() } else { 0 },
             limit,
             flags: self.flags(true),
@@ -271,6 +293,11 @@ fn most(kind: Kind, limit: usize) -> usize {
     (limit / octets).min(if kind == Kind::Srv { SRV_RECORDS_MAX } else { ADDRESS_RECORDS_MAX })
 }
 
+/// A TTL as records have it.
+fn seconds(ttl: Duration) -> u32 {
+    u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).min(TTL_MAX_S)
+}
+
 fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -331,7 +358,9 @@ mod tests {
         };
         let (sender, wants) = mpsc::channel(1_000);
         let (_, views) = watch::channel(Arc::default());
-        let feed = Feed { views, wants: sender, last_contact_ms: Arc::new(u64::MAX.into()) };
+        let (queries, _) = mpsc::channel(1);
+        let last_contact_ms = Arc::new(u64::MAX.into());
+        let feed = Feed { views, wants: sender, queries, last_contact_ms };
         let metrics = Metrics::new(&prometheus::Registry::new()).expect("a fresh registry");
         let responder = Responder::new(&config, &feed, metrics).expect("a good domain");
         Bench { responder, view: view(), wants }
@@ -741,7 +770,7 @@ mod tests {
                     let is_reply = packet.get(2).is_some_and(|bits| bits & 0x80 != 0);
                     assert!(packet.len() < HEADER_OCTETS || is_reply, "{packet:?}");
                 }
-                Step::Want(_) | Step::Recurse => {}
+                Step::Want(_) | Step::Query(_) | Step::Recurse => {}
             }
             let mut relayed = Vec::new();
             bench.responder.relay(&seeds[round % seeds.len()], client, &packet, &mut relayed);

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use hawser_core::dns::Want;
 use hawser_core::view::View;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::config::{Feed, QueryAsk};
 use crate::respond::{Client, Responder, Step};
 use crate::{recurse, wire};
 
@@ -20,6 +21,7 @@ pub(crate) struct Settler {
     recursors: Vec<SocketAddr>,
     views: watch::Receiver<Arc<View>>,
     wants: mpsc::Sender<Want>,
+    queries: mpsc::Sender<QueryAsk>,
     /// Names that were asked of the agent and how many queries wait for each.
     waiting: Mutex<BTreeMap<Want, usize>>,
     waits: Arc<Semaphore>,
@@ -31,17 +33,13 @@ pub(crate) struct Settler {
 pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
 
 impl Settler {
-    pub(crate) fn new(
-        responder: Responder,
-        recursors: Vec<SocketAddr>,
-        views: watch::Receiver<Arc<View>>,
-        wants: mpsc::Sender<Want>,
-    ) -> Self {
+    pub(crate) fn new(responder: Responder, recursors: Vec<SocketAddr>, feed: Feed) -> Self {
         Self {
             responder,
             recursors,
-            views,
-            wants,
+            views: feed.views,
+            wants: feed.wants,
+            queries: feed.queries,
             waiting: Mutex::default(),
             waits: Arc::new(Semaphore::new(WAITS_MAX)),
             recursions: Arc::new(Semaphore::new(RECURSIONS_MAX)),
@@ -56,7 +54,7 @@ impl Settler {
     pub(crate) fn admit(&self, step: &Step) -> Option<Place> {
         let places = match step {
             Step::Recurse => &self.recursions,
-            Step::Want(_) | Step::Reply | Step::Silence => &self.waits,
+            Step::Want(_) | Step::Query(_) | Step::Reply | Step::Silence => &self.waits,
         };
         let place = places.clone().try_acquire_owned().ok().map(Place);
         if place.is_none() {
@@ -76,6 +74,7 @@ impl Settler {
     ) -> Step {
         match step {
             Step::Want(_) => self.wait(packet, client, draw, out).await,
+            Step::Query(name) => self.query(packet, client, name, out).await,
             Step::Recurse => self.recurse(packet, client, out).await,
             Step::Reply | Step::Silence => step,
         }
@@ -120,6 +119,31 @@ impl Settler {
         (*count == 1, Asked { waiting: &self.waiting, want })
     }
 
+    /// Has the agent ask what the prepared query finds.
+    async fn query(
+        &self,
+        packet: &[u8],
+        client: Client,
+        name: Box<str>,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let asked = async {
+            let (answer, answered) = oneshot::channel();
+            self.queries.send(QueryAsk { name, answer }).await.ok()?;
+            answered.await.ok()
+        };
+        match timeout(QUERY_WAIT, asked).await {
+            Ok(Some(found)) => {
+                self.responder.metrics.queries_answered.inc();
+                self.responder.answer_query(packet, client, &found, out)
+            }
+            Ok(None) | Err(_) => {
+                self.responder.metrics.queries_failed.inc();
+                self.responder.give_up(packet, out)
+            }
+        }
+    }
+
     async fn recurse(&self, packet: &[u8], client: Client, out: &mut Vec<u8>) -> Step {
         let reply = match wire::decode(packet) {
             Ok(query) => recurse::ask(&self.recursors, &query).await,
@@ -158,6 +182,8 @@ impl Drop for Asked<'_> {
 
 /// How long a query waits for its name to enter the view.
 const WANT_WAIT: Duration = Duration::from_secs(1);
+/// How long a query waits for what a prepared query finds: programs ask again after 5 s.
+const QUERY_WAIT: Duration = Duration::from_secs(3);
 /// Queries that wait for the view at once; each wakes once per change of the view.
 const WAITS_MAX: usize = 512;
 /// Queries that wait for recursors at once; each holds a socket.

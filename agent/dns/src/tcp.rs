@@ -80,7 +80,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, settler: &Settler) -> io::Re
         let view = views.borrow().clone();
         let draw = draws.next();
         let mut step = settler.responder.respond(&packet, client, &view, draw, &mut out);
-        if matches!(step, Step::Want(_) | Step::Recurse) {
+        if matches!(step, Step::Want(_) | Step::Query(_) | Step::Recurse) {
             step = match settler.admit(&step) {
                 Some(_place) => settler.settle(&packet, client, step, draw, &mut out).await,
                 None => settler.responder.give_up(&packet, &mut out),

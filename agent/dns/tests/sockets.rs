@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use hawser_core::catalog::{Locality, Weights};
 use hawser_core::chain;
 use hawser_core::clock::Index;
+use hawser_core::dns::query::Found;
 use hawser_core::entry::Entries;
 use hawser_core::health::Status;
 use hawser_core::name::ServiceName;
 use hawser_core::view::{Endpoint, ServiceView, View};
-use hawser_dns::{Config, Feed, Want};
+use hawser_dns::{Config, Feed, QueryAsk, Want};
 use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -26,6 +27,7 @@ struct Plane {
     address: SocketAddr,
     views: watch::Sender<Arc<View>>,
     wants: mpsc::Receiver<Want>,
+    queries: mpsc::Receiver<QueryAsk>,
     registry: prometheus::Registry,
     drain: CancellationToken,
     ended: Option<JoinHandle<Result<(), hawser_dns::Error>>>,
@@ -37,8 +39,9 @@ impl Plane {
         let address = sockets.address().expect("bound");
         let (views, receiver) = watch::channel(Arc::new(view(services)));
         let (sender, wants) = mpsc::channel(16);
+        let (asks, queries) = mpsc::channel(16);
         let last_contact_ms = Arc::new(AtomicU64::new(u64::MAX));
-        let feed = Feed { views: receiver, wants: sender, last_contact_ms };
+        let feed = Feed { views: receiver, wants: sender, queries: asks, last_contact_ms };
         let config = Config {
             domain: "consul".to_owned(),
             alt_domain: Some("mesh.test".to_owned()),
@@ -56,7 +59,7 @@ impl Plane {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(hawser_dns::run(config, sockets, feed, &inner_registry, inner_drain))
         });
-        Self { address, views, wants, registry, drain, ended: Some(ended) }
+        Self { address, views, wants, queries, registry, drain, ended: Some(ended) }
     }
 
     fn count(&self, metric: &str, labels: &[(&str, &str)]) -> u64 {
@@ -203,6 +206,35 @@ fn a_name_that_the_view_lacks_is_wanted_once_and_answered_when_it_comes() {
     }
     assert!(more < asked.len() / 2, "{more} wants beside the one for all");
     assert!(plane.count("hawser_dns_want_waits_total", &[("outcome", "answered")]) > 0);
+}
+
+#[test]
+fn what_a_prepared_query_finds_is_asked_for_by_name_and_answered_with_its_own_ttl() {
+    let mut plane = Plane::start(&[], Vec::new());
+    let to = plane.address;
+    let asked = std::thread::spawn(move || {
+        let own = over_udp(to, &query("Geo-Web.Query.consul.", RecordType::A));
+        let none = over_udp(to, &query("_none._tcp.query.dc1.consul.", RecordType::SRV));
+        let lost = over_udp(to, &query("lost.query.consul.", RecordType::A));
+        [own, none, lost]
+    });
+    let endpoints = view(&[("web", 2)]).services["web"].endpoints.to_vec();
+    let found = Found { endpoints, ttl: Some(Duration::from_secs(90)), is_foreign: false };
+    for (name, found) in
+        [("geo-web", Some(found)), ("none", Some(Default::default())), ("lost", None)]
+    {
+        let ask = plane.queries.blocking_recv().expect("asked");
+        assert_eq!(&*ask.name, name);
+        if let Some(found) = found {
+            ask.answer.send(Arc::new(found)).expect("somebody waits");
+        }
+    }
+    let [own, none, lost] = asked.join().expect("three replies");
+    assert_eq!((own.answers.len(), own.answers[0].ttl), (2, 90), "{own:?}");
+    assert_eq!(none.metadata.response_code, ResponseCode::NXDomain);
+    assert_eq!(lost.metadata.response_code, ResponseCode::ServFail);
+    let count = |outcome| plane.count("hawser_dns_prepared_queries_total", &[("outcome", outcome)]);
+    assert_eq!((count("answered"), count("failed")), (2, 1));
 }
 
 #[test]

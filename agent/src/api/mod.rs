@@ -7,6 +7,7 @@ mod access;
 mod connect;
 mod forward;
 mod gzip;
+pub(crate) mod listen;
 mod monitor;
 mod reply;
 mod telemetry;
@@ -28,19 +29,19 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use self::forward::Forwarding;
+use self::listen::{Accepted, Listener};
 use crate::host::Host;
 
 /// Accepts until `drain`, then lets requests finish for [`DRAIN`] and cuts the rest.
-pub(crate) async fn run(listener: TcpListener, host: Arc<Host>, drain: CancellationToken) {
-    let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+pub(crate) async fn run(listener: Listener, host: Arc<Host>, drain: CancellationToken) {
     let api = Arc::new(Api {
         host,
-        is_loopback,
+        is_open_loopback: listener.is_open_loopback(),
         forwarding: forward::Forwarding::default(),
         drain: drain.clone(),
     });
@@ -76,8 +77,7 @@ pub(crate) async fn run(listener: TcpListener, host: Arc<Host>, drain: Cancellat
                 }
                 None => {
                     api.host.metrics.http_refused.inc();
-                    // Best effort, and never waited for: the client has 200 others open.
-                    let _ = socket.try_write(TOO_MANY);
+                    socket.dismiss(TOO_MANY);
                 }
             },
             Err(why) => {
@@ -99,7 +99,7 @@ pub(crate) async fn run(listener: TcpListener, host: Arc<Host>, drain: Cancellat
 pub(crate) struct Api {
     host: Arc<Host>,
     /// Whether only this host can reach it: then a browser's tricks are what to fear.
-    is_loopback: bool,
+    is_open_loopback: bool,
     forwarding: forward::Forwarding,
     drain: CancellationToken,
 }
@@ -131,8 +131,14 @@ impl Ask {
 
 type Reply = Response<Full<Bytes>>;
 
-async fn serve(api: Arc<Api>, socket: TcpStream, from: SocketAddr, drain: CancellationToken) {
-    let _ = socket.set_nodelay(true);
+async fn serve(api: Arc<Api>, socket: Accepted, from: SocketAddr, drain: CancellationToken) {
+    let socket = match socket.open().await {
+        Ok(socket) => socket,
+        Err(why) => {
+            tracing::debug!(%from, %why, "a client of the HTTP API failed its handshake");
+            return;
+        }
+    };
     let service = service_fn(move |request| {
         let api = api.clone();
         async move { Ok::<_, Infallible>(api.respond(request, from).await) }
@@ -230,13 +236,15 @@ impl Api {
     /// Refuses what only a browser that was tricked would send: see `reliability.md` A11.
     fn admit(&self, request: &Request<Incoming>) -> Result<(), &'static str> {
         let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
-        if self.is_loopback && host.is_some_and(|host| !is_this_host(host)) {
+        if self.is_open_loopback && host.is_some_and(|host| !is_this_host(host)) {
             return Err("this Host is not served here: use localhost or 127.0.0.1\n");
         }
         let origin = request.headers().get(header::ORIGIN);
         let is_same = |origin: &http::HeaderValue| {
             let origin = origin.to_str().unwrap_or_default();
-            origin.strip_prefix("http://").is_some_and(|authority| Some(authority) == host)
+            let authority =
+                origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+            authority.is_some_and(|authority| Some(authority) == host)
         };
         match origin {
             Some(origin) if !is_same(origin) => {

@@ -14,6 +14,8 @@ use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use hawser_proxy::{Inherited, Kind, Listening};
 use serde::{Deserialize, Serialize};
@@ -48,6 +50,7 @@ pub struct Sockets {
     pub(crate) outbound: Vec<TcpListener>,
     pub(crate) inbound: Vec<TcpListener>,
     pub(crate) http: Vec<TcpListener>,
+    pub(crate) http_unix: Option<UnixListener>,
     pub(crate) dns_udp: Vec<UdpSocket>,
     pub(crate) dns_tcp: Vec<TcpListener>,
 }
@@ -61,6 +64,7 @@ impl Sockets {
             OUTBOUND => self.outbound.push(socket.into()),
             INBOUND => self.inbound.push(socket.into()),
             HTTP => self.http.push(socket.into()),
+            HTTP_UNIX => self.http_unix = Some(socket.into()),
             DNS_UDP => self.dns_udp.push(socket.into()),
             DNS_TCP => self.dns_tcp.push(socket.into()),
             _ => tracing::warn!(name, "a socket was handed over under an unknown name"),
@@ -88,6 +92,8 @@ impl Sockets {
                 Some((name(DNS_UDP, socket.local_addr().ok()?), socket.as_fd()))
             }),
         );
+        let unix = self.http_unix.iter();
+        all.extend(unix.map(|socket| (HTTP_UNIX.to_owned(), socket.as_fd())));
         all
     }
 
@@ -117,6 +123,14 @@ impl Sockets {
         let is_it = |held: &TcpListener| held.local_addr().is_ok_and(|at| stands_for(address, at));
         let found = self.http.iter().position(is_it)?;
         Some(self.http.swap_remove(found))
+    }
+
+    /// The listener of the HTTP API at `path`.
+    pub(crate) fn claim_http_unix(&mut self, path: &Path) -> Option<UnixListener> {
+        let is_it = |held: &mut UnixListener| {
+            held.local_addr().is_ok_and(|at| at.as_pathname() == Some(path))
+        };
+        self.http_unix.take_if(is_it)
     }
 
     /// The sockets of DNS at `address`; port 0 stands for whichever it was.
@@ -164,6 +178,7 @@ const OUTBOUND: &str = "outbound";
 /// Those that other hosts call.
 const INBOUND: &str = "inbound";
 const HTTP: &str = "http";
+const HTTP_UNIX: &str = "http-unix";
 const DNS_UDP: &str = "dns-udp";
 const DNS_TCP: &str = "dns-tcp";
 
