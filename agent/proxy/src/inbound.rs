@@ -173,9 +173,12 @@ impl Port {
         if !identity.holds_at(crate::clock::wall()) {
             return Err(Reason::NoIdentity);
         }
-        socket::tune(&socket, limits);
+        socket::tune(&socket);
         let is_http = chain.protocol.is_http();
         let (stream, wire) = Box::pin(self.shake(socket, &identity, is_http)).await?;
+        if matches!(wire, Wire::H2 | Wire::Streams) {
+            stream.get_ref().0.expect_reader(limits);
+        }
         let peer = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
         let caller = tls::read(peer.first().ok_or(Reason::NoClientCertificate)?)?;
         let source = caller.id.service().ok_or(Reason::WrongRole)?.clone();
@@ -239,7 +242,7 @@ impl Port {
         let stream = socket::connect(self.application.get(), within)
             .await
             .map_err(|_| Reason::ApplicationUnreachable)?;
-        socket::tune(&stream, &self.context.limits);
+        socket::tune(&stream);
         Ok(stream)
     }
 }

@@ -53,7 +53,7 @@ pub struct Limits {
     pub peer_ping_interval: Duration,
     /// Longest wait for that answer: longer than a lost packet takes to be sent again.
     pub peer_ping_timeout: Duration,
-    /// Longest that sent bytes stay unacknowledged.
+    /// Longest that sent bytes stay unacknowledged in a connection that many share.
     pub user_timeout: Duration,
     /// How long an idle connection to the application is kept.
     pub application_idle: Duration,

@@ -54,11 +54,13 @@ pub(crate) async fn connect(address: SocketAddr, within: Duration) -> io::Result
 }
 
 /// Sets what every stream wants. A socket that refuses an option still works.
-pub(crate) fn tune(stream: &TcpStream, limits: &Limits) {
+pub(crate) fn tune(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let socket = SockRef::from(stream);
-    let _ = socket.set_tcp_user_timeout(Some(limits.user_timeout));
-    let alive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
+    let alive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_AFTER)
+        .with_interval(KEEPALIVE_EVERY)
+        .with_retries(KEEPALIVE_PROBES);
     let _ = socket.set_tcp_keepalive(&alive);
     // There is no network to be fair to on loopback, and the pacing of BBR costs a fifth of bulk.
     if stream.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
@@ -107,6 +109,14 @@ struct Left {
 impl Wide {
     pub(crate) fn new(stream: TcpStream, buffers: Arc<Buffers>) -> Self {
         Self { stream, buffers, left: None }
+    }
+
+    /// Gives the connection up once what was sent stays unacknowledged for too long.
+    ///
+    /// Only where the peer always reads, as it does where many streams share a connection. Linux
+    /// gives up as early on one that acknowledges everything and has no room for more (since 5.11).
+    pub(crate) fn expect_reader(&self, limits: &Limits) {
+        let _ = SockRef::from(&self.stream).set_tcp_user_timeout(Some(limits.user_timeout));
     }
 }
 
@@ -229,3 +239,4 @@ const BUFFERS_KEPT: usize = 64;
 const BACKLOG: i32 = 1_024;
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(5);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(3);
+const KEEPALIVE_PROBES: u32 = 3;

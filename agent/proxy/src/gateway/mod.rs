@@ -110,7 +110,7 @@ impl Gateway {
 
     /// Carries one connection from its first byte to its last.
     pub(crate) async fn serve(self: Rc<Self>, mut downstream: TcpStream) {
-        socket::tune(&downstream, &self.context.limits);
+        socket::tune(&downstream);
         let from = downstream.peer_addr().ok();
         let (hello, raw) = match self.listen_to(&mut downstream).await {
             Ok(heard) => heard,
@@ -192,7 +192,7 @@ impl Gateway {
                 dialled.map_err(|_| Reason::ConnectTimeout)??
             }
         };
-        socket::tune(&stream, &context.limits);
+        socket::tune(&stream);
         Ok(Upstream { stream, hold, _open: open, _passing: passing })
     }
 

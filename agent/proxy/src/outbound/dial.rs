@@ -19,7 +19,7 @@ use super::reach::Instance;
 use crate::context::Context;
 use crate::gateways::Gateway;
 use crate::socket::{self, Wide};
-use crate::tls;
+use crate::tls::{self, ALPN_H2, ALPN_STREAMS};
 use crate::watch::OnList;
 
 /// A connection to the proxy of an instance, which has proved that it is the callee.
@@ -168,13 +168,16 @@ async fn open(
         std::io::ErrorKind::TimedOut => Reason::ConnectTimeout,
         _ => Reason::ConnectFailed,
     })?;
-    socket::tune(&socket, &context.limits);
+    socket::tune(&socket);
     let socket = Wide::new(socket, context.buffers.clone());
     let handshake = TlsConnector::from(config).connect(name, socket);
     let stream = tokio::time::timeout_at(deadline, Box::pin(handshake))
         .await
         .map_err(|_| Reason::HandshakeTimeout)?
         .map_err(|error| tls::reason(&error))?;
+    if matches!(stream.get_ref().1.alpn_protocol(), Some(ALPN_H2 | ALPN_STREAMS)) {
+        stream.get_ref().0.expect_reader(&context.limits);
+    }
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let peer = tls::read(chain.first().ok_or(Reason::UntrustedCertificate)?)?;
     let listed = context.watched.watch(peer, chain, None);

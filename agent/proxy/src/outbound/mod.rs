@@ -286,7 +286,7 @@ impl Port {
 
     /// Carries one connection of the application.
     pub(crate) async fn serve(self: Rc<Self>, socket: TcpStream) {
-        socket::tune(&socket, &self.context.limits);
+        socket::tune(&socket);
         let terms = self.terms();
         let refuse = |reason| {
             let callee = &self.destination.service;

@@ -12,10 +12,10 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::world::{World, eventually, listener, send_raw, serve};
+use crate::world::{World, crowded, eventually, listener, read_all, send_raw, serve, tls};
 
 fn policies(json: &str) -> Policies {
     serde_json::from_str(json).expect(json)
@@ -69,15 +69,9 @@ async fn a_connection_ends_when_it_is_silent_or_old() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_holds_its_writer_back_and_loses_nothing() {
-    let (listener, address) = listener().await;
-    let mut world = World::new(Protocol::Tcp);
-    world.serve_application(address);
-    world.start().await;
-    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
-    let (mut application, _) = listener.accept().await.expect("dialled");
-    // It is full when nothing more is taken for a while, which may take a few tries.
+/// Writes until nothing more is taken for a while; how much that was. Then goes on waiting for much
+/// longer than sent bytes may stay unacknowledged: a reader that does not read still answers.
+async fn fill(stream: &mut (impl AsyncWrite + Unpin)) -> usize {
     let chunk = vec![7; 64 * 1024];
     let mut sent = 0;
     while let Ok(written) =
@@ -86,21 +80,47 @@ async fn a_slow_reader_holds_its_writer_back_and_loses_nothing() {
         sent += written.expect("open");
         assert!(sent < 256 << 20, "{sent} bytes are held by two proxies");
     }
+    tokio::time::sleep(4 * UNACKNOWLEDGED).await;
+    sent
+}
+
+const UNACKNOWLEDGED: Duration = Duration::from_secs(1);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_holds_its_writer_back_and_loses_nothing() {
+    let (listener, address) = listener().await;
+    let mut world = World::new(Protocol::Tcp);
+    world.limits.user_timeout = UNACKNOWLEDGED;
+    world.serve_application(address);
+    world.start().await;
+    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+    let (mut application, _) = listener.accept().await.expect("dialled");
+    let sent = fill(&mut stream).await;
     stream.shutdown().await.expect("open");
-    let mut received = 0;
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        match application.read(&mut buffer).await.expect("open") {
-            0 => break,
-            count => received += count,
-        }
-    }
+    let received = read_all(&mut application).await.len();
     assert_eq!(received, sent);
     application.write_all(b"done").await.expect("half of it is open");
     drop(application);
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.expect("it ends well");
-    assert_eq!(answer, b"done");
+    assert_eq!(read_all(&mut stream).await, b"done");
+}
+
+/// One mTLS connection for each, as native clients have them: it is the mesh's own socket that
+/// nobody reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_without_a_proxy_loses_nothing_either() {
+    let (listener, address) = listener().await;
+    let mut world = World::new(Protocol::Tcp);
+    world.limits.user_timeout = UNACKNOWLEDGED;
+    world.serve_application(address);
+    world.start().await;
+    let client = tls(world.inbound(), world.native_client());
+    let (stream, accepted) = tokio::join!(client, listener.accept());
+    let (mut stream, (mut application, _)) = (stream.expect("open"), accepted.expect("dialled"));
+    let sent = fill(&mut application).await;
+    drop(application);
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).await.expect("it ends well");
+    assert_eq!(received.len(), sent);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,7 @@ use hawser_core::name::ServiceName;
 use hawser_core::normal;
 use hawser_core::permission::Requests;
 use hawser_core::policy::Policies;
+use hawser_core::revocation::Revoked;
 use hawser_core::spiffe::{Role, SpiffeId};
 use hawser_core::state::{Command, NodeChanges, State};
 use hawser_core::view::{Endpoint, PeerView, ServiceView, Trust, View};
@@ -86,6 +87,11 @@ pub(crate) struct World {
     issuer: Issuer<'static, KeyPair>,
     root: Vec<u8>,
     is_root_known: bool,
+    /// Whom nobody believes any more.
+    pub(crate) revoked: Revoked,
+    /// How many workers the callee's proxy has. With one, what one connection saw of a new view
+    /// all others have seen too.
+    pub(crate) server_workers: usize,
     action: Action,
     pub(crate) requests: Option<Requests>,
     pub(crate) rules: normal::Rules,
@@ -127,6 +133,8 @@ impl World {
             issuer,
             root,
             is_root_known: true,
+            revoked: Revoked::default(),
+            server_workers: 2,
             action: Action::Allow,
             requests: None,
             rules: normal::Rules::default(),
@@ -180,7 +188,8 @@ impl World {
                 .expect("it starts")
         };
         self.client = Some(start(1, client_log, &self.client_plans, &self.client_registry));
-        self.server = Some(start(2, server_log, &self.server_plans, &self.server_registry));
+        self.server =
+            Some(start(self.server_workers, server_log, &self.server_plans, &self.server_registry));
     }
 
     pub(crate) fn move_outbound(&mut self, listen: SocketAddr) {
@@ -242,6 +251,21 @@ impl World {
         while get(self.outbound, path).await.status() != StatusCode::FORBIDDEN {
             assert!(tokio::time::Instant::now() < deadline, "{path} is still allowed");
         }
+    }
+
+    /// Tells the first instance's proxy that its application is elsewhere now.
+    pub(crate) fn retarget(&mut self, application: SocketAddr) {
+        self.server_plans.send_modify(|plan| {
+            let plan = Arc::make_mut(plan);
+            let inbound = plan.services.first_mut().and_then(|first| first.inbound.as_mut());
+            inbound.expect("an instance").application = application;
+        });
+    }
+
+    /// Shows both proxies that the service speaks something else.
+    pub(crate) fn speak(&mut self, protocol: Protocol) {
+        self.protocol = protocol;
+        self.publish();
     }
 
     pub(crate) fn forget_root(&mut self) {
@@ -309,10 +333,16 @@ impl World {
 
     /// What a client that is no proxy calls `db` with, as `web`: TLS without ALPN.
     pub(crate) fn native_client(&self) -> rustls::ClientConfig {
+        self.numbered_client(&rand::random::<[u8; 16]>().map(|octet| octet & 0x7f | 1))
+    }
+
+    /// The same, with a certificate of this serial number: 16 octets.
+    pub(crate) fn numbered_client(&self, serial: &[u8]) -> rustls::ClientConfig {
         let view = self.views.borrow();
         let anchors =
             Arc::new(tls::anchors(view.trust.as_deref().expect("published"), &view.peers));
-        let leaf = self.leaf("web");
+        let uri = format!("spiffe://{DOMAIN}/ns/default/dc/dc1/svc/web");
+        let leaf = numbered_leaf(&self.issuer, &uri, self.leaf_lifetime, Some(serial));
         let identity = Identity::new(&leaf, &anchors, 0).expect("a good leaf");
         let callee = SpiffeId { role: Role::Service(name("db")), ..leaf.id.clone() };
         let config = identity.dial(callee, &[tls::ALPN_H2]).expect("good");
@@ -447,7 +477,7 @@ impl World {
                 roots,
                 default_action: Action::Deny,
                 issuing: Default::default(),
-                revoked: Default::default(),
+                revoked: Arc::new(self.revoked.clone()),
             })),
             services: services
                 .into_iter()
@@ -502,8 +532,13 @@ impl World {
 
     /// Puts a tap before the first instance's proxy.
     pub(crate) async fn tap(&mut self) -> Tap {
+        self.tap_at(None).await
+    }
+
+    /// Puts one there that passes on `rate` bytes each millisecond at most.
+    pub(crate) async fn tap_at(&mut self, rate: Option<usize>) -> Tap {
         let inbound = self.inbound();
-        let (tap, address) = Tap::before(inbound).await;
+        let (tap, address) = Tap::before(inbound, rate).await;
         self.taps.insert(inbound, address);
         tap
     }
@@ -514,6 +549,44 @@ impl World {
         let trust = view.trust.as_deref().expect("published");
         let anchors = Arc::new(tls::anchors(trust, &view.peers));
         Identity::new(&self.leaf("db"), &anchors, 0).expect("a good leaf")
+    }
+
+    /// An instance whose proxy shows who it is to the first at once and to others only once the
+    /// gate is open. It echoes; counted are connections that brought a byte.
+    pub(crate) async fn hesitant_proxy(&mut self) -> (Gate, Arc<AtomicUsize>) {
+        self.publish();
+        let acceptor = self.identity_of_db().accept(tls::Wire::Tcp);
+        let acceptor = tokio_rustls::TlsAcceptor::from(acceptor);
+        let (listener, address) = listener().await;
+        self.instances.push((address, None));
+        let (gate, count) = (Gate::new(), Arc::new(AtomicUsize::new(0)));
+        let (hold, counted) = (gate.clone(), count.clone());
+        tokio::spawn(async move {
+            let mut is_first = true;
+            while let Ok((socket, _)) = listener.accept().await {
+                let waits = !std::mem::replace(&mut is_first, false);
+                let (acceptor, hold, counted) = (acceptor.clone(), hold.clone(), counted.clone());
+                tokio::spawn(async move {
+                    if waits {
+                        hold.wait().await;
+                    }
+                    let mut stream = acceptor.accept(socket).await?;
+                    stream.write_all(&[0]).await?;
+                    let mut bytes = [0; 1024];
+                    let mut first = true;
+                    loop {
+                        let count = stream.read(&mut bytes).await?;
+                        if count == 0 {
+                            return stream.shutdown().await;
+                        }
+                        counted.fetch_add(usize::from(first), Ordering::SeqCst);
+                        first = false;
+                        stream.write_all(&bytes[..count]).await?;
+                    }
+                });
+            }
+        });
+        (gate, count)
     }
 
     /// An instance whose proxy is of the version before streams: it echoes, and counts connections.
@@ -657,16 +730,12 @@ impl World {
 
     /// Answers only once its gate is open.
     pub(crate) async fn http_gated(&mut self) -> Gate {
-        let gate = Gate {
-            arrived: Arc::new(watch::channel(false).0),
-            opened: Arc::new(watch::channel(false).0),
-        };
+        let gate = Gate::new();
         let inner = gate.clone();
         let address = serve(move |_| {
             let gate = inner.clone();
             async move {
-                gate.arrived.send_replace(true);
-                gate.opened.subscribe().wait_for(|open| *open).await.expect("a gate");
+                gate.wait().await;
                 Response::new(Full::new(Bytes::from_static(b"late")).boxed())
             }
         })
@@ -750,8 +819,18 @@ impl World {
 }
 
 pub(crate) fn leaf(issuer: &Issuer<'static, KeyPair>, uri: &str, lifetime: Duration) -> Arc<Leaf> {
+    numbered_leaf(issuer, uri, lifetime, None)
+}
+
+fn numbered_leaf(
+    issuer: &Issuer<'static, KeyPair>,
+    uri: &str,
+    lifetime: Duration,
+    serial: Option<&[u8]>,
+) -> Arc<Leaf> {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::default();
+    params.serial_number = serial.map(rcgen::SerialNumber::from_slice);
     params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("ASCII"))];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
@@ -817,6 +896,18 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
+    fn new() -> Self {
+        Self {
+            arrived: Arc::new(watch::channel(false).0),
+            opened: Arc::new(watch::channel(false).0),
+        }
+    }
+
+    async fn wait(&self) {
+        self.arrived.send_replace(true);
+        self.opened.subscribe().wait_for(|open| *open).await.expect("a gate");
+    }
+
     pub(crate) async fn arrived(&self) {
         self.arrived.subscribe().wait_for(|arrived| *arrived).await.expect("a gate");
     }
@@ -854,6 +945,22 @@ pub(crate) async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
     let address = listener.local_addr().expect("bound");
     (listener, address)
+}
+
+/// A listener that takes no connection until some of those that wait are accepted: what connects
+/// before that has no answer. With it, those that wait.
+pub(crate) async fn crowded() -> (TcpListener, SocketAddr, Vec<TcpStream>) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
+    let listener = socket.listen(1).expect("bound");
+    let address = listener.local_addr().expect("bound");
+    let mut waiting = Vec::new();
+    let within = Duration::from_millis(500);
+    while let Ok(connected) = tokio::time::timeout(within, TcpStream::connect(address)).await {
+        waiting.push(connected.expect("room in the queue"));
+        assert!(waiting.len() < 16, "its queue has no end");
+    }
+    (listener, address, waiting)
 }
 
 /// An address that nobody listens on now. Taken from below the ephemeral range, so that no

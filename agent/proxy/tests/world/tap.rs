@@ -1,13 +1,14 @@
 //! A tap: what stands on the way to a proxy, counts connections, and can break them.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::net::TcpStream;
-use tokio::sync::watch;
+use std::time::Duration;
 
-use super::listener;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::watch;
 
 /// What befalls the connections that are open.
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -24,9 +25,16 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
-    /// Passes on to `proxy` what comes to the address beside it.
-    pub(crate) async fn before(proxy: SocketAddr) -> (Self, SocketAddr) {
-        let (listener, address) = listener().await;
+    /// Passes on to `proxy` what comes to the address beside it; no faster than `rate`, in bytes
+    /// each millisecond, and with little on its way where there is one.
+    pub(crate) async fn before(proxy: SocketAddr, rate: Option<usize>) -> (Self, SocketAddr) {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        if rate.is_some() {
+            narrow(&socket).expect("taken");
+        }
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
+        let listener = socket.listen(1_024).expect("bound");
+        let address = listener.local_addr().expect("bound");
         let tap = Self {
             accepted: Arc::default(),
             open: Arc::default(),
@@ -41,9 +49,9 @@ impl Tap {
                 // What befalls others later than this one is not for it.
                 fate.mark_unchanged();
                 tokio::spawn(async move {
-                    let Ok(mut callee) = TcpStream::connect(proxy).await else { return };
+                    let Ok(mut callee) = connect(proxy, rate).await else { return };
                     tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut caller, &mut callee) => {}
+                        () = pass(&mut caller, &mut callee, rate) => {}
                         _ = fate.changed() => {
                             if *fate.borrow() == Fate::IsSilent {
                                 let _ = fate.changed().await;
@@ -77,3 +85,49 @@ impl Tap {
         self.fate.send_replace(Fate::IsSilent);
     }
 }
+
+async fn connect(proxy: SocketAddr, rate: Option<usize>) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    if rate.is_some() {
+        narrow(&socket)?;
+    }
+    socket.connect(proxy).await
+}
+
+/// Lets little be on its way to a socket, as on a network: what its peer holds for it follows from
+/// that, and from the size of packets.
+fn narrow(socket: &TcpSocket) -> std::io::Result<()> {
+    socket.set_recv_buffer_size(ON_ITS_WAY)?;
+    socket2::SockRef::from(socket).set_tcp_mss(PACKET)
+}
+
+async fn pass(caller: &mut TcpStream, callee: &mut TcpStream, rate: Option<usize>) {
+    let Some(rate) = rate else {
+        let _ = tokio::io::copy_bidirectional(caller, callee).await;
+        return;
+    };
+    let ((from_caller, to_caller), (from_callee, to_callee)) = (caller.split(), callee.split());
+    let _ =
+        tokio::join!(trickle(from_caller, to_callee, rate), trickle(from_callee, to_caller, rate));
+}
+
+async fn trickle(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    rate: usize,
+) -> std::io::Result<()> {
+    let mut bytes = vec![0; rate];
+    loop {
+        let count = from.read(&mut bytes).await?;
+        if count == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&bytes[..count]).await?;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// What a receiver takes before it is read, in bytes.
+const ON_ITS_WAY: u32 = 64 * 1024;
+/// What a packet on Ethernet carries, in bytes.
+const PACKET: u32 = 1_460;
