@@ -187,7 +187,7 @@ impl Port {
             .map_err(|_| Reason::MalformedIdentity)?;
         if wire == Wire::Streams {
             drop(open);
-            let listed = context.watched.watch(caller, peer, None);
+            let listed = context.watched.watch(caller, peer, None, identity.anchors())?;
             let (port, caller) = (self.clone(), made_known);
             let carrier = Carrier { port, listed, source, pair, from, caller };
             Box::pin(carrier.serve(stream, identity.superseded.clone())).await;
@@ -198,7 +198,7 @@ impl Port {
             (Ruled::new(&view, &caller.id, &self.service, is_http), view.index)
         };
         let rule = ruled.rule();
-        let listed = context.watched.watch(caller, peer, Some(ruled));
+        let listed = context.watched.watch(caller, peer, Some(ruled), identity.anchors())?;
         listed.watched.note(&context.view.borrow(), rule);
         let (listed, protocol) = (Rc::new((listed, open)), chain.protocol);
         let (port, caller) = (self.clone(), made_known);

@@ -116,6 +116,11 @@ impl Identity {
         config.map(Arc::new).map_err(LeafError::Certificate)
     }
 
+    /// By what it proves others.
+    pub(crate) fn anchors(&self) -> &Arc<Anchors> {
+        &self.anchors
+    }
+
     /// Whether its leaf holds at `now`.
     pub fn holds_at(&self, now: UnixTime) -> bool {
         self.validity.holds_at(now)
@@ -191,7 +196,7 @@ pub fn tls_reason(error: &rustls::Error) -> Reason {
 }
 
 /// The mesh's word for a refusal.
-fn refusal_reason(refusal: &Refusal) -> Reason {
+pub(crate) fn refusal_reason(refusal: &Refusal) -> Reason {
     match refusal {
         Refusal::Absent => Reason::NoClientCertificate,
         Refusal::Malformed | Refusal::UnknownIssuer | Refusal::Chain(_) => {

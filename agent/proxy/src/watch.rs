@@ -96,6 +96,8 @@ pub(crate) struct Watchlist {
     next: Cell<u64>,
     /// No certificate runs out before this.
     quiet_until: Cell<UnixTime>,
+    /// By what peers are proved now; none where nobody is believed.
+    anchors: RefCell<Option<Arc<Anchors>>>,
 }
 
 /// Takes its connection off the list when dropped; all that the connection became must hold it.
@@ -112,14 +114,25 @@ impl Drop for OnList {
 }
 
 impl Watchlist {
-    /// Watches a connection to or from `peer` until the answer is dropped.
+    /// Watches a connection to or from `peer`, which proved itself by `anchors`, until the answer
+    /// is dropped. Where others count by now, it is proved by those once more: a handshake takes
+    /// as long as its peer likes.
+    ///
+    /// # Errors
+    /// The [`Reason`] for which it is no longer believed.
     pub(crate) fn watch(
         self: &Rc<Self>,
         peer: Proven,
         chain: Vec<CertificateDer<'static>>,
         ruled: Option<Ruled<'_>>,
-    ) -> OnList {
-        self.enter(Rc::new(peer), chain.into(), ruled)
+        anchors: &Arc<Anchors>,
+    ) -> Result<OnList, Reason> {
+        let current = self.anchors.borrow().clone().ok_or(Reason::ViewMissing)?;
+        if !Arc::ptr_eq(&current, anchors) {
+            let proven = current.verify(&chain, crate::clock::wall());
+            proven.map_err(|refusal| crate::tls::refusal_reason(&refusal))?;
+        }
+        Ok(self.enter(Rc::new(peer), chain.into(), ruled))
     }
 
     /// Watches a stream in the connection `of`, by itself.
@@ -167,8 +180,11 @@ impl Watchlist {
         }
     }
 
-    /// Proves every peer anew under changed roots, and cuts those that fail.
-    pub(crate) fn prove(&self, anchors: &Anchors) {
+    /// Proves every peer anew by `anchors`, and cuts those that fail. Without any nobody is
+    /// believed.
+    pub(crate) fn prove(&self, anchors: Option<&Arc<Anchors>>) {
+        self.anchors.replace(anchors.cloned());
+        let Some(anchors) = anchors else { return self.cut_all() };
         let now = crate::clock::wall();
         // A connection and its streams, which mostly stand side by side, are proved once.
         let mut last: Option<(&Rc<[CertificateDer<'static>]>, bool)> = None;

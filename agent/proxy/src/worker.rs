@@ -322,10 +322,7 @@ impl Worker {
         if !is_same_trust(&old, view) {
             let anchors = |trust: &Trust| Arc::new(tls::anchors(trust, &view.peers));
             self.anchors = view.trust.as_deref().map(anchors);
-            match &self.anchors {
-                Some(anchors) => self.context.watched.prove(anchors),
-                None => self.context.watched.cut_all(),
-            }
+            self.context.watched.prove(self.anchors.as_ref());
             self.identities.clear();
             self.identify();
         }

@@ -2,6 +2,7 @@
 
 mod connections;
 mod faults;
+mod races;
 mod regions;
 mod resilience;
 mod streams;

@@ -9,6 +9,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 use hawser_core::reason::Reason;
+use hawser_identity::Anchors;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::time::Instant;
@@ -44,11 +45,13 @@ pub(super) async fn dial(
     let (reach, now) = (instance.reach()?, context.clock.now());
     let (stream, listed, gateway) = match (reach.gateways(now), &instance.name) {
         (Some(gateways), Some(name)) => {
-            let race = Race { context, name, config, started: now, within };
+            let anchors = reach.anchors();
+            let race = Race { context, name, config, anchors, started: now, within };
             Box::pin(race.run(gateways)).await?
         }
         _ => {
-            let opened = open(context, reach.name.clone(), config, instance.address, within);
+            let (name, anchors) = (reach.name.clone(), reach.anchors());
+            let opened = open(context, name, config, instance.address, anchors, within);
             let (stream, listed) = opened.await?;
             (stream, listed, None)
         }
@@ -69,6 +72,7 @@ struct Race<'a> {
     context: &'a Rc<Context>,
     name: &'a ServerName<'static>,
     config: Arc<ClientConfig>,
+    anchors: &'a Arc<Anchors>,
     started: Duration,
     within: Duration,
 }
@@ -135,11 +139,12 @@ impl<'a> Race<'a> {
     }
 
     fn attempt(&self, gateway: Rc<Gateway>) -> Attempt<'a> {
-        let (context, name, config) = (self.context, self.name.clone(), self.config.clone());
+        let (context, name, anchors) = (self.context, self.name.clone(), self.anchors);
+        let config = self.config.clone();
         let began = context.clock.now();
         let within = self.within.saturating_sub(began.saturating_sub(self.started));
         Box::pin(async move {
-            let opened = open(context, name, config, gateway.address, within).await;
+            let opened = open(context, name, config, gateway.address, anchors, within).await;
             (gateway, began, opened)
         })
     }
@@ -161,6 +166,7 @@ async fn open(
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
     address: SocketAddr,
+    anchors: &Arc<Anchors>,
     within: Duration,
 ) -> Result<Opened, Reason> {
     let deadline = Instant::now() + within;
@@ -180,7 +186,7 @@ async fn open(
     }
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let peer = tls::read(chain.first().ok_or(Reason::UntrustedCertificate)?)?;
-    let listed = context.watched.watch(peer, chain, None);
+    let listed = context.watched.watch(peer, chain, None, anchors)?;
     Ok((stream, listed))
 }
 

@@ -14,7 +14,7 @@ use hawser_core::route::{Way, way};
 use hawser_core::sni::{InstanceLabel, Sni};
 use hawser_core::spiffe::{Role, SpiffeId};
 use hawser_core::view::{PeerView, View};
-use hawser_identity::LeafError;
+use hawser_identity::{Anchors, LeafError};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
@@ -91,6 +91,11 @@ impl Reach {
             Some(Way::Direct) | None => None,
         };
         *self.gateways.borrow_mut() = gateways;
+    }
+
+    /// By what those are proved that are called.
+    pub(super) fn anchors(&self) -> &Arc<Anchors> {
+        self.identity.anchors()
     }
 
     /// The gateways to try now, in this order; none where there is no need of one.

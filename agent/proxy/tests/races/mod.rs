@@ -1,0 +1,129 @@
+//! What changes while something is under way: the change counts.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hawser_core::catalog::Protocol;
+use hawser_core::name::NodeName;
+use hawser_core::revocation::{Revoked, Serial, node_tag};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::world::{World, eventually, listener, name, tls};
+
+/// A caller that has heard all of the callee's part of the handshake, and has yet to send its own.
+struct Hesitant {
+    stream: TcpStream,
+    tls: rustls::ClientConnection,
+}
+
+impl Hesitant {
+    async fn begin(world: &World, config: rustls::ClientConfig) -> Self {
+        let mut stream = TcpStream::connect(world.inbound()).await.expect("listening");
+        let name = "db.mesh".try_into().expect("a name");
+        let mut tls = rustls::ClientConnection::new(config.into(), name).expect("good");
+        let mut hello = Vec::new();
+        while tls.wants_write() {
+            tls.write_tls(&mut hello).expect("memory");
+        }
+        stream.write_all(&hello).await.expect("open");
+        while tls.is_handshaking() {
+            let mut bytes = vec![0; 16 * 1024];
+            let count = stream.read(&mut bytes).await.expect("open");
+            assert!(count > 0, "the callee says who it is");
+            let mut bytes = &bytes[..count];
+            while !bytes.is_empty() {
+                tls.read_tls(&mut bytes).expect("memory");
+                tls.process_new_packets().expect("the callee proves itself");
+            }
+        }
+        Self { stream, tls }
+    }
+
+    /// Says who it is, and waits for the end.
+    async fn finish(mut self) {
+        let mut rest = Vec::new();
+        while self.tls.wants_write() {
+            self.tls.write_tls(&mut rest).expect("memory");
+        }
+        self.stream.write_all(&rest).await.expect("open");
+        let mut nothing = [0; 1024];
+        let reading = async { while matches!(self.stream.read(&mut nothing).await, Ok(1..)) {} };
+        let _ = tokio::time::timeout(Duration::from_secs(20), reading).await;
+    }
+}
+
+/// Waits until a connection ends.
+async fn ended(stream: &mut (impl AsyncReadExt + Unpin), what: &str) {
+    let read = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut [0; 1])).await;
+    assert!(matches!(read, Ok(Ok(0) | Err(_))), "{what}: {read:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_is_revoked_in_its_handshake_is_refused() {
+    let node: NodeName = "n1".parse().expect("a name");
+    let mut serial = node_tag(&node).to_vec();
+    serial.extend([7; 8]);
+    let certificate = Serial::new(&serial).expect("16 octets");
+    let cases = [
+        ("certificate", Some(Revoked { certificates: [certificate].into(), ..Revoked::default() })),
+        ("node", Some(Revoked { nodes: [(node_tag(&node), node)].into(), ..Revoked::default() })),
+        ("service", Some(Revoked { services: [name("web")].into(), ..Revoked::default() })),
+        ("root", None),
+    ];
+    for (what, revoked) in cases {
+        let (listener, address) = listener().await;
+        let mut world = World::new(Protocol::Tcp);
+        world.limits.handshake = Duration::from_secs(60);
+        world.server_workers = 1;
+        world.serve_application(address);
+        world.start().await;
+        let config = world.numbered_client(&serial);
+        let mut open = tls(world.inbound(), config.clone()).await.expect("a certificate");
+        let (_application, _) = listener.accept().await.expect("dialled");
+        let held = Hesitant::begin(&world, config).await;
+        let reason = match revoked {
+            Some(revoked) => {
+                world.revoked = revoked;
+                world.republish();
+                "identity_revoked"
+            }
+            None => {
+                world.forget_root();
+                "untrusted_certificate"
+            }
+        };
+        ended(&mut open, what).await;
+        let dialled = tokio::spawn(async move { listener.accept().await.is_ok() });
+        held.finish().await;
+        assert!(!dialled.is_finished(), "{what}: the application was dialled");
+        dialled.abort();
+        eventually(what, || world.server_reasons().iter().any(|it| it == reason)).await;
+        world.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_callee_that_is_revoked_in_its_handshake_is_not_called() {
+    let mut world = World::new(Protocol::Tcp);
+    world.connect_timeout = Duration::from_secs(60);
+    let (gate, count) = world.hesitant_proxy().await;
+    world.start().await;
+    let mut open = TcpStream::connect(world.outbound).await.expect("listening");
+    open.write_all(b"x").await.expect("open");
+    open.read_exact(&mut [0; 1]).await.expect("echoed");
+    let mut held = TcpStream::connect(world.outbound).await.expect("listening");
+    held.write_all(b"x").await.expect("open");
+    gate.arrived().await;
+    world.revoked = Revoked { services: [name("db")].into(), ..Revoked::default() };
+    world.republish();
+    ended(&mut open, "what was open is cut").await;
+    gate.open();
+    ended(&mut held, "what was about to be").await;
+    assert_eq!(count.load(Ordering::SeqCst), 1, "a revoked callee was sent bytes");
+    let labels = [("reason", "identity_revoked")];
+    eventually("it is said why", || {
+        world.client_count("hawser_proxy_requests_total", &labels) >= 1.0
+    })
+    .await;
+}
