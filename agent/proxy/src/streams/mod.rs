@@ -9,6 +9,7 @@ mod slot;
 mod stream;
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -25,7 +26,7 @@ use tokio::io::{AsyncBufRead, AsyncWrite};
 use self::batch::Batch;
 use self::slot::Slot;
 use crate::limits::Limits;
-use crate::socket::Buffers;
+use crate::socket::{BUFFER_BYTES, Buffers};
 use crate::tls;
 
 pub(crate) use self::stream::{Lost, Stream};
@@ -37,8 +38,8 @@ pub(crate) struct Session {
     batch: RefCell<Batch>,
     driver: RefCell<Option<Waker>>,
     is_woken: Cell<bool>,
-    /// Streams that wait for room in the batch, in this order.
-    waiting: RefCell<Vec<Rc<Slot>>>,
+    /// Streams that wait for room in the batch, in this order. Each leaves when it finds some.
+    waiting: RefCell<VecDeque<Rc<Slot>>>,
     /// No streams are opened any more; a caller closes it with the last.
     is_leaving: Cell<bool>,
     /// Why there are no streams any more.
@@ -311,10 +312,7 @@ impl Session {
             *must_flush = true;
             batch.sent(count);
             if batch.bytes().is_empty() {
-                for slot in self.waiting.borrow_mut().drain(..) {
-                    slot.is_waiting.set(false);
-                    slot.wake();
-                }
+                self.waiting.borrow().iter().for_each(|slot| slot.wake());
             }
         }
         if *must_flush {
@@ -322,6 +320,29 @@ impl Session {
             *must_flush = false;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Puts a stream behind those that wait for room in the batch. It is woken when there is some.
+    fn queue(&self, slot: &Rc<Slot>) {
+        if !slot.is_waiting.replace(true) {
+            self.waiting.borrow_mut().push_back(slot.clone());
+        }
+        self.wake();
+    }
+
+    /// Takes a stream off those that wait, and answers how much it may take of the room that it
+    /// found: all, or an equal share where others wait.
+    fn leave_queue(&self, slot: &Rc<Slot>) -> usize {
+        let mut waiting = self.waiting.borrow_mut();
+        if slot.is_waiting.replace(false)
+            && let Some(at) = waiting.iter().position(|other| Rc::ptr_eq(other, slot))
+        {
+            waiting.remove(at);
+        }
+        match waiting.len() {
+            0 => usize::MAX,
+            others => (BUFFER_BYTES / (others + 1)).max(SHARE_MIN),
+        }
     }
 
     /// Lets the driver look for what there is to write.
@@ -345,3 +366,5 @@ impl Session {
 
 /// Most records that are read before others have their turn.
 const READS_MAX: usize = 16;
+/// The least that a stream may take in its turn: a smaller frame costs more than it carries.
+const SHARE_MIN: usize = 8 * 1024;

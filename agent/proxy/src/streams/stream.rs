@@ -200,6 +200,8 @@ impl Stream {
     /// What the socket sends, into the batch; ready when it sends nothing more.
     fn poll_take(&self, cx: &mut Context<'_>, socket: &mut TcpStream) -> Poll<io::Result<()>> {
         let (slot, session) = (&self.slot, &self.session);
+        // What it may take before it waits behind others; none while it has not found room.
+        let mut share = None;
         while !slot.has_taken_all.get() {
             let (mut machine, mut batch) =
                 (session.machine.borrow_mut(), session.batch.borrow_mut());
@@ -208,18 +210,17 @@ impl Stream {
             let has_said_all = !machine.has_news();
             let credit = machine.room(self.id);
             if has_said_all && credit == 0 {
+                session.leave_queue(slot);
                 batch.release();
                 return Poll::Pending;
             }
-            let Some(room) = batch.room().filter(|_| has_said_all) else {
-                if !slot.is_waiting.replace(true) {
-                    session.waiting.borrow_mut().push(slot.clone());
-                }
-                session.wake();
+            let Some(room) = batch.room().filter(|_| has_said_all && share != Some(0)) else {
+                session.queue(slot);
                 return Poll::Pending;
             };
+            let share = share.get_or_insert_with(|| session.leave_queue(slot));
             let (header, bytes) = room.split_at_mut(HEADER_BYTES);
-            let most = credit.min(bytes.len());
+            let most = credit.min(bytes.len()).min(*share);
             let mut into = ReadBuf::new(&mut bytes[..most]);
             let polled = Pin::new(&mut *socket).poll_read(cx, &mut into);
             let count = into.filled().len();
@@ -228,6 +229,7 @@ impl Stream {
                 header.copy_from_slice(&made.ok_or(io::ErrorKind::InvalidInput)?);
                 batch.filled(HEADER_BYTES + count);
                 slot.taken.set(slot.taken.get() + count as u64);
+                *share -= count;
                 session.wake();
                 continue;
             }
@@ -267,6 +269,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.session.leave_queue(&self.slot);
         self.slot.discard();
         if !self.is_over.get() {
             self.session.machine.borrow_mut().reset(self.id, self.code.get());

@@ -1,15 +1,18 @@
 //! TCP connections as streams in one mTLS connection: each as if it had one of its own.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hawser_core::catalog::Protocol;
 use hawser_core::intention::Action;
+use hawser_core::reason::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 use crate::world::tap::Tap;
-use crate::world::{World, eventually, listener};
+use crate::world::{World, eventually, listener, tls};
 
 async fn world() -> (World, Tap) {
     let mut world = World::new(Protocol::Tcp);
@@ -261,4 +264,60 @@ async fn a_caller_that_drains_sends_its_streams_last_bytes() {
     assert_eq!(all.len(), 1 << 20);
     let left = tokio::time::timeout(Duration::from_secs(60), leaving).await;
     left.expect("long before its deadline").expect("no panic");
+}
+
+/// Writes without end, and reads without end at the other side; counts what came through.
+fn flood(from: TcpStream, to: TcpStream) -> (Arc<AtomicUsize>, [JoinHandle<()>; 2]) {
+    let (mut from, mut to) = (from, to);
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    let writing = tokio::spawn(async move {
+        let chunk = vec![7; 256 * 1024];
+        while from.write_all(&chunk).await.is_ok() {}
+    });
+    let reading = tokio::spawn(async move {
+        let mut buffer = vec![0; 256 * 1024];
+        while let Ok(read @ 1..) = to.read(&mut buffer).await {
+            counted.fetch_add(read, Ordering::Relaxed);
+        }
+    });
+    (count, [writing, reading])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_in_bulk_starves_no_other_in_its_connection() {
+    for from_caller in [true, false] {
+        let (listener, address) = listener().await;
+        let mut world = World::new(Protocol::Tcp);
+        world.serve_application(address);
+        // What is slow is the way between the proxies: it is the connection that has no room.
+        let tap = world.tap_at(Some(16 * 1024)).await;
+        world.start().await;
+        let mut small = connect(&world).await;
+        let (mut served, _) = listener.accept().await.expect("dialled");
+        let bulk = connect(&world).await;
+        let (application, _) = listener.accept().await.expect("dialled");
+        let ends = if from_caller { (bulk, application) } else { (application, bulk) };
+        let (count, tasks) = flood(ends.0, ends.1);
+        eventually("it is in bulk", || count.load(Ordering::Relaxed) > 8 << 20).await;
+        let before = count.load(Ordering::Relaxed);
+        let pings = 20;
+        for _ in 0..pings {
+            let mut buffer = [0; 4];
+            let passing = async {
+                small.write_all(b"ping").await.expect("open");
+                served.read_exact(&mut buffer).await.expect("it passes");
+                served.write_all(b"pong").await.expect("open");
+                small.read_exact(&mut buffer).await.expect("and back");
+            };
+            let passed = tokio::time::timeout(Duration::from_secs(20), passing).await;
+            passed.expect("it has its turn");
+        }
+        let between = count.load(Ordering::Relaxed) - before;
+        assert!(between > 0, "the bulk went on");
+        assert!(between / pings < 16 << 20, "{between} bytes went before {pings} small ones");
+        assert_eq!(tap.accepted(), 1, "they share a connection");
+        tasks.iter().for_each(JoinHandle::abort);
+        world.stop().await;
+    }
 }
