@@ -45,11 +45,13 @@ impl Port {
         chain: &Chain,
     ) -> Result<(), Reason> {
         let context = &self.context;
+        // From the moment that it was let in: what changes while the application is dialled counts.
+        let cut = self.plain.borrow().clone();
         let from = downstream.peer_addr().map_err(|_| Reason::DownstreamReset)?.ip();
         context.report.plaintext(&self.service, from);
         let mut upstream = self.dial(chain.local_connect_timeout).await?;
         let life = Lifespan::new(&chain.policies, context.limits.tcp_idle);
-        let (cut, mut moved) = (self.plain.borrow().clone(), Moved::default());
+        let mut moved = Moved::default();
         tokio::select! {
             biased;
             () = cut.cancelled() => Err(Reason::PolicyCut),

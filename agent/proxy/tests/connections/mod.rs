@@ -335,3 +335,43 @@ async fn callers_without_tls_never_get_around_who_is_denied_or_what_is_judged() 
         world.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_without_tls_does_not_outlive_its_permission_while_its_callee_is_dialled() {
+    let (listener, address, waiting) = crowded().await;
+    let mut world = World::new(Protocol::Tcp);
+    world.policies = policies(r#"{"takes_plaintext":true}"#);
+    world.connect_timeout = Duration::from_secs(60);
+    world.server_workers = 1;
+    world.serve_application(address);
+    world.start().await;
+    let mut plain = TcpStream::connect(world.inbound()).await.expect("listening");
+    plain.write_all(b"ping").await.expect("open");
+    eventually("it is let in", || {
+        world.server_count("hawser_proxy_plaintext_connections_total", &[]) >= 1.0
+    })
+    .await;
+    world.policies = Policies::default();
+    world.republish();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !world.server_reasons().iter().any(|reason| reason == "plaintext") {
+        let mut next = TcpStream::connect(world.inbound()).await.expect("listening");
+        let _ = next.write_all(b"ping").await;
+        let _ = end(next).await;
+        assert!(tokio::time::Instant::now() < deadline, "others are still let in");
+    }
+    let echoing = tokio::spawn(async move {
+        drop(waiting);
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut reader, mut writer) = socket.split();
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+            });
+        }
+    });
+    let mut echo = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(20), plain.read_to_end(&mut echo));
+    let _ = read.await.expect("it ends in time");
+    assert_eq!(echo, b"");
+    echoing.abort();
+}
