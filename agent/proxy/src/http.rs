@@ -148,16 +148,44 @@ pub(crate) fn is_stream(headers: &HeaderMap) -> bool {
             .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
 }
 
+/// How the caller is told what a proxy answers itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Manner {
+    /// By fields of gRPC.
+    Grpc,
+    /// By a status, and a text for people.
+    Text,
+    /// As by a text, but for the text: it is an answer to HEAD.
+    Head,
+}
+
+impl Manner {
+    /// That of answers to a request.
+    pub(crate) fn new(is_grpc: bool, method: &Method) -> Self {
+        match is_grpc {
+            true => Self::Grpc,
+            false if *method == Method::HEAD => Self::Head,
+            false => Self::Text,
+        }
+    }
+}
+
 /// The answer that a proxy gives itself, in the caller's protocol.
 pub(crate) fn refusal(
     status: StatusCode,
     reason: Reason,
     decided_by: DecidedBy,
-    is_grpc: bool,
+    manner: Manner,
 ) -> Response<Body> {
+    let is_grpc = manner == Manner::Grpc;
     let text = if is_grpc { String::new() } else { format!("{reason}: {}\n", reason.doc().trim()) };
-    let mut response = Response::new(Body::full(Bytes::from(text)));
+    let length = HeaderValue::from(text.len());
+    let body = if manner == Manner::Head { Bytes::new() } else { Bytes::from(text) };
+    let mut response = Response::new(Body::full(body));
     let headers = response.headers_mut();
+    if manner == Manner::Head {
+        headers.insert(header::CONTENT_LENGTH, length);
+    }
     headers.insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
     headers.insert(DECIDED_BY_HEADER, HeaderValue::from_static(decided_by.as_str()));
     if is_grpc {
@@ -702,10 +730,16 @@ mod tests {
     #[test]
     fn a_refusal_is_told_in_the_callers_protocol() {
         let denied = Reason::IntentionDenied;
-        let plain = refusal(status(denied), denied, DecidedBy::ServerProxy, false);
+        let told = |manner| refusal(status(denied), denied, DecidedBy::ServerProxy, manner);
+        let plain = told(Manner::new(false, &Method::GET));
         assert_eq!(plain.status(), StatusCode::FORBIDDEN);
         assert_eq!(plain.headers()[REASON_HEADER], "intention_denied");
-        let grpc = refusal(status(denied), denied, DecidedBy::ServerProxy, true);
+        let text = plain.body().size_hint().exact().expect("it is here already");
+        let head = told(Manner::new(false, &Method::HEAD));
+        assert_eq!(head.status(), StatusCode::FORBIDDEN);
+        assert_eq!(head.headers()[header::CONTENT_LENGTH], text.to_string());
+        assert!(head.body().is_end_stream(), "a head alone");
+        let grpc = told(Manner::new(true, &Method::POST));
         assert_eq!(grpc.status(), StatusCode::OK);
         assert_eq!(grpc.headers()["grpc-status"], "7");
     }

@@ -40,7 +40,7 @@ use self::streams::Carrier;
 use crate::admit::{admit, sound};
 use crate::context::Context;
 use crate::guard::{Admitted, Guard, Intake, Load, Refused};
-use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Outgoing};
+use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Manner, Outgoing};
 use crate::judge::{Upgraded, judge};
 use crate::lifespan::Lifespan;
 use crate::pool::{Idle, Line, Lines};
@@ -424,12 +424,13 @@ impl Connection {
         let context = self.port.context.clone();
         let started = context.clock.now();
         let is_grpc = hygiene::is_grpc(request.headers());
+        let manner = Manner::new(is_grpc, request.method());
         let owner = Owner { service: &self.port.service, instance: &self.port.instance };
         let (_, trail) = context.report.begin(owner, &mut request, is_grpc);
         let refuse = |status: StatusCode, reason: Reason| {
             let (record, trail) = (self.record(reason, started), trail.clone());
             self.pair.record(&Record { status: Some(status.as_u16()), trail, ..record });
-            hygiene::refusal(status, reason, DecidedBy::ServerProxy, is_grpc)
+            hygiene::refusal(status, reason, DecidedBy::ServerProxy, manner)
         };
         if let Some(refusal) = self.watched().refusal() {
             return refuse(StatusCode::FORBIDDEN, refusal);

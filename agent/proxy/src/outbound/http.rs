@@ -30,7 +30,7 @@ use super::terms::{self, Affinity, Terms};
 use super::{Picked, Port};
 use crate::admit::{admit, sound};
 use crate::context::Slot;
-use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Outgoing, Sending};
+use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Manner, Outgoing, Sending};
 use crate::inbound::{address, is_leaving, is_unprocessed, relay_upgraded};
 use crate::lifespan::Lifespan;
 use crate::pool::{Line, Place};
@@ -116,12 +116,13 @@ impl Port {
         let context = self.context.clone();
         let started = context.clock.now();
         let is_grpc = hygiene::is_grpc(request.headers());
+        let manner = Manner::new(is_grpc, request.method());
         let owner = Owner { service: &self.service, instance: &self.instance };
         let (id, trail) = context.report.begin(owner, &mut request, is_grpc);
         let refuse = |status: StatusCode, reason: Reason, attempts: u8| {
             let (record, trail) = (self.record(reason, started), trail.clone());
             self.pair.record(&Record { status: Some(status.as_u16()), attempts, trail, ..record });
-            hygiene::named(hygiene::refusal(status, reason, DecidedBy::ClientProxy, is_grpc), &id)
+            hygiene::named(hygiene::refusal(status, reason, DecidedBy::ClientProxy, manner), &id)
         };
         let Some(slot) = context.request_slot() else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Overloaded, 0);
@@ -158,11 +159,11 @@ impl Port {
     pub(super) async fn carry(self: Rc<Self>, way: Way, admitted: Admitted) -> Response<Body> {
         let Admitted { request, source, upgrade, slot, was_retried, started, id, trail } = admitted;
         let context = self.context.clone();
-        let is_grpc = hygiene::is_grpc(request.headers());
+        let manner = Manner::new(hygiene::is_grpc(request.headers()), request.method());
         let refuse = |status: StatusCode, reason: Reason, attempts: u8| {
             let (record, trail) = (self.record(reason, started), trail.clone());
             self.pair.record(&Record { status: Some(status.as_u16()), attempts, trail, ..record });
-            hygiene::named(hygiene::refusal(status, reason, DecidedBy::ClientProxy, is_grpc), &id)
+            hygiene::named(hygiene::refusal(status, reason, DecidedBy::ClientProxy, manner), &id)
         };
         let terms = self.terms();
         let Some(mut chain) = terms.chain.clone() else {

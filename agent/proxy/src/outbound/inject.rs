@@ -12,7 +12,7 @@ use rand::RngCore as _;
 use super::Port;
 use super::branch::Way;
 use super::http::{Admitted, within};
-use crate::http::{self as hygiene, Body};
+use crate::http::{self as hygiene, Body, Manner};
 use crate::report::Record;
 
 /// What a request met that is on its way.
@@ -96,7 +96,8 @@ impl Port {
         let record = self.record(reason, started);
         self.pair.record(&Record { status: Some(status.as_u16()), attempts: 0, trail, ..record });
         let is_grpc = hygiene::is_grpc(request.headers());
-        let mut response = hygiene::refusal(status, reason, DecidedBy::ClientProxy, is_grpc);
+        let manner = Manner::new(is_grpc, request.method());
+        let mut response = hygiene::refusal(status, reason, DecidedBy::ClientProxy, manner);
         if let Some(status) = grpc.filter(|_| is_grpc) {
             response.headers_mut().insert("grpc-status", HeaderValue::from(u16::from(status)));
         }

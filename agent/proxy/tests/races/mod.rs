@@ -3,13 +3,18 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hawser_core::catalog::Protocol;
 use hawser_core::name::NodeName;
 use hawser_core::revocation::{Revoked, Serial, node_tag};
+use http_body_util::Full;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::world::{World, eventually, listener, name, tls};
+use crate::world::{World, call, eventually, listener, name, tls};
 
 /// A caller that has heard all of the callee's part of the handshake, and has yet to send its own.
 struct Hesitant {
@@ -124,6 +129,46 @@ async fn a_callee_that_is_revoked_in_its_handshake_is_not_called() {
     let labels = [("reason", "identity_revoked")];
     eventually("it is said why", || {
         world.client_count("hawser_proxy_requests_total", &labels) >= 1.0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_heads_leave_their_connection_to_others() {
+    let mut world = World::new(Protocol::Http);
+    let gate = world.http_gated().await;
+    let tap = world.tap().await;
+    world.requests = serde_json::from_value(json!({ "Permissions": [
+        { "Action": "deny", "HTTP": { "PathPrefix": "/denied" } },
+        { "Action": "allow", "HTTP": { "PathPrefix": "/" } },
+    ] }))
+    .expect("Consul's shape");
+    world.start().await;
+    let outbound = world.outbound;
+    let slow = tokio::spawn(async move {
+        let request = Request::post("/slow").header("host", "db").body(Full::from("question"));
+        call(outbound, request.expect("good")).await
+    });
+    gate.arrived().await;
+    let stream = TcpStream::connect(outbound).await.expect("listening");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("open");
+    tokio::spawn(connection);
+    for n in 0..1_100 {
+        let request = Request::head("/denied").header("host", "db").body(Full::<Bytes>::default());
+        let answer = sender.send_request(request.expect("good")).await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "number {n}");
+        assert_eq!(answer.headers()["x-hawser-reason"], "permission_denied", "number {n}");
+        assert_ne!(answer.headers()["content-length"], "0", "number {n}");
+        sender.ready().await.expect("open");
+    }
+    gate.open();
+    let answer = slow.await.expect("no panic").expect("its connection lives");
+    assert_eq!(answer.body(), "late");
+    assert_eq!(tap.accepted(), 1, "all in one connection");
+    let labels = [("reason", "permission_denied")];
+    eventually("the callee's reason is counted", || {
+        world.client_count("hawser_proxy_requests_total", &labels) >= 1_100.0
     })
     .await;
 }

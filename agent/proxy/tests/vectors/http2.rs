@@ -450,3 +450,31 @@ async fn data_after_the_end_is_refused() {
         assert_eq!(reset_of(&mut stream, 1).await, GoAway(PROTOCOL_ERROR), "{way}");
     }
 }
+
+/// A proxy's own answer to HEAD is a head alone, in one frame (RFC 9110 §9.3.2).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_head_has_no_body() {
+    let (world, _) = counted().await;
+    let [_, scheme, authority, path] = GOOD;
+    for (mut stream, way) in ways(&world).await {
+        let refused = [(":method", "HEAD"), scheme, authority, (":path", "/a%2fb")];
+        let good = [(":method", "GET"), scheme, authority, path];
+        stream.write_all(&[preface(), request(1, &refused)].concat()).await.expect("open");
+        loop {
+            let frame = next(&mut stream).await.expect("the connection lives");
+            if frame.kind == HEADERS {
+                assert_eq!((frame.stream, frame.status()), (1, 400), "{way}");
+                assert_eq!(frame.flags & END_STREAM, END_STREAM, "{way}: more is to come");
+                break;
+            }
+        }
+        stream.write_all(&request(3, &good)).await.expect("open");
+        loop {
+            let frame = next(&mut stream).await.expect("the connection lives");
+            assert!(frame.kind != DATA || frame.stream == 3, "{way}: {frame:?}");
+            if frame.stream == 3 && frame.flags & END_STREAM != 0 {
+                break;
+            }
+        }
+    }
+}
