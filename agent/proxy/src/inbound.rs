@@ -565,7 +565,7 @@ impl Connection {
             .map_err(|_| Reason::DownstreamReset)?;
         let mut kept = port.idle.take(context.clock.now(), limits.application_idle);
         loop {
-            let is_kept = kept.is_some();
+            let (is_kept, address) = (kept.is_some(), port.application.get());
             let mut sender = match kept.take() {
                 Some(sender) => sender,
                 None => {
@@ -577,7 +577,8 @@ impl Connection {
                 Ok(response) => {
                     let (port, clock) = (port.clone(), context.clock);
                     let keep = move |end: End| {
-                        if end == End::Complete {
+                        // The application may be elsewhere now.
+                        if end == End::Complete && port.application.get() == address {
                             let most = port.context.limits.application_pool;
                             port.idle.keep(sender, clock.now(), most);
                         }

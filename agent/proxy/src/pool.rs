@@ -78,6 +78,8 @@ type Connecting = Shared<LocalBoxFuture<'static, Result<(), Reason>>>;
 pub(crate) struct Lines {
     lines: RefCell<Vec<Rc<Line>>>,
     connecting: RefCell<Option<Connecting>>,
+    /// How often all were forgotten.
+    cleared: Cell<u64>,
 }
 
 impl Lines {
@@ -107,8 +109,13 @@ impl Lines {
                 None if self.lines.borrow().len() >= most => return Err(Reason::Overloaded),
                 None => {
                     let (pool, connect) = (self.clone(), connect());
+                    let begun = self.cleared.get();
                     let task = async move {
                         let made = connect.await;
+                        if pool.cleared.get() != begun {
+                            // Whoever waits looks for another.
+                            return Ok(());
+                        }
                         *pool.connecting.borrow_mut() = None;
                         pool.lines.borrow_mut().push(Rc::new(made?));
                         Ok(())
@@ -127,8 +134,11 @@ impl Lines {
         Err(Reason::Overloaded)
     }
 
-    /// Forgets all connections: what is under way in them ends in peace.
+    /// Forgets all connections, also one that is being made: what is under way in them ends in
+    /// peace.
     pub(crate) fn clear(&self) {
+        self.cleared.set(self.cleared.get() + 1);
+        self.connecting.take();
         self.lines.borrow_mut().clear();
     }
 

@@ -1,5 +1,6 @@
 //! What changes while something is under way: the change counts.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -7,14 +8,14 @@ use bytes::Bytes;
 use hawser_core::catalog::Protocol;
 use hawser_core::name::NodeName;
 use hawser_core::revocation::{Revoked, Serial, node_tag};
-use http_body_util::Full;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::world::{World, call, eventually, listener, name, tls};
+use crate::world::{World, call, crowded, eventually, get, http2, listener, name, serve, tls};
 
 /// A caller that has heard all of the callee's part of the handshake, and has yet to send its own.
 struct Hesitant {
@@ -131,6 +132,79 @@ async fn a_callee_that_is_revoked_in_its_handshake_is_not_called() {
         world.client_count("hawser_proxy_requests_total", &labels) >= 1.0
     })
     .await;
+}
+
+/// Waits until requests are answered by `who`, and then sees that they all are.
+async fn all_reach<A: Future<Output = Bytes>>(who: &str, ask: impl Fn() -> A) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while ask().await != who {
+        assert!(tokio::time::Instant::now() < deadline, "none reaches {who}");
+    }
+    for n in 0..20 {
+        assert_eq!(ask().await, who, "number {n}");
+    }
+}
+
+async fn ask_http1(address: SocketAddr) -> Bytes {
+    get(address, "/").await.into_body()
+}
+
+async fn ask_http2(address: SocketAddr) -> Bytes {
+    let request = Request::get("http://db/").body(Full::new(Bytes::new())).expect("good");
+    let answer = http2(address).await.send_request(request).await.expect("answered");
+    answer.into_body().collect().await.expect("whole").to_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_follow_an_application_that_moved_though_one_was_under_way() {
+    let mut world = World::new(Protocol::Http);
+    world.server_workers = 1;
+    let gate = world.http_gated().await;
+    world.start().await;
+    let next = serve(|_| async { Response::new(Full::new(Bytes::from("next")).boxed()) }).await;
+    let outbound = world.outbound;
+    let slow = tokio::spawn(async move { get(outbound, "/").await });
+    gate.arrived().await;
+    world.retarget(next);
+    all_reach("next", || ask_http1(outbound)).await;
+    gate.open();
+    assert_eq!(slow.await.expect("no panic").body(), "late");
+    all_reach("next", || ask_http1(outbound)).await;
+}
+
+async fn serve_http2(listener: tokio::net::TcpListener, who: &'static str) {
+    while let Ok((socket, _)) = listener.accept().await {
+        let service = hyper::service::service_fn(move |_| async move {
+            Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(who))))
+        });
+        tokio::spawn(
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(socket), service),
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_follow_an_application_that_moved_though_it_was_being_dialled() {
+    let (old, address, waiting) = crowded().await;
+    let (new, next) = listener().await;
+    let mut world = World::new(Protocol::Http2);
+    world.server_workers = 1;
+    world.serve_application(address);
+    let tap = world.tap().await;
+    world.start().await;
+    tokio::spawn(serve_http2(new, "next"));
+    let outbound = world.outbound;
+    let first = tokio::spawn(ask_http2(outbound));
+    eventually("it is under way", || tap.accepted() >= 1).await;
+    world.retarget(next);
+    // The old one comes to life only once new requests have reached the next.
+    let reached = tokio::time::timeout(Duration::from_secs(10), ask_http2(outbound)).await;
+    drop(waiting);
+    tokio::spawn(serve_http2(old, "old"));
+    first.await.expect("no panic");
+    all_reach("next", || ask_http2(outbound)).await;
+    assert_eq!(reached.expect("nobody waits for the old one"), "next");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
