@@ -113,6 +113,11 @@ impl Connection {
             None => return self.refuse(&stream, Reason::ViewMissing, started),
             Some(chain) => chain,
         };
+        if chain.protocol.is_http() {
+            // It carried bytes when the connection began: others will be judged by what they ask.
+            stream.leave();
+            return self.refuse(&stream, Reason::Draining, started);
+        }
         if let Some(refusal) = self.watched().refusal() {
             return self.refuse(&stream, refusal, started);
         }

@@ -76,6 +76,11 @@ impl Stream {
         self.session.machine.borrow().is_crowded()
     }
 
+    /// Has its session take no more streams.
+    pub(crate) fn leave(&self) {
+        self.session.leave();
+    }
+
     /// Lets it in.
     pub(crate) fn accept(&self) {
         self.session.machine.borrow_mut().accept(self.id);

@@ -321,3 +321,45 @@ async fn a_stream_in_bulk_starves_no_other_in_its_connection() {
         world.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_turns_to_http_takes_no_more_streams() {
+    const OPEN: u8 = 1;
+    const VERDICT: u8 = 2;
+    const LEAVE: u8 = 9;
+    let (mut world, _) = world().await;
+    world.server_workers = 1;
+    world.start().await;
+    let mut config = world.native_client();
+    config.alpn_protocols = vec![hawser_proxy::tls::ALPN_STREAMS.to_vec()];
+    let mut session = tls(world.inbound(), config).await.expect("a certificate");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let (mut refusal, mut has_left) = (0, false);
+    for stream in 1_u32.. {
+        if !has_left {
+            let [a, b, c, d] = stream.to_be_bytes();
+            session.write_all(&[OPEN, 0, 0, 0, a, b, c, d]).await.expect("open");
+        }
+        let mut frame = [0; 8];
+        let read = tokio::time::timeout(Duration::from_secs(10), session.read_exact(&mut frame));
+        read.await.expect("a frame").expect("open");
+        match frame {
+            [LEAVE, ..] => has_left = true,
+            [VERDICT, code, .., 1] => {
+                assert_eq!(code, 0, "it carries bytes");
+                world.speak(Protocol::Http);
+            }
+            [VERDICT, code, ..] => refusal = code,
+            other => panic!("{other:?}"),
+        }
+        if refusal != 0 && has_left {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "it goes on to carry bytes");
+        // No more streams than a connection may have.
+        assert!(stream < 120, "it goes on to carry bytes");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let reason = Reason::from_code(refusal).expect("a reason");
+    assert_eq!(reason, Reason::Draining);
+}
