@@ -404,7 +404,13 @@ impl<T: Clone + Default> Session<T> {
         code: u8,
     ) -> Result<Option<Event<'static, T>>, Violation> {
         let side = self.side;
-        let Some(stream) = self.known(id)? else { return Ok(None) };
+        let Some(stream) = self.known(id)? else {
+            if self.streams.get(&id).is_some_and(|stream| stream.is_reset) {
+                // Both gave it up: whatever was to be said of it is no news to the peer.
+                self.forget(id, true);
+            }
+            return Ok(None);
+        };
         if stream.due.open {
             return Err(Violation::OutOfTurn);
         }

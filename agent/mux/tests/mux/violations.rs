@@ -172,3 +172,25 @@ fn streams_and_resets_are_counted() {
     assert_eq!(flood(&mut session, 20_000, false), Err(Violation::ResetFlood));
     assert_eq!(session.live(), 0, "and nothing is kept of them");
 }
+
+#[test]
+fn resets_that_cross_each_other_take_no_room() {
+    let mut callee = Session::<Shown>::new(Side::Callee);
+    for id in 1..=STREAMS_MAX as u8 {
+        let opened = feed(&mut callee, &frame(OPEN, 0, id)).expect("room");
+        callee.accept(opened[0].0);
+        said(&mut callee);
+        callee.reset(opened[0].0, 3);
+    }
+    // Its own have yet to leave when those of the caller come, with new streams behind them.
+    for id in 1..=STREAMS_MAX as u8 {
+        feed(&mut callee, &frame(RESET, 0, id)).expect("no news");
+    }
+    assert_eq!(callee.live(), 0);
+    for id in 1..=STREAMS_MAX as u32 {
+        let [a, b, c, d] = (STREAMS_MAX as u32 + id).to_be_bytes();
+        feed(&mut callee, &[OPEN, 0, 0, 0, a, b, c, d]).expect("room again");
+    }
+    said(&mut callee);
+    assert_eq!(callee.live(), STREAMS_MAX, "what was to be said of those before is no news either");
+}
