@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{HeaderMap, UPGRADE};
@@ -184,7 +185,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> SendRequest<IO> {
         if !exchange.is_sent {
             let shared = self.0.clone();
             exchange.sending = Some(tokio::task::spawn_local(async move {
-                let sent = poll_fn(|cx| sending.poll(&shared, cx)).await;
+                let sent = sending.finish(&shared).await;
                 let connection = &mut shared.borrow_mut().connection;
                 connection.keeps_alive &= sent.is_ok();
                 if sent.is_err_and(|error| error.is_message()) {
@@ -209,6 +210,27 @@ where
     B: http_body::Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    /// Writes the rest of a request whose answer has begun.
+    ///
+    /// A server may go on reading after its answer, for as long as it does read.
+    async fn finish<IO: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        exchange: &RefCell<Exchange<IO>>,
+    ) -> Result<(), Error> {
+        loop {
+            let written = exchange.borrow().connection.written;
+            let sending = poll_fn(|cx| self.poll(exchange, cx));
+            if let Ok(sent) = tokio::time::timeout(UNREAD_MAX, sending).await {
+                return sent;
+            }
+            let connection = &mut exchange.borrow_mut().connection;
+            if connection.is_done() && connection.written == written {
+                drop(connection.end());
+                return Err(Error::Closed);
+            }
+        }
+    }
+
     /// Writes what there is of the request; ready when that was all of it.
     fn poll<IO: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
@@ -325,3 +347,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Source for Exchange<IO> {
         }
     }
 }
+
+/// How long a server that has answered may leave the rest of the request unread.
+const UNREAD_MAX: Duration = Duration::from_secs(10);

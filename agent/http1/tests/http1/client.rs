@@ -317,3 +317,46 @@ async fn a_change_of_protocol_hands_on_what_was_read_too_far() {
     })
     .await;
 }
+
+/// A server that has answered before the request was all there: what becomes of the rest.
+#[tokio::test(start_paused = true)]
+async fn what_nobody_reads_after_the_answer_is_given_up() {
+    const EARLY: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    let ask = || {
+        let request = Request::post("/").header("host", "a");
+        request.body(Full::new(Bytes::from(vec![7; 1 << 20]))).expect("good")
+    };
+    for reads in [true, false] {
+        local(async {
+            let (mut sender, mut far) = pair();
+            let asking = async {
+                let Ok(answer) = send(&mut sender, ask()).await else { panic!("no early answer") };
+                answer.into_body().collect().await.expect("whole").to_bytes()
+            };
+            let answering = async {
+                far.read_u8().await.expect("a request");
+                far.write_all(EARLY).await.expect("room");
+            };
+            let (answer, ()) = tokio::join!(asking, answering);
+            assert_eq!(answer, "ok");
+            drop(sender);
+            let pause = std::time::Duration::from_secs(8);
+            let mut received = 0;
+            let mut buffer = vec![0; 1 << 16];
+            // Slowly, where it reads: each pause is longer than a timer, none is without a read.
+            while reads && received < 1 << 20 {
+                tokio::time::sleep(pause).await;
+                received += far.read(&mut buffer).await.expect("it goes on");
+            }
+            let is_closed = async {
+                // Nothing comes any more of what was sent, and nothing is taken.
+                while far.write_all(b"x").await.is_ok() {
+                    tokio::time::sleep(pause).await;
+                }
+            };
+            let closed = tokio::time::timeout(10 * pause, is_closed).await;
+            closed.expect("it is closed, and holds nothing");
+        })
+        .await;
+    }
+}
