@@ -34,6 +34,7 @@ mod plan;
 mod host;
 mod session;
 mod veil;
+mod forward;
 mod queries;
 mod api;
 
@@ -492,21 +493,8 @@ impl Agent {
             let listener = bound.listen().map_err(|_| RunError::Ended("the HTTP API"))?;
             tasks.spawn(named("HTTP", api::run(listener, host.clone(), serves.clone())));
         }
-        if let Some((config, sockets)) = dns {
-            let (queries, asks) = mpsc::channel(QUERIES_QUEUED);
-            let prepared = queries::run(host.clone(), asks, config.stale_max, serves.clone());
-            tasks.spawn(named("prepared queries", prepared));
-            let feed = hawser_dns::Feed {
-                views: dns_views(&host, &mut tasks, serves),
-                wants: wants_in.clone(),
-                queries,
-                last_contact_ms: host.contact.0.clone(),
-            };
-            let (registry, drain) = (host.registry.clone(), until.names.clone());
-            tasks.spawn(async move {
-                hawser_dns::run(config, sockets, feed, &registry, drain).await?;
-                Ok("DNS")
-            });
+        if let Some(dns) = dns {
+            names(dns, &host, wants_in.clone(), &mut tasks, &until);
         }
 
         let application = self.ecs.map(|config| beside(config, &host, &mut tasks, serves));
@@ -741,6 +729,30 @@ fn origin(host: &Host) -> Origin {
         zone: text(&locality.zone),
         version: host.version,
     }
+}
+
+/// Has DNS answered, from the view and, for prepared queries, by the servers.
+fn names(
+    (config, sockets): (hawser_dns::Config, hawser_dns::Sockets),
+    host: &Arc<Host>,
+    wants: mpsc::Sender<hawser_dns::Want>,
+    tasks: &mut JoinSet<Result<&'static str, RunError>>,
+    until: &Until,
+) {
+    let (queries, asks) = mpsc::channel(QUERIES_QUEUED);
+    let prepared = queries::run(host.clone(), asks, config.stale_max, until.serves.clone());
+    tasks.spawn(named("prepared queries", prepared));
+    let feed = hawser_dns::Feed {
+        views: dns_views(host, tasks, &until.serves),
+        wants,
+        queries,
+        last_contact_ms: host.contact.0.clone(),
+    };
+    let (registry, drain) = (host.registry.clone(), until.names.clone());
+    tasks.spawn(async move {
+        hawser_dns::run(config, sockets, feed, &registry, drain).await?;
+        Ok("DNS")
+    });
 }
 
 /// What DNS answers from: the host's view, or what its token may see of it.

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::Forwarding;
+use crate::forward::Forwarding;
 use crate::host::Host;
 
 /// Answers `asks` until `drain`; what a server said is repeated for `stale_max` at most.

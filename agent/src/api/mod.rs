@@ -33,8 +33,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::forward::Forwarding;
 use self::listen::{Accepted, Listener};
+use crate::forward::Forwarding;
 use crate::host::Host;
 
 /// Accepts until `drain`, then lets requests finish for [`DRAIN`] and cuts the rest.
@@ -42,7 +42,7 @@ pub(crate) async fn run(listener: Listener, host: Arc<Host>, drain: Cancellation
     let api = Arc::new(Api {
         host,
         is_open_loopback: listener.is_open_loopback(),
-        forwarding: forward::Forwarding::default(),
+        forwarding: Forwarding::default(),
         drain: drain.clone(),
     });
     let mut holds = api.host.holds.subscribe();
@@ -100,7 +100,7 @@ pub(crate) struct Api {
     host: Arc<Host>,
     /// Whether only this host can reach it: then a browser's tricks are what to fear.
     is_open_loopback: bool,
-    forwarding: forward::Forwarding,
+    forwarding: Forwarding,
     drain: CancellationToken,
 }
 
