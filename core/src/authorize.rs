@@ -25,6 +25,10 @@ pub fn command(may: &Authorizer, state: &State, command: &Command) -> Result<(),
             intention_write(may, &intention.pair.destination.to_string())
         }
         Command::DropIntention(pair) => intention_write(may, &pair.destination.to_string()),
+        Command::ChangeIntentions { changes, .. } => changes
+            .destinations()
+            .into_iter()
+            .try_for_each(|destination| intention_write(may, &destination.to_string())),
         Command::PutEntry { entry, .. } => entry_write(may, entry.key()),
         Command::DropEntry { key, .. } => entry_write(may, key),
         Command::SetLiveness { .. }
@@ -183,7 +187,7 @@ mod tests {
     use crate::clock::{Index, Stamp, UnixTime};
     use crate::entry::{Body, Entry, ProxyDefaults, ServiceDefaults};
     use crate::health::Status;
-    use crate::intention::Pair;
+    use crate::intention::{Changes, Pair};
 
     fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
         text.parse().expect("a good name")
@@ -261,6 +265,10 @@ mod tests {
         let pair = |to: &str| Pair { source: name("a"), destination: name(to), peer: None };
         let entry = |name: &str, body| Entry::new(name, body).expect("a good entry");
         let put = |entry| Command::PutEntry { entry, expected: None, fits: None };
+        let change = |remove, only: Option<&str>| Command::ChangeIntentions {
+            changes: Changes { remove, only: only.map(name), ..Changes::default() },
+            fits: None,
+        };
         let web = || entry("web", Body::ServiceDefaults(ServiceDefaults::default()));
         let global = || entry("global", Body::ProxyDefaults(ProxyDefaults::default()));
         type Needs<'a> = Vec<(Resource, &'a str)>;
@@ -288,6 +296,12 @@ mod tests {
             (Command::DropNode(name("n1")), vec![(Node, "n1")], "the node goes"),
             (Command::DropIntention(pair("db")), vec![(Intention, "db")], "by destination"),
             (Command::DropIntention(pair("*")), vec![(Intention, "")], "all destinations"),
+            (
+                change(vec![pair("db")], Some("api")),
+                vec![(Intention, "api"), (Intention, "db")],
+                "all about one callee, and one about another",
+            ),
+            (change(vec![], Some("*")), vec![(Intention, "")], "all about all of them"),
             (put(web()), vec![(Service, "web")], "an entry of a service"),
             (put(global()), vec![(Mesh, "")], "an entry of all services"),
             (

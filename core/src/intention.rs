@@ -1,5 +1,6 @@
 //! Intentions: who may call whom, and the one function that decides it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use crate::catalog::{Meta, Row, upsert};
 use crate::clock::{Index, UnixTime};
 use crate::name::{InvalidName, PeerName, ServiceName};
 pub use crate::permission::Action;
-use crate::permission::Requests;
+use crate::permission::{JwtRequirement, Requests};
 
 /// One side of an intention: a service, or every service.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -136,6 +137,37 @@ impl Decision {
     }
 }
 
+/// What becomes of intentions together: all of it, or nothing.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Changes {
+    /// To be stored. One that asks for no token takes over what its callee asks of all callers,
+    /// unless `only` says that these are all there are.
+    pub put: Vec<Intention>,
+    /// To be removed, where they are there.
+    pub remove: Vec<Pair>,
+    /// The callee whose other intentions fall away; none: they stay.
+    pub only: Option<Side>,
+    /// What must have which index.
+    pub expected: Option<Expected>,
+}
+
+/// What a writer has seen, and its index then; 0: there was none.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Expected {
+    /// All intentions about one callee.
+    Callee(Side, Index),
+    /// One intention.
+    Pair(Pair, Index),
+}
+
+impl Changes {
+    /// The callees whose intentions may change.
+    pub fn destinations(&self) -> BTreeSet<&Side> {
+        let put = self.put.iter().map(|intention| &intention.pair);
+        put.chain(&self.remove).map(|pair| &pair.destination).chain(&self.only).collect()
+    }
+}
+
 /// All intentions, ordered by callee and then caller.
 #[derive(Clone, Debug, Default)]
 pub struct Intentions {
@@ -168,6 +200,31 @@ impl Intentions {
         let mut rows: Vec<_> = self.rows.values().filter(covers).collect();
         rows.sort_by_key(|row| std::cmp::Reverse(row.value.pair.precedence()));
         rows
+    }
+
+    /// The intentions whose destination is exactly `destination`.
+    pub fn about<'a>(&'a self, destination: &'a Side) -> impl Iterator<Item = &'a Row<Intention>> {
+        self.rows.values().filter(move |row| row.value.pair.destination == *destination)
+    }
+
+    /// The last entry that changed what is said about `destination`; 0 where nothing is.
+    pub fn index_about(&self, destination: &Side) -> Index {
+        self.about(destination).map(|row| row.modified).max().unwrap_or_default()
+    }
+
+    /// The token that `destination` asks of all callers.
+    pub fn required(&self, destination: &Side) -> Option<&JwtRequirement> {
+        let about = |row: &&Row<Intention>| row.value.pair.destination == *destination;
+        let mut rows = self.rows.values().filter(about);
+        rows.find_map(|row| row.value.requests.as_ref()?.jwt.as_ref())
+    }
+
+    /// The index of what `expected` is about.
+    pub fn index_of(&self, expected: &Expected) -> Index {
+        match expected {
+            Expected::Callee(destination, _) => self.index_about(destination),
+            Expected::Pair(pair, _) => self.get(pair).map_or(Index(0), |row| row.modified),
+        }
     }
 
     /// Decides whether `source`, of one's own cluster or of `peer`, may call `destination`.
@@ -217,8 +274,8 @@ impl Intentions {
         })
     }
 
-    /// Stores `intention` as of entry `at`; an equal one stays as it was.
-    pub fn put(&mut self, intention: Intention, at: Index) {
+    /// Stores `intention` as of entry `at`; an equal one stays as it was. Whether it changed.
+    pub fn put(&mut self, intention: Intention, at: Index) -> bool {
         let pair = intention.pair.clone();
         let same = |row: &Row<Intention>| {
             row.value.action == intention.action
@@ -227,7 +284,7 @@ impl Intentions {
                 && row.value.meta == intention.meta
         };
         if self.rows.get(&pair).is_some_and(same) {
-            return;
+            return false;
         }
         let intention = match self.rows.get(&pair) {
             Some(old) => Intention {
@@ -239,6 +296,7 @@ impl Intentions {
         };
         upsert(&mut self.rows, pair, intention, at);
         self.index = at;
+        true
     }
 
     /// Removes the intention about `pair`; whether there was one.
@@ -248,6 +306,55 @@ impl Intentions {
             self.index = at;
         }
         removed
+    }
+
+    /// Changes several as of entry `at`; whether anything changed.
+    ///
+    /// What is said about a callee has one index: where any of it changes, all of it is as of `at`.
+    /// So whoever goes by that index misses no removal.
+    pub fn change(&mut self, changes: Changes, at: Index) -> bool {
+        let Changes { put, remove, only, .. } = changes;
+        let kept: BTreeSet<Pair> = put.iter().map(|intention| intention.pair.clone()).collect();
+        let others = only.iter().flat_map(|only| self.about(only)).map(|row| &row.value.pair);
+        let fallen: Vec<Pair> = others.filter(|pair| !kept.contains(pair)).cloned().collect();
+        let mut changed: BTreeSet<Side> = BTreeSet::new();
+        for intention in put {
+            let intention = if only.is_none() { self.inheriting(intention) } else { intention };
+            let destination = intention.pair.destination.clone();
+            if self.put(intention, at) {
+                changed.insert(destination);
+            }
+        }
+        for pair in remove.into_iter().chain(fallen) {
+            if self.remove(&pair, at) {
+                changed.insert(pair.destination);
+            }
+        }
+        for destination in &changed {
+            self.touch(destination, at);
+        }
+        !changed.is_empty()
+    }
+
+    /// `intention` with the token that its callee asks of all callers, unless it names its own.
+    pub fn inheriting(&self, mut intention: Intention) -> Intention {
+        let own = intention.requests.as_ref().and_then(|requests| requests.jwt.as_ref());
+        if own.is_none()
+            && let Some(jwt) = self.required(&intention.pair.destination)
+        {
+            let mut requests = intention.requests.as_deref().cloned().unwrap_or_default();
+            requests.jwt = Some(jwt.clone());
+            intention.requests = Some(Arc::new(requests));
+        }
+        intention
+    }
+
+    fn touch(&mut self, destination: &Side, at: Index) {
+        let older = self.about(destination).filter(|row| row.modified != at);
+        let rows: Vec<Row<Intention>> = older.cloned().collect();
+        for row in rows {
+            self.rows.insert_mut(row.value.pair.clone(), Row { modified: at, ..row });
+        }
     }
 
     /// Puts rows back as a snapshot, or a view, holds them.
@@ -339,6 +446,69 @@ mod tests {
             let decided = none.decide(&name("web"), None, &name("db"), default);
             assert_eq!(decided, Decision { action: default, reason: Reason::Default });
         }
+    }
+
+    #[test]
+    fn all_that_is_said_about_a_callee_has_one_index() {
+        let rules = [("a", "db", Deny), ("b", "db", Deny), ("c", "db", Deny), ("a", "api", Deny)];
+        let mut all = intentions(&rules);
+        let db: Side = "db".parse().expect("a side");
+        let pair = |source: &str| Pair {
+            source: source.parse().expect("a side"),
+            destination: db.clone(),
+            peer: None,
+        };
+        let only = |sources: &[&str]| Changes {
+            put: sources.iter().map(|source| intention(pair(source), Deny)).collect(),
+            only: Some(db.clone()),
+            ..Changes::default()
+        };
+        assert!(!all.change(only(&["c", "b", "a"]), Index(9)), "nothing changes");
+        assert_eq!((all.index(), all.index_about(&db)), (Index(4), Index(3)));
+        // The newest stays as it is and another falls away: the index moves all the same.
+        assert!(all.change(only(&["b", "c"]), Index(10)));
+        assert!(all.about(&db).all(|row| row.modified == Index(10)));
+        assert_eq!(all.index_of(&Expected::Pair(pair("b"), Index(2))), Index(10));
+        assert_eq!(all.index_of(&Expected::Pair(pair("a"), Index(1))), Index(0), "it is gone");
+        assert_eq!(all.iter().count(), 3, "another callee's stays");
+        assert!(all.change(only(&[]), Index(11)));
+        assert_eq!(all.index_about(&db), Index(0));
+        assert!(!all.change(only(&[]), Index(12)));
+        assert_eq!(all.index(), Index(11));
+    }
+
+    #[test]
+    fn a_single_intention_takes_over_the_token_that_its_callee_asks_for() {
+        let token = |name: &str| JwtRequirement {
+            providers: vec![crate::permission::ProviderRequirement {
+                name: name.into(),
+                verify_claims: vec![],
+            }],
+        };
+        let pair = |source: &str| Pair {
+            source: source.parse().expect("a side"),
+            destination: "db".parse().expect("a side"),
+            peer: None,
+        };
+        let with = |source: &str, jwt: Option<JwtRequirement>| Intention {
+            requests: jwt.map(|jwt| Arc::new(Requests { jwt: Some(jwt), ..Requests::default() })),
+            ..intention(pair(source), Allow)
+        };
+        let mut all = Intentions::default();
+        all.put(with("web", Some(token("okta"))), Index(1));
+        let put = |intention| Changes { put: vec![intention], ..Changes::default() };
+        // Planned before anybody asked for a token, applied after.
+        assert!(all.change(put(with("cron", None)), Index(2)));
+        assert!(all.change(put(with("own", Some(token("other")))), Index(3)));
+        let asked = |all: &Intentions, source: &str| {
+            all.get(&pair(source)).expect("held").value.requests.as_ref()?.jwt.clone()
+        };
+        assert_eq!(asked(&all, "cron"), Some(token("okta")));
+        assert_eq!(asked(&all, "own"), Some(token("other")));
+        let only = Some("db".parse().expect("a side"));
+        let whole = Changes { put: vec![with("cron", None)], only, ..Changes::default() };
+        assert!(all.change(whole, Index(4)));
+        assert_eq!(asked(&all, "cron"), None, "who writes all of them says what is asked for");
     }
 
     #[test]

@@ -11,8 +11,11 @@ use crate::clock::Index;
 /// What this release understands. A cluster's level is the least of its servers'; commands above
 /// it are not proposed, so that no server ever meets one that it cannot read.
 ///
-/// 0: before levels were told. 1: autopilot, levels, auth methods.
-pub const LEVEL: u32 = 1;
+/// 0: before levels were told. 1: autopilot, levels, auth methods. 2: intentions changed together.
+pub const LEVEL: u32 = 2;
+
+/// The level from which intentions change together, and entries are checked against them.
+pub const INTENTIONS_LEVEL: u32 = 2;
 
 /// The rules by which a leader keeps the membership in order. Consul's names and defaults.
 #[derive(Clone, Debug, Eq, PartialEq)]

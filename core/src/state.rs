@@ -1,6 +1,8 @@
 //! What the servers agree on: commands, and the one function that applies them.
 
+mod fit;
 mod restore;
+mod steps;
 mod store;
 mod txn;
 
@@ -14,16 +16,16 @@ use crate::ca::Authority;
 use crate::catalog::bounds::TooLong;
 use crate::catalog::{Catalog, Check, Indexes, Instance, Node, Row, Touched, liveness_id};
 use crate::clock::{Index, Stamp, UnixTime};
-use crate::discovery::{self, Misfit};
+use crate::discovery::Misfit;
 use crate::entry::{Entries, Entry, EntryKey, Kind};
 use crate::event::{Event, Events};
 use crate::health::Status;
-use crate::intention::{Action, Intention, Intentions, Pair};
+use crate::intention::{Action, Changes, Expected, Intention, Intentions, Pair};
 use crate::kv::{self, Kv};
 use crate::name::{
     CheckId, Datacenter, InstanceId, Key, NodeName, PeerName, ServiceName, SessionId,
 };
-use crate::operation::{Autopilot, Operation};
+use crate::operation::{Autopilot, INTENTIONS_LEVEL, Operation};
 use crate::peering::{Import, PeerState, PeerUpdate, Peering, PeeringTouched, Peerings, Remote};
 use crate::query::{PreparedQuery, QUERIES_MAX, Queries};
 use crate::revocation::{REVOCATIONS_MAX, Revocation, Revocations, Subject};
@@ -31,6 +33,8 @@ use crate::session::{Session, Sessions};
 use crate::spiffe::TrustDomain;
 use crate::txn::{Failure, Found, Op, Recent};
 
+pub use self::fit::Fits;
+use self::fit::whose;
 pub use self::restore::{AuthorityChoice, RestorePart, Staged};
 
 /// What never changes about a cluster once it is born.
@@ -116,14 +120,21 @@ pub enum Command {
     PutIntention(Intention),
     /// Removes an intention.
     DropIntention(Pair),
+    /// Changes intentions together.
+    ChangeIntentions {
+        /// What becomes of them.
+        changes: Changes,
+        /// What they were found to fit to: see [`State::fit`].
+        fits: Option<Fits>,
+    },
     /// Stores a config entry; with `expected`, only while that is its `ModifyIndex` (0: absent).
     PutEntry {
         /// The entry.
         entry: Entry,
         /// The index it must have.
         expected: Option<Index>,
-        /// The index of all entries that it was found to fit to: see [`State::fit`].
-        fits: Option<Index>,
+        /// What it was found to fit to: see [`State::fit`].
+        fits: Option<Fits>,
     },
     /// Removes a config entry; with `expected`, only while that is its `ModifyIndex`.
     DropEntry {
@@ -131,8 +142,8 @@ pub enum Command {
         key: EntryKey,
         /// The index it must have.
         expected: Option<Index>,
-        /// The index of all entries that its absence was found to fit to: see [`State::fit`].
-        fits: Option<Index>,
+        /// What its absence was found to fit to: see [`State::fit`].
+        fits: Option<Fits>,
     },
     /// Stores the authority, while `expected` is the index of the one it replaces (0: none).
     SetAuthority {
@@ -405,6 +416,16 @@ pub enum Rejection {
     /// The config entries would not fit together any more.
     #[error(transparent)]
     Misfit(#[from] Misfit),
+    /// An intention asks for what config entries do not have.
+    #[error("service-intentions/{}, source {}: {field}: {why}", pair.destination, whose(pair))]
+    IntentionMisfit {
+        /// The intention.
+        pair: Pair,
+        /// Its field.
+        field: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// Another config entry was written after this one was found to fit: it is to be checked anew.
     #[error("config entries were changed meanwhile: their index is {actual}, not {checked}")]
     EntriesChanged {
@@ -437,14 +458,18 @@ impl Command {
     pub fn level(&self) -> u32 {
         match self {
             Self::SetAutopilot { .. } | Self::SetLevel(_) => 1,
+            Self::ChangeIntentions { .. } => INTENTIONS_LEVEL,
             _ => 0,
         }
     }
 
-    /// The same, to count only while `fits` is the index of all config entries.
-    pub fn fitting(mut self, at: Index) -> Self {
-        if let Self::PutEntry { fits, .. } | Self::DropEntry { fits, .. } = &mut self {
-            *fits = Some(at);
+    /// The same, to count only while what it was checked against is as it was.
+    pub fn fitting(mut self, checked: Fits) -> Self {
+        if let Self::PutEntry { fits, .. }
+        | Self::DropEntry { fits, .. }
+        | Self::ChangeIntentions { fits, .. } = &mut self
+        {
+            *fits = Some(checked);
         }
         self
     }
@@ -584,14 +609,14 @@ impl State {
             Command::SetLiveness { dead, alive } => Ok(self.set_liveness(&dead, &alive, stamp)),
             Command::PutIntention(intention) => self.put_intention(intention, at),
             Command::DropIntention(pair) => self.drop_intention(pair, at),
+            Command::ChangeIntentions { changes, fits } => {
+                self.change_intentions(changes, fits, at)
+            }
             Command::PutEntry { entry, expected, fits } => {
-                self.expect_entries(fits)?;
+                self.expect_fit(fits)?;
                 self.put_entry(entry, expected, at)
             }
-            Command::DropEntry { key, expected, fits } => {
-                self.expect_entries(fits)?;
-                self.drop_entry(&key, expected, at)
-            }
+            Command::DropEntry { key, expected, fits } => self.drop_entry(&key, expected, fits, at),
             Command::SetAuthority { authority, expected } => {
                 self.set_authority(authority, expected, at)
             }
@@ -808,6 +833,32 @@ impl State {
         }
     }
 
+    fn change_intentions(
+        &mut self,
+        changes: Changes,
+        fits: Option<Fits>,
+        at: Index,
+    ) -> Result<Vec<Topic>, Rejection> {
+        self.expect_fit(fits)?;
+        self.expect_intentions(&changes)?;
+        let is_new = |intention: &&Intention| self.intentions.get(&intention.pair).is_none();
+        let added = changes.put.iter().filter(is_new).count();
+        if added > 0 && self.intentions.iter().count() + added > INTENTIONS_MAX {
+            return Err(Rejection::Full { what: "intentions", max: INTENTIONS_MAX });
+        }
+        let is_changed = self.intentions.change(changes, at);
+        Ok(is_changed.then_some(Topic::Intentions).into_iter().collect())
+    }
+
+    fn expect_intentions(&self, changes: &Changes) -> Result<(), Rejection> {
+        let Some(known) = &changes.expected else { return Ok(()) };
+        let (Expected::Callee(_, expected) | Expected::Pair(_, expected)) = *known;
+        match self.intentions.index_of(known) {
+            actual if actual == expected => Ok(()),
+            actual => Err(Rejection::IndexMismatch { expected, actual }),
+        }
+    }
+
     fn put_entry(
         &mut self,
         entry: Entry,
@@ -829,52 +880,15 @@ impl State {
         &mut self,
         key: &EntryKey,
         expected: Option<Index>,
+        fits: Option<Fits>,
         at: Index,
     ) -> Result<Vec<Topic>, Rejection> {
+        self.expect_fit(fits)?;
         self.expect_entry(key, expected)?;
         if !self.entries.remove(key, at) {
             return Ok(Vec::new());
         }
         Ok(entry_topics(key))
-    }
-
-    /// Whether config entries still fit together once `command` is applied, and the index of all of
-    /// them that this holds for; none where the command cannot change that.
-    ///
-    /// Not asked by [`Self::apply`]: what fits is for one release to say, and the state is a
-    /// function of the log. Who proposes asks, and lets the command count as long as no other
-    /// entry was written since.
-    ///
-    /// # Errors
-    /// [`Rejection::Misfit`], or [`Rejection::IndexMismatch`] where the command would be refused
-    /// anyway.
-    pub fn fit(&self, command: &Command) -> Result<Option<Index>, Rejection> {
-        let mut entries = self.entries.clone();
-        let key = match command {
-            Command::PutEntry { entry, expected, .. } => {
-                self.expect_entry(entry.key(), *expected)?;
-                entries.put(entry.clone(), self.applied);
-                entry.key()
-            }
-            Command::DropEntry { key, expected, .. } => {
-                self.expect_entry(key, *expected)?;
-                entries.remove(key, self.applied);
-                key
-            }
-            _ => return Ok(None),
-        };
-        discovery::check(&self.entries, &entries, key)?;
-        Ok(Some(self.entries.index()))
-    }
-
-    fn expect_entries(&self, fits: Option<Index>) -> Result<(), Rejection> {
-        let actual = self.entries.index();
-        match fits {
-            Some(checked) if checked != actual => {
-                Err(Rejection::EntriesChanged { checked, actual })
-            }
-            _ => Ok(()),
-        }
     }
 
     fn expect_entry(&self, key: &EntryKey, expected: Option<Index>) -> Result<(), Rejection> {
@@ -1339,7 +1353,7 @@ pub const IMPORTS_PER_PEER_MAX: usize = 5_000;
 pub const IMPORTED_INSTANCES_PER_PEER_MAX: usize = 100_000;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use super::*;
@@ -1596,6 +1610,18 @@ mod tests {
         assert_eq!(after.applied, Index(8), "a refused entry still counts");
     }
 
+    /// One instance of `service`, on a node, which says that it speaks `protocol`.
+    pub(crate) fn declared(service: &str, protocol: Option<Protocol>) -> Command {
+        let instance = Instance { protocol, ..instance(service, service) };
+        Command::SyncNode(NodeChanges {
+            node: node("n1"),
+            put_instances: vec![instance],
+            put_checks: vec![],
+            drop_instances: vec![],
+            drop_checks: vec![],
+        })
+    }
+
     /// A command about a config entry given as JSON.
     fn put_entry(kind: Kind, name: &str, json: &str) -> Command {
         let body = Body::read(kind, &mut serde_json::Deserializer::from_str(json)).expect(json);
@@ -1628,7 +1654,7 @@ mod tests {
         run(&mut state, vec![redirect.fitting(at)]).expect("stored");
         let refused = run(&mut state, vec![drop.clone().fitting(dropped_at)]);
         let actual = state.entries().index();
-        assert_eq!(refused, Err(Rejection::EntriesChanged { checked: at, actual }));
+        assert_eq!(refused, Err(Rejection::EntriesChanged { checked: at.entries, actual }));
         assert!(matches!(state.fit(&drop), Err(Rejection::Misfit(_))), "it is needed by now");
         let before = state.applied();
         run(&mut state, vec![drop]).expect("what the log says is done, whatever it leads to");

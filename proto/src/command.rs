@@ -1,9 +1,11 @@
 //! Commands: what a log entry carries, and what a server forwards to its leader.
 
 use hawser_core::clock::{Index, UnixTime};
+use hawser_core::entry::{Entry, EntryKey};
+use hawser_core::intention::{Changes, Expected};
 use hawser_core::name::{NodeName, PeerName};
 use hawser_core::peering::{PeerState, Remote};
-use hawser_core::state::{AuthorityChoice, Cluster, Command, JoinToken};
+use hawser_core::state::{AuthorityChoice, Cluster, Command, Fits, JoinToken};
 
 use crate::field::{
     Invalid, each, each_parsed, hash, optional_hash, parsed, present, required, texts,
@@ -93,16 +95,15 @@ impl From<&Command> for Kind {
             }
             Command::PutIntention(intention) => Self::PutIntention(intention.into()),
             Command::DropIntention(pair) => Self::DropIntention(pair.into()),
-            Command::PutEntry { entry, expected, fits } => Self::PutEntry(v1::PutEntry {
-                entry: Some(entry.into()),
-                expected: expected.map(|index| index.0),
-                fits: fits.map(|index| index.0),
-            }),
-            Command::DropEntry { key, expected, fits } => Self::DropEntry(v1::DropEntry {
-                key: Some(key.into()),
-                expected: expected.map(|index| index.0),
-                fits: fits.map(|index| index.0),
-            }),
+            Command::ChangeIntentions { changes, fits } => {
+                Self::ChangeIntentions(changed(changes, *fits))
+            }
+            Command::PutEntry { entry, expected, fits } => {
+                Self::PutEntry(put_entry(entry, *expected, *fits))
+            }
+            Command::DropEntry { key, expected, fits } => {
+                Self::DropEntry(drop_entry(key, *expected, *fits))
+            }
             Command::SetAuthority { authority, expected } => Self::SetAuthority(v1::SetAuthority {
                 authority: Some(authority.into()),
                 expected: expected.0,
@@ -167,7 +168,8 @@ impl TryFrom<v1::PutEntry> for Command {
 
     fn try_from(put: v1::PutEntry) -> Result<Self, Invalid> {
         let entry = required("put_entry.entry", put.entry)?;
-        Ok(Self::PutEntry { entry, expected: put.expected.map(Index), fits: put.fits.map(Index) })
+        let fits = fits(put.fits, put.fits_intentions);
+        Ok(Self::PutEntry { entry, expected: put.expected.map(Index), fits })
     }
 }
 
@@ -176,8 +178,75 @@ impl TryFrom<v1::DropEntry> for Command {
 
     fn try_from(drop: v1::DropEntry) -> Result<Self, Invalid> {
         let key = required("drop_entry.key", drop.key)?;
-        Ok(Self::DropEntry { key, expected: drop.expected.map(Index), fits: drop.fits.map(Index) })
+        let fits = fits(drop.fits, drop.fits_intentions);
+        Ok(Self::DropEntry { key, expected: drop.expected.map(Index), fits })
     }
+}
+
+impl TryFrom<v1::ChangeIntentions> for Command {
+    type Error = Invalid;
+
+    fn try_from(changes: v1::ChangeIntentions) -> Result<Self, Invalid> {
+        let expected = match (changes.expected.map(Index), changes.expected_pair) {
+            (None, _) => None,
+            (Some(index), Some(pair)) => Some(Expected::Pair(pair.try_into()?, index)),
+            (Some(index), None) => {
+                let callee = parsed("change_intentions.expected_callee", &changes.expected_callee)?;
+                Some(Expected::Callee(callee, index))
+            }
+        };
+        let only = match changes.only.as_str() {
+            "" => None,
+            only => Some(parsed("change_intentions.only", only)?),
+        };
+        let fits = fits(changes.fits, changes.fits_intentions);
+        let (put, remove) = (each(changes.put)?, each(changes.remove)?);
+        Ok(Self::ChangeIntentions { changes: Changes { put, remove, only, expected }, fits })
+    }
+}
+
+fn changed(changes: &Changes, fits: Option<Fits>) -> v1::ChangeIntentions {
+    let (expected_callee, expected_pair, expected) = match &changes.expected {
+        None => (String::new(), None, None),
+        Some(Expected::Callee(callee, index)) => (callee.to_string(), None, Some(index.0)),
+        Some(Expected::Pair(pair, index)) => (String::new(), Some(pair.into()), Some(index.0)),
+    };
+    v1::ChangeIntentions {
+        put: changes.put.iter().map(Into::into).collect(),
+        remove: changes.remove.iter().map(Into::into).collect(),
+        only: changes.only.as_ref().map(ToString::to_string).unwrap_or_default(),
+        expected_pair,
+        expected_callee,
+        expected,
+        fits: fits.map(|fits| fits.entries.0),
+        fits_intentions: intentions_of(fits),
+    }
+}
+
+fn put_entry(entry: &Entry, expected: Option<Index>, fits: Option<Fits>) -> v1::PutEntry {
+    v1::PutEntry {
+        entry: Some(entry.into()),
+        expected: expected.map(|index| index.0),
+        fits: fits.map(|fits| fits.entries.0),
+        fits_intentions: intentions_of(fits),
+    }
+}
+
+fn drop_entry(key: &EntryKey, expected: Option<Index>, fits: Option<Fits>) -> v1::DropEntry {
+    v1::DropEntry {
+        key: Some(key.into()),
+        expected: expected.map(|index| index.0),
+        fits: fits.map(|fits| fits.entries.0),
+        fits_intentions: intentions_of(fits),
+    }
+}
+
+fn intentions_of(fits: Option<Fits>) -> Option<u64> {
+    fits?.intentions.map(|index| index.0)
+}
+
+fn fits(entries: Option<u64>, intentions: Option<u64>) -> Option<Fits> {
+    Some(Fits { entries: Index(entries?), intentions: intentions.map(Index) })
 }
 
 fn choice(with_authority: bool) -> AuthorityChoice {
@@ -198,6 +267,7 @@ impl TryFrom<Kind> for Command {
             },
             Kind::PutIntention(intention) => Self::PutIntention(intention.try_into()?),
             Kind::DropIntention(pair) => Self::DropIntention(pair.try_into()?),
+            Kind::ChangeIntentions(changes) => changes.try_into()?,
             Kind::PutEntry(put) => put.try_into()?,
             Kind::DropEntry(drop) => drop.try_into()?,
             Kind::SetAuthority(set) => Self::SetAuthority {

@@ -43,6 +43,10 @@ impl From<&Rejection> for v1::Rejection {
                 Kind::Full(v1::Full { what: (*what).to_owned(), max })
             }
             Rejection::Misfit(misfit) => Kind::Misfit(misfit.into()),
+            Rejection::IntentionMisfit { pair, field, why } => {
+                let (field, why) = (field.clone(), why.clone());
+                Kind::IntentionMisfit(v1::IntentionMisfit { pair: Some(pair.into()), field, why })
+            }
             Rejection::EntriesChanged { checked, actual } => {
                 Kind::EntriesChanged(v1::IndexMismatch { expected: checked.0, actual: actual.0 })
             }
@@ -105,6 +109,7 @@ impl TryFrom<v1::Rejection> for Rejection {
                 max: usize::try_from(full.max).unwrap_or(usize::MAX),
             },
             Kind::Misfit(misfit) => Self::Misfit(misfit.try_into()?),
+            Kind::IntentionMisfit(misfit) => misfit.try_into()?,
             Kind::EntriesChanged(changed) => Self::EntriesChanged {
                 checked: Index(changed.expected),
                 actual: Index(changed.actual),
@@ -138,6 +143,15 @@ impl TryFrom<v1::UnknownInstance> for Rejection {
             check: parsed("unknown_instance.check", &unknown.check)?,
             instance: parsed("unknown_instance.instance", &unknown.instance)?,
         })
+    }
+}
+
+impl TryFrom<v1::IntentionMisfit> for Rejection {
+    type Error = Invalid;
+
+    fn try_from(misfit: v1::IntentionMisfit) -> Result<Self, Invalid> {
+        let pair = required("intention_misfit.pair", misfit.pair)?;
+        Ok(Self::IntentionMisfit { pair, field: misfit.field, why: misfit.why })
     }
 }
 

@@ -30,7 +30,8 @@ struct Inner {
     metrics: Metrics,
     space: Space,
     published: Published,
-    /// Held at the leader from the check of a config entry until its outcome is known.
+    /// Held at the leader from the check of a config entry or an intention until its outcome is
+    /// known.
     entries: Mutex<()>,
     stopping: CancellationToken,
 }
@@ -195,14 +196,17 @@ impl Proposer {
             return Try::Level;
         }
         match command {
-            Command::PutEntry { .. } | Command::DropEntry { .. } => {
+            Command::PutEntry { .. }
+            | Command::DropEntry { .. }
+            | Command::PutIntention(_)
+            | Command::ChangeIntentions { .. } => {
                 Box::pin(self.propose_fitting(time, command, deadline)).await
             }
             _ => self.commit(time, command, deadline).await,
         }
     }
 
-    /// Proposes a config entry once it fits to all others, one at a time.
+    /// Proposes a config entry or intentions once they fit to all others, one at a time.
     ///
     /// The turn keeps two of them from passing the check together. Who lost the lead meanwhile and
     /// has it again may have missed one: the command says what it was checked against, and the

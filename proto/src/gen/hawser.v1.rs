@@ -1856,7 +1856,7 @@ pub struct Command {
     pub time_ms: u64,
     #[prost(
         oneof = "command::Kind",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 26, 27, 40, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 50, 51, 52, 53, 60, 61"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 26, 27, 40, 21, 22, 23, 24, 25, 30, 31, 32, 33, 34, 50, 51, 52, 53, 54, 60, 61"
     )]
     pub kind: ::core::option::Option<command::Kind>,
 }
@@ -1920,6 +1920,8 @@ pub mod command {
         Stage(super::RestorePart),
         #[prost(message, tag = "53")]
         Restore(super::Restore),
+        #[prost(message, tag = "54")]
+        ChangeIntentions(super::ChangeIntentions),
         #[prost(message, tag = "60")]
         PutQuery(super::PreparedQuery),
         #[prost(string, tag = "61")]
@@ -1943,6 +1945,29 @@ pub struct Liveness {
     #[prost(string, repeated, tag = "2")]
     pub alive: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+/// Intentions that change together, or not at all.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChangeIntentions {
+    #[prost(message, repeated, tag = "1")]
+    pub put: ::prost::alloc::vec::Vec<Intention>,
+    #[prost(message, repeated, tag = "2")]
+    pub remove: ::prost::alloc::vec::Vec<Pair>,
+    /// The callee whose other intentions fall away; empty: they stay.
+    #[prost(string, tag = "3")]
+    pub only: ::prost::alloc::string::String,
+    /// What must have the index `expected`, when that is there: one intention, else all about a callee.
+    #[prost(message, optional, tag = "4")]
+    pub expected_pair: ::core::option::Option<Pair>,
+    #[prost(string, tag = "5")]
+    pub expected_callee: ::prost::alloc::string::String,
+    #[prost(uint64, optional, tag = "6")]
+    pub expected: ::core::option::Option<u64>,
+    /// The indexes of all entries and of all intentions that it was found to fit to.
+    #[prost(uint64, optional, tag = "7")]
+    pub fits: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "8")]
+    pub fits_intentions: ::core::option::Option<u64>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PutEntry {
     #[prost(message, optional, tag = "1")]
@@ -1952,6 +1977,9 @@ pub struct PutEntry {
     /// The index of all entries that it was found to fit to.
     #[prost(uint64, optional, tag = "3")]
     pub fits: ::core::option::Option<u64>,
+    /// The index of all intentions that it was found to fit to.
+    #[prost(uint64, optional, tag = "4")]
+    pub fits_intentions: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DropEntry {
@@ -1962,6 +1990,9 @@ pub struct DropEntry {
     /// The index of all entries that its absence was found to fit to.
     #[prost(uint64, optional, tag = "3")]
     pub fits: ::core::option::Option<u64>,
+    /// The index of all intentions that its absence was found to fit to.
+    #[prost(uint64, optional, tag = "4")]
+    pub fits_intentions: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetAuthority {
@@ -2016,7 +2047,7 @@ pub struct Outcome {
 pub struct Rejection {
     #[prost(
         oneof = "rejection::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11, 30, 31, 32, 33, 34, 35, 50, 51, 70, 41, 60"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 40, 9, 10, 11, 30, 31, 32, 33, 34, 35, 50, 51, 70, 41, 54, 60"
     )]
     pub kind: ::core::option::Option<rejection::Kind>,
 }
@@ -2068,6 +2099,8 @@ pub mod rejection {
         Misfit(super::Misfit),
         #[prost(message, tag = "41")]
         EntriesChanged(super::IndexMismatch),
+        #[prost(message, tag = "54")]
+        IntentionMisfit(super::IntentionMisfit),
         #[prost(string, tag = "60")]
         QueryNameTaken(::prost::alloc::string::String),
     }
@@ -2077,6 +2110,16 @@ pub mod rejection {
 pub struct Misfit {
     #[prost(message, optional, tag = "1")]
     pub key: ::core::option::Option<EntryKey>,
+    #[prost(string, tag = "2")]
+    pub field: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
+}
+/// An intention that asks for what config entries do not have.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IntentionMisfit {
+    #[prost(message, optional, tag = "1")]
+    pub pair: ::core::option::Option<Pair>,
     #[prost(string, tag = "2")]
     pub field: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]

@@ -19,7 +19,7 @@ use hawser_core::entry::{
     ServiceSplit, ServiceSplitter, Sticky, Subset, Target, Weight,
 };
 use hawser_core::health::Status;
-use hawser_core::intention::{Action, Intention, Pair};
+use hawser_core::intention::{Action, Changes, Expected, Intention, Pair};
 use hawser_core::normal::{EscapedSlashes, Forwarded, Rules, Underscores};
 use hawser_core::operation::{Autopilot, Operation};
 use hawser_core::peering::{Import, PeerGateway, PeerState, PeerUpdate, Peering, Remote};
@@ -27,7 +27,7 @@ use hawser_core::permission::Requests;
 use hawser_core::policy::Policies;
 use hawser_core::revocation::{Revocation, Revoked, Subject, node_tag};
 use hawser_core::state::{
-    AuthorityChoice, Cluster, Command, Dump, JoinToken, NodeChanges, PeerConflict, Rejection,
+    AuthorityChoice, Cluster, Command, Dump, Fits, JoinToken, NodeChanges, PeerConflict, Rejection,
     RestorePart, Staged,
 };
 use hawser_core::view::{
@@ -458,6 +458,15 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         },
         Command::PutIntention(intention()),
         Command::DropIntention(pair("*", "*")),
+        Command::ChangeIntentions {
+            changes: Changes {
+                put: vec![intention()],
+                remove: vec![pair("web", "*")],
+                only: Some(parse("db")),
+                expected: Some(Expected::Callee(parse("db"), Index(7))),
+            },
+            fits: None,
+        },
         Command::PutEntry { entry: global, expected: None, fits: None },
         Command::PutEntry { entry: defaults, expected: Some(Index(0)), fits: None },
         Command::PutEntry { entry: resolver, expected: Some(Index(7)), fits: None },
@@ -505,6 +514,7 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         Command::SetLiveness { .. } => "set-liveness",
         Command::PutIntention(_) => "put-intention",
         Command::DropIntention(_) => "drop-intention",
+        Command::ChangeIntentions { .. } => "change-intentions",
         Command::PutEntry { entry, .. } => match entry.key().kind {
             Kind::ProxyDefaults => "put-entry-proxy-defaults",
             Kind::ServiceDefaults => "put-entry-service-defaults",
@@ -543,13 +553,26 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
     };
     let key = EntryKey { kind: Kind::ServiceResolver, name: "db".into() };
     let drop = Command::DropEntry { key, expected: None, fits: None };
-    let fitting = [
-        ("put-entry-fitting", Command::PutEntry { entry: router, expected: None, fits: None }),
-        ("drop-entry-fitting", drop),
+    let put = Command::PutEntry { entry: router, expected: None, fits: None };
+    let fitting = [("put-entry-fitting", put.clone()), ("drop-entry-fitting", drop.clone())];
+    let entries_alone = Fits { entries: Index(9), intentions: None };
+    let fitting = fitting.map(|(name, command)| (name, command.fitting(entries_alone)));
+    let both = Fits { entries: Index(9), intentions: Some(Index(8)) };
+    let fitting_both = [
+        ("put-entry-fitting-intentions", put),
+        ("drop-entry-fitting-intentions", drop),
+        ("change-intentions-fitting", one_intention()),
     ];
-    let fitting = fitting.map(|(name, command)| (name, command.fitting(Index(9))));
+    let fitting_both = fitting_both.map(|(name, command)| (name, command.fitting(both)));
     let all = all.map(|command| (name(&command), command));
-    all.chain(fitting).chain(store::commands()).collect()
+    all.chain(fitting).chain(fitting_both).chain(store::commands()).collect()
+}
+
+/// An intention that is to be new.
+fn one_intention() -> Command {
+    let expected = Some(Expected::Pair(pair("web", "*"), Index(0)));
+    let changes = Changes { put: vec![intention()], expected, ..Changes::default() };
+    Command::ChangeIntentions { changes, fits: None }
 }
 
 /// Every kind of rejection, by name, and every table that may be full.
@@ -573,6 +596,11 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
             field: "Routes[0].Destination.Service".into(),
             why: "it leads in a circle".into(),
         }),
+        Rejection::IntentionMisfit {
+            pair: pair("web", "*"),
+            field: "JWT.Providers[0].Name".into(),
+            why: "there is no jwt-provider/okta".into(),
+        },
         Rejection::EntriesChanged { checked: Index(9), actual: Index(12) },
         Rejection::PeeringToken,
         Rejection::UnknownPeering { name: parse("west") },
@@ -616,6 +644,7 @@ pub(crate) fn rejections() -> Vec<(&'static str, Rejection)> {
         Rejection::UnknownPeering { .. } => "unknown-peering",
         Rejection::PeerTaken { .. } => "peer-taken",
         Rejection::Misfit(_) => "misfit",
+        Rejection::IntentionMisfit { .. } => "intention-misfit",
         Rejection::EntriesChanged { .. } => "entries-changed",
         Rejection::Full { .. } => "full",
         Rejection::Acl(refusal) => acl::refusal_name(refusal),

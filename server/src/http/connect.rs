@@ -10,7 +10,7 @@ use hawser_api::json;
 use hawser_core::acl::{Access, Resource};
 use hawser_core::catalog::Row;
 use hawser_core::clock::Index;
-use hawser_core::intention::{Action, Intention, Pair, Side};
+use hawser_core::intention::{Action, Changes, Expected, Intention, Pair, Side};
 use hawser_core::name::{PeerName, ServiceName};
 use hawser_core::permission::{Guard, JwtRequirement, Permission, Requests};
 use hawser_core::state::{Command, State, Topic};
@@ -130,7 +130,7 @@ pub(crate) fn matching<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, 
     }))
 }
 
-pub(crate) fn put_exact(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiError> {
+pub(crate) fn put_exact(ask: &Ask, _: &State, draw: &Draw) -> Result<Plan, ApiError> {
     let queried = queried_pair(ask)?;
     let written = Written::read(ask)?;
     for (name, stated, expected) in [
@@ -147,12 +147,17 @@ pub(crate) fn put_exact(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, A
         let why = format_args!("is {named} in the URL: write source=peer:NAME/SERVICE there");
         return Err(InvalidField::new("SourcePeer", why).into());
     }
-    let intention = written.intention(queried, &draw.uuid(0), draw, state)?;
-    Ok(Plan::new([Command::PutIntention(intention)]))
+    let put = vec![written.intention(queried, &draw.uuid(0), draw)?];
+    Ok(Plan::new([change(Changes { put, ..Changes::default() })]))
 }
 
 pub(crate) fn delete_exact(ask: &Ask, _: &State, _: &Draw) -> Result<Plan, ApiError> {
-    Ok(Plan::new([Command::DropIntention(queried_pair(ask)?)]))
+    let remove = vec![queried_pair(ask)?];
+    Ok(Plan::new([change(Changes { remove, ..Changes::default() })]))
+}
+
+fn change(changes: Changes) -> Command {
+    Command::ChangeIntentions { changes, fits: None }
 }
 
 pub(crate) fn create(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiError> {
@@ -164,9 +169,11 @@ pub(crate) fn create(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiE
             "Failed to create intention: duplicate intention found: {pair}"
         )));
     }
-    let intention = written.intention(pair, &draw.uuid(0), draw, state)?;
+    let expected = Some(Expected::Pair(pair.clone(), Index(0)));
+    let put = vec![written.intention(pair, &draw.uuid(0), draw)?];
     let reply = Reply::Json(json!({ "ID": draw.uuid(0) }));
-    Ok(Plan { commands: vec![Command::PutIntention(intention)], reply })
+    let changes = Changes { put, expected, ..Changes::default() };
+    Ok(Plan { commands: vec![change(changes)], reply })
 }
 
 pub(crate) fn put_by_id(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiError> {
@@ -186,20 +193,22 @@ pub(crate) fn put_by_id(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, A
     }
     let kept = Intention {
         created_at: row.value.created_at,
-        ..written.intention(pair, &row.value.id, draw, state)?
+        ..written.intention(pair, &row.value.id, draw)?
     };
-    let mut commands = vec![Command::PutIntention(kept)];
-    if moves {
-        // Half done, it must not let a caller in: what denies goes last, what allows first.
-        let at = if row.value.action == Action::Deny { 1 } else { 0 };
-        commands.insert(at, Command::DropIntention(held.clone()));
-    }
-    Ok(Plan { commands, reply: Reply::Json(json!({ "ID": row.value.id })) })
+    let expected = Some(Expected::Pair(held.clone(), row.modified));
+    let remove = if moves { vec![held.clone()] } else { Vec::new() };
+    let changes = Changes { put: vec![kept], remove, only: None, expected };
+    Ok(Plan { commands: vec![change(changes)], reply: Reply::Json(json!({ "ID": row.value.id })) })
 }
 
 pub(crate) fn delete_by_id(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, ApiError> {
     match with_id(state, ask.name()) {
-        Some(row) => Ok(Plan::new([Command::DropIntention(row.value.pair.clone())])),
+        Some(row) => {
+            let pair = row.value.pair.clone();
+            let expected = Some(Expected::Pair(pair.clone(), row.modified));
+            let changes = Changes { remove: vec![pair], expected, ..Changes::default() };
+            Ok(Plan::new([change(changes)]))
+        }
         None => Err(ApiError::NotFound(NOT_FOUND.to_owned())),
     }
 }
@@ -258,17 +267,9 @@ impl Written {
         }
     }
 
-    /// The intention about `pair`. What tokens its callee requires of all callers holds for it, too.
-    fn intention(
-        mut self,
-        pair: Pair,
-        id: &str,
-        draw: &Draw,
-        state: &State,
-    ) -> Result<Intention, ApiError> {
-        if self.says.requests.as_ref().is_none_or(|requests| requests.jwt.is_none()) {
-            self.says.require(required(state, &pair.destination).cloned(), "")?;
-        }
+    /// The intention about `pair`. What tokens its callee asks of all callers it gets when it is
+    /// stored.
+    fn intention(self, pair: Pair, id: &str, draw: &Draw) -> Result<Intention, ApiError> {
         self.says.check_destination(&pair.destination)?;
         must_be_callable("SourceName", &pair.source)?;
         must_be_callable("DestinationName", &pair.destination)?;
@@ -283,11 +284,6 @@ impl Written {
             updated_at: draw.now,
         })
     }
-}
-
-/// The token that `destination` requires of all callers.
-pub(crate) fn required<'a>(state: &'a State, destination: &'a Side) -> Option<&'a JwtRequirement> {
-    to_destination(state, destination).find_map(|row| row.value.requests.as_ref()?.jwt.as_ref())
 }
 
 /// What an intention says: of all requests alike, or of each.
@@ -452,19 +448,6 @@ fn queried_pair(ask: &Ask) -> Result<Pair, ApiError> {
 
 fn with_id<'a>(state: &'a State, id: &str) -> Option<&'a Row<Intention>> {
     state.intentions().iter().find(|row| &*row.value.id == id)
-}
-
-/// The intentions whose destination is exactly `name`, by source.
-pub(crate) fn to_destination<'a>(
-    state: &'a State,
-    name: &'a Side,
-) -> impl Iterator<Item = &'a Row<Intention>> {
-    state.intentions().iter().filter(move |row| row.value.pair.destination == *name)
-}
-
-/// The last entry that changed any of `rows`; zero when there is none.
-pub(crate) fn newest<'a>(rows: impl Iterator<Item = &'a Row<Intention>>) -> Index {
-    rows.map(|row| row.modified).max().unwrap_or_default()
 }
 
 /// Why a sameness group is refused.

@@ -9,7 +9,7 @@ use hawser_core::acl::Access;
 use hawser_core::catalog::Row;
 use hawser_core::clock::Index;
 use hawser_core::entry::{Body, Entry, EntryKey, Kind};
-use hawser_core::intention::{Action, Intention, Pair, Side};
+use hawser_core::intention::{Changes, Expected, Intention, Pair, Side};
 use hawser_core::name::PeerName;
 use hawser_core::permission::Permission;
 use hawser_core::state::{Command, State, Topic};
@@ -85,7 +85,7 @@ pub(crate) fn get<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, ApiEr
     }
 }
 
-pub(crate) fn put(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiError> {
+pub(crate) fn put(ask: &Ask, _: &State, draw: &Draw) -> Result<Plan, ApiError> {
     let expected = ask.query.number("cas")?.map(Index);
     let body = ask.json()?;
     let Value::Object(mut object) = body else {
@@ -101,11 +101,11 @@ pub(crate) fn put(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiErro
     }
     object.retain(|key, value| !(SERVERS_TO_SAY.contains(&&*normal(key)) || value.is_null()));
     let reply = if expected.is_some() { Reply::Swapped } else { Reply::Json(Value::Bool(true)) };
-    let commands = match spoken(&kind)? {
+    let command = match spoken(&kind)? {
         Spoken::Intentions => {
             let name = name.ok_or_else(|| missing_name(&kind))?;
             ask.sight.demand_intention(&connect::side_of("Name", &name)?, Access::Write)?;
-            put_intentions(&Value::Object(object), &name, expected, state, draw)?
+            put_intentions(&Value::Object(object), &name, expected, draw)?
         }
         Spoken::Stored(kind) => {
             let name = name.or_else(|| kind.fixed_name().map(str::to_owned));
@@ -115,52 +115,45 @@ pub(crate) fn put(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan, ApiErro
                 ApiError::bad_request(why)
             })?;
             let entry = Entry::new(&name, body).map_err(ApiError::bad_request)?;
-            Some(vec![Command::PutEntry { entry, expected, fits: None }])
+            Command::PutEntry { entry, expected, fits: None }
         }
     };
-    Ok(match commands {
-        Some(commands) => Plan { commands, reply },
-        None => Plan { commands: Vec::new(), reply: Reply::Json(Value::Bool(false)) },
-    })
+    Ok(Plan { commands: vec![command], reply })
 }
 
-pub(crate) fn delete(ask: &Ask, state: &State, _: &Draw) -> Result<Plan, ApiError> {
+pub(crate) fn delete(ask: &Ask, _: &State, _: &Draw) -> Result<Plan, ApiError> {
     let expected = ask.query.number("cas")?.map(Index);
     let name = named(ask);
     let reply = if expected.is_some() { Reply::Swapped } else { Reply::Json(json!({})) };
-    let commands = match spoken(ask.name())? {
+    let command = match spoken(ask.name())? {
         Spoken::Stored(kind) => {
             let key = EntryKey { kind, name: name.into() };
-            vec![Command::DropEntry { key, expected, fits: None }]
+            Command::DropEntry { key, expected, fits: None }
         }
         Spoken::Intentions => {
             let name: Side = connect::side_of("Name", name)?;
             ask.sight.demand_intention(&name, Access::Write)?;
-            if expected.is_some_and(|expected| expected != newest(state, &name)) {
-                return Ok(Plan { commands: Vec::new(), reply: Reply::Json(Value::Bool(false)) });
-            }
-            drops(state, &name, &BTreeSet::new())
+            only(Vec::new(), name, expected)
         }
     };
-    Ok(Plan { commands, reply })
+    Ok(Plan { commands: vec![command], reply })
 }
 
-/// The commands that make the intentions about `name` those that `body` lists; none when
-/// `expected` is no longer their index.
-///
-/// They are several entries of the log. What is denied comes first and what falls away last, so
-/// that a caller is never let in by an order half done.
+/// Makes `put` all that is said about `destination`, while `expected` is the index of that.
+fn only(put: Vec<Intention>, destination: Side, expected: Option<Index>) -> Command {
+    let expected = expected.map(|index| Expected::Callee(destination.clone(), index));
+    let changes = Changes { put, remove: Vec::new(), only: Some(destination), expected };
+    Command::ChangeIntentions { changes, fits: None }
+}
+
+/// The command that makes the intentions about `name` those that `body` lists.
 fn put_intentions(
     body: &Value,
     name: &str,
     expected: Option<Index>,
-    state: &State,
     draw: &Draw,
-) -> Result<Option<Vec<Command>>, ApiError> {
+) -> Result<Command, ApiError> {
     let destination = connect::side_of("Name", name)?;
-    if expected.is_some_and(|expected| expected != newest(state, &destination)) {
-        return Ok(None);
-    }
     connect::must_be_callable("Name", &destination)?;
     let mut fields = Fields::open(body, "")?;
     let jwt = connect::jwt(&mut fields)?;
@@ -195,10 +188,7 @@ fn put_intentions(
         let why = format_args!("{SOURCES_MAX} sources are the most");
         return Err(InvalidField::new("Sources", why).into());
     }
-    written.sort_by_key(|intention| intention.action != Action::Deny);
-    let mut commands: Vec<Command> = written.into_iter().map(Command::PutIntention).collect();
-    commands.extend(drops(state, &destination, &sources));
-    Ok(Some(commands))
+    Ok(only(written, destination, expected))
 }
 
 /// One element of `Sources`, as a client writes it.
@@ -234,30 +224,13 @@ impl Source {
     }
 }
 
-/// A caller, and the peer that it is of.
-type Caller = (Option<PeerName>, Side);
-
-fn drops(state: &State, destination: &Side, kept: &BTreeSet<Caller>) -> Vec<Command> {
-    let mut dropped: Vec<&Intention> = connect::to_destination(state, destination)
-        .map(|row| &*row.value)
-        .filter(|held| !kept.contains(&(held.pair.peer.clone(), held.pair.source.clone())))
-        .collect();
-    // What denies falls away last.
-    dropped.sort_by_key(|held| held.action == Action::Deny);
-    dropped.into_iter().map(|held| Command::DropIntention(held.pair.clone())).collect()
-}
-
-fn newest(state: &State, destination: &Side) -> Index {
-    connect::newest(connect::to_destination(state, destination))
-}
-
 /// The intentions about one destination as one entry; none when there is none.
 fn about(state: &State, destination: &Side) -> Option<Value> {
-    let mut rows: Vec<&Row<Intention>> = connect::to_destination(state, destination).collect();
+    let mut rows: Vec<&Row<Intention>> = state.intentions().about(destination).collect();
     let first = rows.first()?;
     let meta = encode::pairs(&first.value.meta);
     let created = rows.iter().map(|row| row.created).min().unwrap_or_default();
-    let modified = connect::newest(rows.iter().copied());
+    let modified = state.intentions().index_about(destination);
     rows.sort_by_key(|row| std::cmp::Reverse(row.value.pair.precedence()));
     let sources: Vec<Value> = rows
         .into_iter()
@@ -287,7 +260,7 @@ fn about(state: &State, destination: &Side) -> Option<Value> {
         "CreateIndex": created.0,
         "ModifyIndex": modified.0,
     });
-    if let Some(jwt) = connect::required(state, destination) {
+    if let Some(jwt) = state.intentions().required(destination) {
         entry["JWT"] = json!(jwt);
     }
     if !meta.is_empty() {

@@ -349,47 +349,68 @@ async fn stale(handle: &Handle) -> Result<Reading, ApiError> {
 }
 
 /// Plans a write on a fresh state and proposes it, command by command.
+///
+/// Where somebody else wrote what it was planned on, and the client did not ask to be told, it is
+/// planned anew.
 async fn write(
     handle: &Handle,
     mut ask: Ask,
     gate: &Gate,
     plan: fn(&Ask, &State, &Draw) -> Result<Plan, ApiError>,
 ) -> Result<Answer, ApiError> {
-    let reading = handle.reader.read(Consistency::Default).await.map_err(unread)?;
-    ask.sight = gate.open(&reading.state)?;
-    let draw = Draw { now: now(), random: rand::random(), secret: rand::random() };
-    let Plan { commands, reply } = planned(&ask, &reading.state, &draw, plan)?;
-    let mut applied = None;
-    for command in commands {
-        let is_made = matches!(command, Command::CreateSession(_));
-        match handle.proposer.propose(command).await {
-            Ok(index) => applied = Some(index),
-            // What was to go is gone.
-            Err(ProposeError::Rejected(
-                Rejection::UnknownIntention { .. }
-                | Rejection::UnknownNode { .. }
-                | Rejection::UnknownPeering { .. },
-            )) if !is_made => {}
+    for is_last in (0..PLANS_MAX).map(|n| n + 1 == PLANS_MAX) {
+        let reading = handle.reader.read(Consistency::Default).await.map_err(unread)?;
+        ask.sight = gate.open(&reading.state)?;
+        let draw = Draw { now: now(), random: rand::random(), secret: rand::random() };
+        let Plan { commands, reply } = planned(&ask, &reading.state, &draw, plan)?;
+        let is_swap = reply == Reply::Swapped;
+        let applied = match propose_all(handle, &reading.state, commands).await {
+            Ok(applied) => applied,
             Err(ProposeError::Rejected(
                 Rejection::IndexMismatch { .. }
                 | Rejection::Locked { .. }
                 | Rejection::NotHolder { .. },
-            )) if reply == Reply::Swapped => {
-                return Ok(Answer::json(StatusCode::OK, Bytes::from_static(b"false")));
-            }
+            )) if is_swap => return Ok(Answer::json(StatusCode::OK, Bytes::from_static(b"false"))),
+            Err(ProposeError::Rejected(Rejection::IndexMismatch { .. })) if !is_last => continue,
             Err(refused) => return Err(unwritten(refused)),
+        };
+        if let Some(index) = applied {
+            // Then even a stale read here sees it. It is applied already, so this cannot fail it.
+            drop(handle.reader.wait_for(index).await);
+        }
+        let body = match &reply {
+            Reply::Json(value) => ask.write(value)?,
+            Reply::Swapped => Bytes::from_static(b"true"),
+            Reply::Acl(stored) => ask.write(&acl::shown(&handle.reader.current(), stored))?,
+        };
+        return Ok(Answer::json(StatusCode::OK, body));
+    }
+    Err(ApiError::Unknown)
+}
+
+/// Proposes `commands` one after the other; the index of the last, where there is one.
+async fn propose_all(
+    handle: &Handle,
+    state: &State,
+    commands: Vec<Command>,
+) -> Result<Option<Index>, ProposeError> {
+    let mut applied = None;
+    for command in commands {
+        let is_made = matches!(command, Command::CreateSession(_));
+        for step in state.in_steps(command)? {
+            match handle.proposer.propose(step).await {
+                Ok(index) => applied = Some(index),
+                // What was to go is gone.
+                Err(ProposeError::Rejected(
+                    Rejection::UnknownIntention { .. }
+                    | Rejection::UnknownNode { .. }
+                    | Rejection::UnknownPeering { .. },
+                )) if !is_made => {}
+                Err(refused) => return Err(refused),
+            }
         }
     }
-    if let Some(index) = applied {
-        // Then even a stale read here sees it. It is applied already, so this cannot fail it.
-        drop(handle.reader.wait_for(index).await);
-    }
-    let body = match &reply {
-        Reply::Json(value) => ask.write(value)?,
-        Reply::Swapped => Bytes::from_static(b"true"),
-        Reply::Acl(stored) => ask.write(&acl::shown(&handle.reader.current(), stored))?,
-    };
-    Ok(Answer::json(StatusCode::OK, body))
+    Ok(applied)
 }
 
 /// What is to be done, once all of it is allowed: nothing is begun that may not be ended.
@@ -419,6 +440,9 @@ fn unwritten(refused: ProposeError) -> ApiError {
         ProposeError::Unknown => ApiError::Unknown,
         ProposeError::Rejected(Rejection::Acl(refusal)) => ApiError::bad_request(refusal),
         ProposeError::Rejected(Rejection::Misfit(misfit)) => ApiError::bad_request(misfit),
+        ProposeError::Rejected(misfit @ Rejection::IntentionMisfit { .. }) => {
+            ApiError::bad_request(misfit)
+        }
         ProposeError::Rejected(rejection) => ApiError::Refused(rejection.to_string()),
         ProposeError::Level { .. } => ApiError::Refused(refused.to_string()),
         ProposeError::TooLarge { max, .. } => ApiError::TooLarge { max },
@@ -447,6 +471,8 @@ const FILTERED: HeaderName = HeaderName::from_static("x-consul-results-filtered-
 /// Twice the largest body that any endpoint needs.
 const BODY_OCTETS_MAX: usize = 1024 * 1024;
 const METHOD_SHOWN: usize = 16;
+/// How often a write is planned while others write what it was planned on.
+const PLANS_MAX: u32 = 8;
 /// Readers that may wait at one server, agents' streams counted too.
 const WAITING_MAX: usize = 65_536;
 
@@ -875,6 +901,56 @@ mod tests {
         ]});
         let refused = write(&mut state, &put, "/v1/config", &any).expect_err("for every callee");
         assert!(refused.to_string().contains("name one"), "{refused}");
+    }
+
+    #[test]
+    fn writers_that_planned_on_the_same_state_never_leave_a_union() {
+        let entry = |names: &[&str]| {
+            let sources: Vec<Value> =
+                names.iter().map(|name| json!({"Name": name, "Action": "allow"})).collect();
+            json!({"Kind": "service-intentions", "Name": "db", "Sources": sources})
+        };
+        let plan = |state: &State, path: &str, body: &Value| {
+            let draw = Draw { now: UnixTime::from_secs(1_790_000_000), random: 1, secret: 2 };
+            let ask = ask(path, Vec::new(), &body.to_string()).expect("good");
+            entries::put(&ask, state, &draw).expect("good").commands
+        };
+        let names = |state: &State| -> Vec<String> {
+            let rows = state.intentions().iter();
+            rows.map(|row| row.value.pair.source.to_string()).collect()
+        };
+        // What is there, what both write, whether they name the index that they saw.
+        type Case<'a> = (&'a [&'a str], &'a [&'a str], &'a [&'a str], bool);
+        let cases: &[Case<'_>] = &[
+            (&[], &["a"], &["b"], false),
+            (&[], &["a"], &["b"], true),
+            (&["x"], &["a"], &["b"], false),
+            (&["x"], &["a"], &["b"], true),
+            // The first only takes away: the newest of what stays is as old as it was.
+            (&["x", "y"], &["y"], &["b", "x"], true),
+            (&["x", "y"], &["y"], &["b", "x"], false),
+        ];
+        for (there, first, second, is_swap) in cases {
+            let mut state = state();
+            for command in plan(&state, "/v1/config", &entry(there)) {
+                apply(&mut state, command).expect("applied");
+            }
+            let db = "db".parse().expect("a side");
+            let seen = state.intentions().index_about(&db).0;
+            let path =
+                if *is_swap { format!("/v1/config?cas={seen}") } else { "/v1/config".into() };
+            let planned = [first, second].map(|names| plan(&state, &path, &entry(names)));
+            let [one, other] = planned.map(|commands| match &commands[..] {
+                [command] => command.clone(),
+                several => panic!("{} commands are several writes", several.len()),
+            });
+            apply(&mut state, one).expect("the first");
+            match (apply(&mut state, other), is_swap) {
+                (Ok(()), false) => assert_eq!(names(&state), *second),
+                (Err(Rejection::IndexMismatch { .. }), true) => assert_eq!(names(&state), *first),
+                (outcome, _) => panic!("{there:?} {first:?} {second:?}: {outcome:?}"),
+            }
+        }
     }
 
     #[test]

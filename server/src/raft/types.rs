@@ -53,6 +53,7 @@ impl fmt::Display for Proposal {
             Command::SetLiveness { .. } => "set-liveness",
             Command::PutIntention(_) => "put-intention",
             Command::DropIntention(_) => "drop-intention",
+            Command::ChangeIntentions { .. } => "change-intentions",
             Command::PutEntry { .. } => "put-entry",
             Command::DropEntry { .. } => "drop-entry",
             Command::SetAuthority { .. } => "set-authority",

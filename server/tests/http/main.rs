@@ -3,11 +3,13 @@
 
 mod store;
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hawser_core::intention::Action;
+use hawser_core::operation::LEVEL;
 use hawser_server::identity::OperatorKey;
 use hawser_server::{Config, Handle, RaftTiming, Server, history, http};
 use prometheus::Registry;
@@ -309,5 +311,115 @@ async fn config_entries_that_race_never_end_in_a_misfit() {
         );
         let chain = get(leader, &format!("/v1/discovery-chain/{part}")).await;
         assert_eq!(chain.status, 200, "{}", chain.body);
+    }
+}
+
+/// Waits until every server of a young cluster is known to understand what this release says.
+async fn levelled(handle: &Handle) {
+    let deadline = Instant::now() + PATIENCE;
+    while handle.reader.current().operation().level() < LEVEL {
+        assert!(Instant::now() < deadline, "the level stays");
+        tokio::task::yield_now().await;
+    }
+}
+
+fn sources(of: &[String]) -> Value {
+    let sources: Vec<Value> =
+        of.iter().map(|name| json!({ "Name": name, "Action": "allow" })).collect();
+    json!({ "Kind": "service-intentions", "Name": "db", "Sources": sources })
+}
+
+fn names(entry: &Value) -> BTreeSet<String> {
+    let listed = entry["Sources"].as_array().into_iter().flatten();
+    listed.filter_map(|source| source["Name"].as_str().map(str::to_owned)).collect()
+}
+
+/// Whoever writes all that is said about a callee leaves exactly that, or is told that it did not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn intentions_that_race_leave_what_one_writer_wrote() {
+    let cluster = Cluster::start(3).await;
+    for handle in &cluster.handles {
+        levelled(handle).await;
+    }
+    let path = "/v1/config/service-intentions/db";
+    for round in 0..6_usize {
+        let of = |writer: usize| -> Vec<String> {
+            (0..3).map(|n| format!("r{round}-w{writer}-{n}")).chain(["shared".into()]).collect()
+        };
+        let seen = get(&cluster.handles[0], path).await;
+        let index = seen.body["ModifyIndex"].as_u64().unwrap_or(0);
+        let query = if round % 2 == 0 { String::new() } else { format!("?cas={index}") };
+        let write = async |writer: usize| {
+            let (handle, query) = (&cluster.handles[writer], format!("/v1/config{query}"));
+            call(handle, "PUT", &query, sources(&of(writer))).await
+        };
+        let (a, b, c) = tokio::join!(write(0), write(1), write(2));
+        let replies = [a, b, c];
+        assert!(replies.iter().all(|reply| reply.status == 200), "round {round}");
+        let taken: Vec<usize> =
+            (0..3).filter(|writer| replies[*writer].body == json!(true)).collect();
+        let expected = if round % 2 == 0 { 3 } else { 1 };
+        assert_eq!(taken.len(), expected, "round {round}: one index, one writer");
+        let held = names(&get(&cluster.handles[0], &format!("{path}?consistent")).await.body);
+        let is_one = taken.iter().any(|writer| held == of(*writer).into_iter().collect());
+        assert!(is_one, "round {round}: {held:?} is a mixture");
+    }
+    let seen = get(&cluster.handles[0], path).await.body["ModifyIndex"].as_u64().expect("there");
+    // Another removes one: what stays is unchanged, and yet the index is another.
+    let gone = "/v1/connect/intentions/exact?source=shared&destination=db";
+    assert_eq!(call(&cluster.handles[1], "DELETE", gone, Value::Null).await.body, json!(true));
+    let stale = format!("/v1/config?cas={seen}");
+    let reply = call(&cluster.handles[2], "PUT", &stale, sources(&["late".into()])).await;
+    assert_eq!((reply.status, &reply.body), (200, &json!(false)));
+    let stale = format!("{path}?cas={seen}");
+    assert_eq!(call(&cluster.handles[2], "DELETE", &stale, Value::Null).await.body, json!(false));
+}
+
+/// Of an intention and an entry that it needs, whichever comes second is judged by the first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn intentions_and_what_they_need_are_checked_together() {
+    let cluster = Cluster::start(3).await;
+    for handle in &cluster.handles {
+        levelled(handle).await;
+    }
+    let provider = json!({ "Kind": "jwt-provider", "Name": "okta",
+                           "JSONWebKeySet": { "Local": { "Filename": "/keys" } } });
+    let path = "/v1/config/jwt-provider/okta";
+    let asks = json!({ "Kind": "service-intentions", "Name": "db",
+        "JWT": { "Providers": [{ "Name": "okta" }] },
+        "Sources": [{ "Name": "web", "Action": "allow" }] });
+    for round in 0..6_usize {
+        let (one, other) = (&cluster.handles[round % 3], &cluster.handles[(round + 1) % 3]);
+        assert_eq!(call(one, "PUT", "/v1/config", provider.clone()).await.status, 200);
+        let (asked, gone) = tokio::join!(
+            call(one, "PUT", "/v1/config", asks.clone()),
+            call(other, "DELETE", path, Value::Null),
+        );
+        let answers = (asked.status, gone.status);
+        assert!(matches!(answers, (200, 400) | (400, 200)), "round {round}: {answers:?}");
+        let refused = if asked.status == 400 { asked.body } else { gone.body };
+        let expected = if answers.0 == 400 {
+            "service-intentions/db, source web: JWT.Providers[0].Name: there is no jwt-provider/okta"
+        } else {
+            "jwt-provider/okta: Name: service-intentions/db, source web asks for its tokens"
+        };
+        assert!(refused.as_str().is_some_and(|it| it.contains(expected)), "{refused}");
+        let all = "/v1/config/service-intentions/db";
+        assert_eq!(call(one, "DELETE", all, Value::Null).await.status, 200);
+    }
+    // A rule for one more caller never misses what is asked of all, whoever writes first.
+    assert_eq!(call(&cluster.handles[0], "PUT", "/v1/config", provider).await.status, 200);
+    for round in 0..6_usize {
+        let exact = format!("/v1/connect/intentions/exact?source=cron{round}&destination=db");
+        let (asked, added) = tokio::join!(
+            call(&cluster.handles[round % 3], "PUT", "/v1/config", asks.clone()),
+            call(&cluster.handles[1], "PUT", &exact, json!({ "Action": "allow" })),
+        );
+        assert_eq!((asked.status, added.status), (200, 200), "{} {}", asked.body, added.body);
+        let held = get(&cluster.handles[1], &format!("{exact}&consistent")).await;
+        let is_bare = held.status == 200 && held.body["JWT"].is_null();
+        assert!(!is_bare, "round {round}: {}", held.body);
+        let all = "/v1/config/service-intentions/db";
+        assert_eq!(call(&cluster.handles[0], "DELETE", all, Value::Null).await.status, 200);
     }
 }
