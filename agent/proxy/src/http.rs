@@ -15,6 +15,7 @@ use http::{Method, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 pub(crate) use crate::report::{ATTEMPT_HEADER, REQUEST_ID_HEADER};
 use crate::report::{Trail, answered};
@@ -481,6 +482,8 @@ pub(crate) enum End {
     Downstream,
     /// It took too long.
     Timeout,
+    /// What it answers is no longer allowed.
+    Cut,
 }
 
 /// The status that is recorded of a request whose sender went away before it had an answer; nobody
@@ -504,6 +507,8 @@ pub(crate) struct Body {
     silence: Option<Pin<Box<Sleep>>>,
     /// How fast it may pass; none at any rate.
     throttle: Option<Box<Throttle>>,
+    /// Ready when what it answers is no longer allowed.
+    cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 /// Why an answer broke off.
@@ -513,6 +518,8 @@ pub(crate) enum BodyError {
     Upstream(#[source] Broken),
     #[error("the answer took longer than the request's timeout")]
     Timeout,
+    #[error("the request is no longer allowed")]
+    Cut,
 }
 
 impl Body {
@@ -529,6 +536,7 @@ impl Body {
             silence: None,
             throttle: None,
             trail: None,
+            cut: None,
         }
     }
 
@@ -545,6 +553,7 @@ impl Body {
             idle: None,
             silence: None,
             throttle: None,
+            cut: None,
         };
         if is_over {
             body.end(End::Complete);
@@ -567,6 +576,12 @@ impl Body {
     /// The same, at no more bytes in a second.
     pub(crate) fn at_rate(mut self, per_second: Option<u64>) -> Self {
         self.throttle = per_second.map(|per_second| Box::new(Throttle::new(per_second)));
+        self
+    }
+
+    /// The same, broken off when `cut` is cancelled.
+    pub(crate) fn until(mut self, cut: Option<CancellationToken>) -> Self {
+        self.cut = cut.map(|cut| Box::pin(cut.cancelled_owned()));
         self
     }
 
@@ -606,6 +621,12 @@ impl http_body::Body for Body {
             }
             Kind::Stream(incoming) => incoming,
         };
+        if let Some(cut) = &mut this.cut
+            && cut.as_mut().poll(cx).is_ready()
+        {
+            this.end(End::Cut);
+            return Poll::Ready(Some(Err(BodyError::Cut)));
+        }
         let polled = match &mut this.throttle {
             None => Pin::new(&mut *incoming).poll_frame(cx),
             Some(throttle) => throttle.poll_frame(cx, incoming),

@@ -41,7 +41,7 @@ use crate::admit::{admit, sound};
 use crate::context::Context;
 use crate::guard::{Admitted, Guard, Intake, Load, Refused};
 use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Manner, Outgoing};
-use crate::judge::{Upgraded, judge};
+use crate::judge::{UnderWay, judge};
 use crate::lifespan::Lifespan;
 use crate::pool::{Idle, Line, Lines};
 use crate::relay::Moved;
@@ -450,7 +450,7 @@ impl Connection {
         let upgrade = self.cleanse(request.headers_mut(), rules.forwarded, within);
         let upgrade = upgrade.filter(|_| request.body().is_upgrade());
         forward(trail.as_ref(), request.headers_mut());
-        let came = upgrade.is_some().then(|| request.headers().clone());
+        let came = self.is_kept(upgrade.as_ref()).then(|| request.headers().clone());
         let proved = match self.judge(&mut request, &authority) {
             Ok(proved) => proved,
             Err(reason) => return refuse(hygiene::status(reason), reason),
@@ -462,38 +462,36 @@ impl Connection {
                 return hygiene::come_again(refuse(hygiene::status(reason), reason), after);
             }
         };
-        let became = came.map(|came| self.keep(&request, &authority, (came, proved)));
-        let upgraded = became.clone();
+        let under_way = came.map(|came| self.keep(&request, &authority, (came, proved)));
+        let upgrade = upgrade.zip(under_way.clone());
         let is_http1 = chain.protocol == Protocol::Http;
         if address(&mut request, &authority, is_http1 || upgrade.is_some()).is_none() {
             return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
         }
         let sent = Rc::new(Cell::new(0));
         let unanswered = Unanswered::then(|| self.abandoned(started, trail.as_ref()));
-        let sending = self.send(request, upgrade.zip(became), &chain, within, &sent).await;
+        let sending = self.send(request, upgrade, &chain, within, &sent);
+        let sending = self.until_cut(under_way.as_deref(), sending).await;
         unanswered.answered();
         let (mut response, on_end) = match sending {
             Ok(sent) => sent,
             Err(reason) => return refuse(hygiene::status(reason), reason),
         };
         let mut held = Some((slot, admitted.answered(context.clock.now())));
-        match upgraded.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS) {
+        let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        match under_way.as_ref().filter(|_| is_switch) {
             // It is under way for as long as the connection that it became.
-            Some(upgraded) => upgraded.hold(held.take()),
+            Some(became) => became.hold(held.take()),
             None => hygiene::pass_on(&mut response),
         }
+        let cut = under_way.as_ref().filter(|_| !is_switch).map(|it| it.cut.clone());
         let status = response.status().as_u16();
         let first_byte = Some(context.clock.now().saturating_sub(started));
         let noted = trail.clone();
         answered(trail.as_ref(), response.headers());
         let record = move |end: End, bytes: u64| {
-            let _held = held;
-            let reason = match end {
-                End::Complete => Reason::Ok,
-                End::Upstream | End::Timeout => Reason::UpstreamReset,
-                End::Downstream if self.watched().cut.is_cancelled() => self.watched().why(),
-                End::Downstream => Reason::DownstreamReset,
-            };
+            let _held = (held, under_way);
+            let reason = self.ended(end);
             on_end(end);
             self.pair.record(&Record {
                 decided_by: DecidedBy::Application,
@@ -505,7 +503,8 @@ impl Connection {
                 ..self.record(reason, started)
             });
         };
-        response.map(|body| Body::arriving(body, None, Box::new(record)).noting(trail))
+        let arriving = |body| Body::arriving(body, None, Box::new(record));
+        response.map(|body| arriving(body).noting(trail).until(cut))
     }
 
     /// Sends to the application, in what it speaks, and waits for a sound answer no longer than
@@ -513,7 +512,7 @@ impl Connection {
     async fn send(
         &self,
         request: Request<Incoming>,
-        upgrade: Option<(HeaderValue, Rc<Upgraded>)>,
+        upgrade: Option<(HeaderValue, Rc<UnderWay>)>,
         chain: &Chain,
         within: Option<Duration>,
         sent: &Rc<Cell<u64>>,
@@ -534,6 +533,32 @@ impl Connection {
             return Err(reason);
         }
         Ok((response, on_end))
+    }
+
+    /// Waits for an answer to `request` for as long as that is allowed.
+    async fn until_cut(
+        &self,
+        request: Option<&UnderWay>,
+        sending: impl Future<Output = Result<Sent, Reason>>,
+    ) -> Result<Sent, Reason> {
+        let Some(request) = request else { return sending.await };
+        tokio::select! {
+            biased;
+            () = request.cut.cancelled() => Err(self.ended(End::Cut)),
+            sent = sending => sent,
+        }
+    }
+
+    /// Why an answer ended.
+    fn ended(&self, end: End) -> Reason {
+        let watched = self.watched();
+        match end {
+            End::Complete => Reason::Ok,
+            End::Upstream | End::Timeout => Reason::UpstreamReset,
+            End::Downstream | End::Cut if watched.cut.is_cancelled() => watched.why(),
+            End::Downstream => Reason::DownstreamReset,
+            End::Cut => Reason::PolicyCut,
+        }
     }
 
     /// What the instance's limits say of a request that may be asked at all.
@@ -660,7 +685,7 @@ impl Connection {
         &self,
         mut request: Request<Incoming>,
         to: HeaderValue,
-        became: Rc<Upgraded>,
+        became: Rc<UnderWay>,
         chain: &Chain,
         sent: &Rc<Cell<u64>>,
     ) -> Result<Sent, Reason> {
@@ -720,16 +745,22 @@ impl Connection {
         judge(self.watched().guard().as_deref(), &view, &keys, request, to)
     }
 
-    /// Keeps a request that is to become a connection, to be judged again.
+    /// Whether a request is judged again while it is under way. Where nothing judges requests, only
+    /// those are that become connections: something may, by and by.
+    fn is_kept(&self, upgrade: Option<&HeaderValue>) -> bool {
+        upgrade.is_some() || self.watched().is_guarded()
+    }
+
+    /// Keeps a request, to be judged again while it is under way.
     fn keep(
         &self,
         request: &Request<Incoming>,
         to: &Authority,
         judged: (HeaderMap, Proved),
-    ) -> Rc<Upgraded> {
-        let upgraded = Upgraded::new(request, to, judged, &self.watched().cut);
-        self.watched().upgraded.keep(&upgraded);
-        upgraded
+    ) -> Rc<UnderWay> {
+        let request = UnderWay::new(request, to, judged, &self.watched().cut);
+        self.watched().under_way.keep(&request);
+        request
     }
 }
 

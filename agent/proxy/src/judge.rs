@@ -1,7 +1,7 @@
 //! Judging requests: what the guard in the view says of one, and what becomes of its tokens.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -134,8 +134,9 @@ pub(crate) fn judge<B>(
     Ok(proved)
 }
 
-/// The head of a request that became a connection: judged again with every view.
-pub(crate) struct Upgraded {
+/// The head of a request that was let in: judged again with every view, for as long as it, or the
+/// connection that it became, is under way.
+pub(crate) struct UnderWay {
     method: Method,
     uri: Uri,
     authority: Authority,
@@ -149,7 +150,7 @@ pub(crate) struct Upgraded {
     held: RefCell<Option<Box<dyn Any>>>,
 }
 
-impl Upgraded {
+impl UnderWay {
     /// Keeps what of `request` is judged, with the header fields that it came with and what its
     /// tokens proved; it is cut with `parent` at the latest.
     pub(crate) fn new<B>(
@@ -175,26 +176,48 @@ impl Upgraded {
     }
 }
 
-/// The upgraded requests of one connection: one, as an upgrade takes all of it.
+/// The requests under way in one connection.
 #[derive(Default)]
-pub(crate) struct Kept(RefCell<Weak<Upgraded>>);
+pub(crate) struct Kept {
+    all: RefCell<Vec<Weak<UnderWay>>>,
+    /// So many are kept before those are looked for that have ended.
+    room: Cell<usize>,
+}
 
 impl Kept {
-    /// Judges `upgraded` again with every view, for as long as somebody else holds it.
-    pub(crate) fn keep(&self, upgraded: &Rc<Upgraded>) {
-        *self.0.borrow_mut() = Rc::downgrade(upgraded);
+    /// Judges `request` again with every view, for as long as somebody else holds it.
+    pub(crate) fn keep(&self, request: &Rc<UnderWay>) {
+        let mut all = self.all.borrow_mut();
+        if all.len() >= self.room.get() {
+            all.retain(|kept| kept.strong_count() > 0);
+            // Twice what is left: so looking costs no more than what came since the last time.
+            self.room.set(ROOM_MIN.max(2 * all.len()));
+        }
+        all.push(Rc::downgrade(request));
     }
 
-    /// Judges it again by what its tokens proved, and cuts it if it is no longer allowed.
-    pub(crate) fn judge(&self, guard: Option<&Arc<Guard>>, view: &View) {
-        let (Some(upgraded), Some(guard)) = (self.0.borrow().upgrade(), guard) else { return };
-        let Upgraded { method, uri, authority, headers, proved, .. } = &*upgraded;
-        let head = Head { method, uri, authority, headers };
-        if head.judged(guard, view, &mut proved.clone()).is_err() {
-            upgraded.cut.cancel();
-        }
+    /// Judges each again by what its tokens proved, and cuts those that are no longer allowed.
+    /// Answers those.
+    pub(crate) fn judge(&self, guard: Option<&Arc<Guard>>, view: &View) -> Vec<Weak<UnderWay>> {
+        let Some(guard) = guard else { return Vec::new() };
+        let is_denied = |kept: &&Weak<UnderWay>| {
+            let Some(request) = kept.upgrade().filter(|it| !it.cut.is_cancelled()) else {
+                return false;
+            };
+            let UnderWay { method, uri, authority, headers, proved, .. } = &*request;
+            let head = Head { method, uri, authority, headers };
+            let is_denied = head.judged(guard, view, &mut proved.clone()).is_err();
+            if is_denied {
+                request.cut.cancel();
+            }
+            is_denied
+        };
+        self.all.borrow().iter().filter(is_denied).cloned().collect()
     }
 }
+
+/// Fewer are never looked through for those that have ended.
+const ROOM_MIN: usize = 8;
 
 #[cfg(test)]
 mod tests {

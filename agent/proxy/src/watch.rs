@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use hawser_core::clock::UnixTime;
@@ -16,7 +16,7 @@ use hawser_identity::{Anchors, Proven};
 use rustls::pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
 
-use crate::judge::Kept;
+use crate::judge::{Kept, UnderWay};
 
 /// What decided whether a caller may call.
 pub(crate) struct Policy {
@@ -41,8 +41,8 @@ pub(crate) struct Watched {
     policy: RefCell<Option<Rc<Policy>>>,
     /// What decides about each request; none where it is decided about all alike.
     guard: RefCell<Option<Arc<Guard>>>,
-    /// The request that the connection became.
-    pub(crate) upgraded: Kept,
+    /// The requests in it, and what it became.
+    pub(crate) under_way: Kept,
     /// Cancelled when the connection must end at once.
     pub(crate) cut: CancellationToken,
     /// Why it was cut.
@@ -58,6 +58,11 @@ impl Watched {
     /// What decides about each request; none where it is decided about all alike.
     pub(crate) fn guard(&self) -> Option<Arc<Guard>> {
         self.guard.borrow().clone()
+    }
+
+    /// Whether each request is decided about by itself.
+    pub(crate) fn is_guarded(&self) -> bool {
+        self.guard.borrow().is_some()
     }
 
     pub(crate) fn why(&self) -> Reason {
@@ -98,6 +103,8 @@ pub(crate) struct Watchlist {
     quiet_until: Cell<UnixTime>,
     /// By what peers are proved now; none where nobody is believed.
     anchors: RefCell<Option<Arc<Anchors>>>,
+    /// Requests that were cut, their connections, and how many more ticks they have to end.
+    cutting: RefCell<Vec<(Weak<UnderWay>, Rc<Watched>, u8)>>,
 }
 
 /// Takes its connection off the list when dropped; all that the connection became must hold it.
@@ -156,7 +163,7 @@ impl Watchlist {
             is_http: ruled.as_ref().is_some_and(|ruled| ruled.is_http),
             refusal: Cell::new(ruled.as_ref().and_then(Ruled::refusal)),
             guard: RefCell::new(ruled.and_then(|ruled| ruled.guard)),
-            upgraded: Kept::default(),
+            under_way: Kept::default(),
             policy: RefCell::default(),
             cut: CancellationToken::new(),
             why: Cell::new(Reason::Ok),
@@ -175,7 +182,9 @@ impl Watchlist {
             if watched.refusal.replace(refusal).is_none() && refusal.is_some() {
                 watched.cut();
             }
-            watched.upgraded.judge(ruled.guard.as_ref(), view);
+            let cut = watched.under_way.judge(ruled.guard.as_ref(), view);
+            let cutting = cut.into_iter().map(|it| (it, watched.clone(), TICKS_TO_END));
+            self.cutting.borrow_mut().extend(cutting);
             watched.guard.replace(ruled.guard);
         }
     }
@@ -198,6 +207,19 @@ impl Watchlist {
                 watched.cut();
             }
         }
+    }
+
+    /// Cuts the connections of requests that were cut and do not end: a caller that reads nothing
+    /// of an answer would otherwise keep what it sends under way.
+    pub(crate) fn tick(&self) {
+        self.cutting.borrow_mut().retain_mut(|(request, watched, ticks)| {
+            *ticks = ticks.saturating_sub(1);
+            let goes_on = request.strong_count() > 0;
+            if goes_on && *ticks == 0 {
+                watched.cut();
+            }
+            goes_on && *ticks > 0
+        });
     }
 
     /// Cuts every connection whose peer's certificate has run out.
@@ -268,3 +290,6 @@ impl<'a> Ruled<'a> {
         }
     }
 }
+
+/// How long a request that was cut may take to end: a second.
+const TICKS_TO_END: u8 = 10;

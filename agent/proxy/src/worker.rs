@@ -481,6 +481,7 @@ impl Worker {
 
     fn tick(&mut self) {
         self.bind();
+        self.context.watched.tick();
         self.context.watched.expire(crate::clock::wall());
         for listener in self.listeners.values() {
             match &listener.port {

@@ -233,6 +233,7 @@ impl Port {
                 (End::Complete, None) => (Reason::Ok, DecidedBy::Application),
                 (End::Upstream, _) => (Reason::UpstreamReset, DecidedBy::Application),
                 (End::Downstream, _) => (Reason::DownstreamReset, DecidedBy::Application),
+                (End::Cut, _) => (Reason::PolicyCut, DecidedBy::ClientProxy),
                 (End::Timeout, _) => (Reason::RequestTimeout, DecidedBy::ClientProxy),
             };
             self.pair.record(&Record {

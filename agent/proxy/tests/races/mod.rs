@@ -7,8 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use hawser_core::catalog::Protocol;
 use hawser_core::name::NodeName;
+use hawser_core::permission::Requests;
 use hawser_core::revocation::{Revoked, Serial, node_tag};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
@@ -245,4 +247,123 @@ async fn refused_heads_leave_their_connection_to_others() {
         world.client_count("hawser_proxy_requests_total", &labels) >= 1_100.0
     })
     .await;
+}
+
+/// Answers each request with its own body, as it comes.
+async fn echo_http2(listener: tokio::net::TcpListener) {
+    while let Ok((socket, _)) = listener.accept().await {
+        let service = hyper::service::service_fn(|request: Request<Incoming>| async move {
+            let answer = Response::builder().header("content-type", "application/grpc");
+            Ok::<_, std::convert::Infallible>(answer.body(request.into_body()).expect("good"))
+        });
+        tokio::spawn(
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(socket), service),
+        );
+    }
+}
+
+/// Those that may be asked for, by their prefix.
+fn allowed(prefixes: &[&str]) -> Option<Requests> {
+    let permissions: Vec<_> = prefixes
+        .iter()
+        .map(|prefix| json!({ "Action": "allow", "HTTP": { "PathPrefix": prefix } }))
+        .collect();
+    let requests = serde_json::from_value(json!({ "Permissions": permissions }));
+    Some(requests.expect("Consul's shape"))
+}
+
+/// A world whose application echoes, and may be asked for `/a` and `/b`.
+async fn judged() -> World {
+    let (listener, address) = listener().await;
+    tokio::spawn(echo_http2(listener));
+    let mut world = World::new(Protocol::Grpc);
+    world.serve_application(address);
+    world.requests = allowed(&["/a", "/b"]);
+    world
+}
+
+/// A request whose body and answer both go on for as long as both like.
+struct Both {
+    sender: h2::SendStream<Bytes>,
+    receiver: h2::RecvStream,
+}
+
+impl Both {
+    async fn begin(client: &h2::client::SendRequest<Bytes>, path: &str) -> Self {
+        let request = Request::post(format!("http://db{path}"))
+            .header("content-type", "application/grpc")
+            .body(())
+            .expect("good");
+        let mut client = client.clone().ready().await.expect("open");
+        let (answer, sender) = client.send_request(request, false).expect("room");
+        let mut both = Self { sender, receiver: answer.await.expect("answered").into_body() };
+        both.ping().await.expect("it goes on");
+        both
+    }
+
+    async fn ping(&mut self) -> Result<(), h2::Error> {
+        self.sender.send_data(Bytes::from("ping"), false)?;
+        let data = tokio::time::timeout(Duration::from_secs(20), self.receiver.data()).await;
+        let data = data.expect("bytes, or an end").transpose()?;
+        assert_eq!(data.expect("no end without an error"), "ping");
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_under_way_ends_with_its_permission_and_no_other_does() {
+    let mut world = judged().await;
+    let tap = world.tap().await;
+    world.start().await;
+    let socket = TcpStream::connect(world.outbound).await.expect("listening");
+    let (client, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let mut first = Both::begin(&client, "/a").await;
+    let mut second = Both::begin(&client, "/b").await;
+    // The same once more is no change.
+    world.republish();
+    first.ping().await.expect("it goes on");
+    world.requests = allowed(&["/b"]);
+    world.republish();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while first.ping().await.is_ok() {
+        assert!(tokio::time::Instant::now() < deadline, "it goes on without a permission");
+    }
+    second.ping().await.expect("it goes on");
+    let _ = Both::begin(&client, "/b").await;
+    assert_eq!(tap.accepted(), 1, "in the same connection");
+    eventually("it is said why", || {
+        world.server_count("hawser_proxy_requests_total", &[("reason", "policy_cut")]) >= 1.0
+    })
+    .await;
+}
+
+/// Its caller opens no window for the answer: nothing can be said to it, and what it sends would
+/// go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_cannot_be_told_of_its_end_takes_its_connection_with_it() {
+    let mut world = judged().await;
+    world.start().await;
+    let mut config = world.native_client();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let socket = tls(world.inbound(), config).await.expect("a certificate");
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(0);
+    let (client, connection) = builder.handshake::<_, Bytes>(socket).await.expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    let mut client = client.ready().await.expect("open");
+    let request = Request::post("http://db/a").body(()).expect("good");
+    let (answer, mut sender) = client.send_request(request, false).expect("room");
+    let _answer = answer.await.expect("answered");
+    sender.send_data(Bytes::from("more than it may hear of"), false).expect("open");
+    world.requests = allowed(&["/b"]);
+    world.republish();
+    let ended = tokio::time::timeout(Duration::from_secs(20), async {
+        tokio::select! {
+            reset = std::future::poll_fn(|cx| sender.poll_reset(cx)) => drop(reset),
+            ended = connection => drop(ended),
+        }
+    });
+    ended.await.expect("it goes on without a permission");
 }
