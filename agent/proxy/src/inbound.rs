@@ -470,7 +470,8 @@ impl Connection {
         }
         let sent = Rc::new(Cell::new(0));
         let unanswered = Unanswered::then(|| self.abandoned(started, trail.as_ref()));
-        let sending = self.send(request, upgrade, &chain, within, &sent);
+        let sending =
+            self.send(request, upgrade, &chain, Limit::of(within, is_grpc, &chain), &sent);
         let sending = self.until_cut(under_way.as_deref(), sending).await;
         unanswered.answered();
         let (mut response, on_end) = match sending {
@@ -489,7 +490,7 @@ impl Connection {
         let first_byte = Some(context.clock.now().saturating_sub(started));
         let noted = trail.clone();
         answered(trail.as_ref(), response.headers());
-        let record = move |end: End, bytes: u64| {
+        let record: hygiene::OnEnd = Box::new(move |end, bytes| {
             let _held = (held, under_way);
             let reason = self.ended(end);
             on_end(end);
@@ -502,19 +503,18 @@ impl Connection {
                 trail: noted,
                 ..self.record(reason, started)
             });
-        };
-        let arriving = |body| Body::arriving(body, None, Box::new(record));
-        response.map(|body| arriving(body).noting(trail).until(cut))
+        });
+        response.map(|body| Body::arriving(body, None, record).noting(trail).until(cut))
     }
 
     /// Sends to the application, in what it speaks, and waits for a sound answer no longer than
-    /// `within`.
+    /// `limit` says.
     async fn send(
         &self,
         request: Request<Incoming>,
         upgrade: Option<(HeaderValue, Rc<UnderWay>)>,
         chain: &Chain,
-        within: Option<Duration>,
+        limit: Option<Limit>,
         sent: &Rc<Cell<u64>>,
     ) -> Result<Sent, Reason> {
         let is_http1 = chain.protocol == Protocol::Http;
@@ -527,7 +527,7 @@ impl Connection {
                 None => Box::pin(self.send_http2(request, chain, sent)).await,
             }
         };
-        let (response, on_end) = in_time(within, sending).await?;
+        let (response, on_end) = in_time(limit, sending).await?;
         if let Err(reason) = sound(&response) {
             on_end(End::Upstream);
             return Err(reason);
@@ -764,13 +764,32 @@ impl Connection {
     }
 }
 
-/// Waits for an answer for as long as its caller does.
+/// How long an answer may take to begin, and what it means that it takes longer.
+struct Limit {
+    within: Duration,
+    reason: Reason,
+}
+
+impl Limit {
+    /// As long as the caller waits. One that does not say so waits for as long as the service's
+    /// chain has it: what it leaves half sent would hold its place in the instance for ever. A
+    /// stream of gRPC may well send for as long as it likes.
+    fn of(deadline: Option<Duration>, is_grpc: bool, chain: &Chain) -> Option<Self> {
+        match deadline {
+            Some(within) => Some(Self { within, reason: Reason::DeadlineExceeded }),
+            None if is_grpc => None,
+            None => Some(Self { within: chain.request_timeout, reason: Reason::RequestTimeout }),
+        }
+    }
+}
+
+/// Waits for an answer for as long as it may take.
 async fn in_time(
-    deadline: Option<Duration>,
+    limit: Option<Limit>,
     sending: impl Future<Output = Result<Sent, Reason>>,
 ) -> Result<Sent, Reason> {
-    let Some(left) = deadline else { return sending.await };
-    tokio::time::timeout(left, sending).await.unwrap_or(Err(Reason::DeadlineExceeded))
+    let Some(Limit { within, reason }) = limit else { return sending.await };
+    tokio::time::timeout(within, sending).await.unwrap_or(Err(reason))
 }
 
 /// An answer, and what to do when it has ended.

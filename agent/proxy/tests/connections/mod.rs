@@ -10,12 +10,12 @@ use hawser_core::intention::Action;
 use hawser_core::policy::Policies;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::world::{World, crowded, eventually, listener, read_all, send_raw, serve, tls};
+use crate::world::{World, crowded, eventually, get, listener, read_all, send_raw, serve, tls};
 
 fn policies(json: &str) -> Policies {
     serde_json::from_str(json).expect(json)
@@ -374,4 +374,29 @@ async fn a_caller_without_tls_does_not_outlive_its_permission_while_its_callee_i
     let _ = read.await.expect("it ends in time");
     assert_eq!(echo, b"");
     echoing.abort();
+}
+
+/// A client without a proxy, which says nothing of how long it waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_a_request_holds_its_place_no_longer_than_a_request_may() {
+    let mut world = World::new(Protocol::Http);
+    world.policies = policies(r#"{"inbound":{"MaxConcurrentRequests":1}}"#);
+    world.request_timeout = Duration::from_secs(2);
+    world.http_mirror_or_fail().await;
+    world.start().await;
+    for length in [10, 10 << 20] {
+        let mut half = tls(world.inbound(), world.native_client()).await.expect("a certificate");
+        let head = format!("POST / HTTP/1.1\r\nhost: db\r\ncontent-length: {length}\r\n\r\nhalf");
+        half.write_all(head.as_bytes()).await.expect("open");
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while get(world.outbound, "/").await.status() != StatusCode::OK {
+            assert!(tokio::time::Instant::now() < deadline, "{length}: there is no room again");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut answer = vec![0; 1024];
+        let read = tokio::time::timeout(Duration::from_secs(20), half.read(&mut answer)).await;
+        let count = read.expect("an answer").expect("open");
+        let answer = String::from_utf8_lossy(&answer[..count]);
+        assert!(answer.contains("x-hawser-reason: request_timeout"), "{answer}");
+    }
 }
