@@ -10,6 +10,7 @@ mod ecs;
 mod harness;
 mod histories;
 mod operate;
+mod score;
 mod snapshot;
 mod traces;
 mod upgrade;

@@ -18,6 +18,7 @@ mod powercut;
 mod terraform;
 mod aws;
 mod clients;
+mod score;
 mod ci;
 
 #[derive(Parser)]
@@ -60,6 +61,8 @@ enum Chore {
         #[arg(long, default_value_t = 20)]
         cuts: u32,
     },
+    /// Run what ends in a figure, each with what was promised: docs/scoreboard.md.
+    Score(score::Arguments),
     /// Check the Terraform modules, and boot what they render (needs root, python3-venv and npm).
     Terraform {
         /// Leave this step out; may be given several times.
@@ -106,6 +109,7 @@ fn main() -> Result<()> {
         Chore::Terraform { without, binary } => terraform::run(&root, &without, binary),
         Chore::Aws => aws::run(&root),
         Chore::Clients => clients::run(&root),
+        Chore::Score(arguments) => score::run(&root, &arguments),
         Chore::Powercut { cuts } => powercut::run(&root, cuts),
     }
 }
