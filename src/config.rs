@@ -808,6 +808,8 @@ fn server_service(port: u16) -> Result<Instance> {
         mesh_port: None,
         enable_tag_override: false,
         gateway: None,
+        socket: None,
+        ports: Default::default(),
         tagged: Default::default(),
     })
 }

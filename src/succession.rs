@@ -21,7 +21,9 @@ pub(crate) fn kept() -> (Sockets, BTreeSet<String>) {
     for (number, name) in names.split(':').enumerate().take(passed.len()) {
         let udp = passed.take_udp_socket(number).ok().flatten().map(OwnedFd::from);
         let tcp = || passed.take_tcp_listener(number).ok().flatten().map(OwnedFd::from);
-        match udp.or_else(tcp) {
+        let tcp_or_udp = udp.or_else(tcp);
+        let unix = || passed.take_unix_listener(number).ok().flatten().map(OwnedFd::from);
+        match tcp_or_udp.or_else(unix) {
             Some(socket) => sockets.take(name, socket),
             None => tracing::warn!(name, "systemd passed something that is no socket"),
         }

@@ -89,13 +89,14 @@ impl Planner {
     fn service(&mut self, held: &Declared, credentials: &All) -> Option<LocalService> {
         let sidecar = held.definition.service().sidecar.as_ref()?;
         let name = &held.instance.service;
-        let inbound = held.instance.mesh_port.zip(sidecar.local_address);
+        let inbound = held.instance.mesh_port.zip(sidecar.application.clone());
         let outbounds = sidecar.upstreams.iter().map(|upstream| Outbound {
             destination: Target {
                 service: upstream.destination.clone(),
                 peer: upstream.peer.clone(),
             },
-            listen: SocketAddr::new(upstream.bind, upstream.port),
+            listen: upstream.bind.clone(),
+            mode: upstream.mode,
         });
         Some(LocalService {
             service: name.clone(),

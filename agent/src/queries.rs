@@ -169,6 +169,7 @@ fn endpoint(entry: ServiceEntry) -> Option<Endpoint> {
         instance: service.id.parse().ok()?,
         address: own.or_else(|| node.address.parse().ok())?,
         has_own_address: own.is_some(),
+        ports: Default::default(),
         port: service.port,
         mesh: None,
         locality: Locality::default(),

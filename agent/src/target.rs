@@ -46,7 +46,10 @@ pub(crate) fn of(kind: &CheckKind) -> Option<Result<Target, TargetError>> {
             Some(Ok(Target { host: bare(host), port: url.port_u16().unwrap_or(default) }))
         }
         CheckKind::Tcp { address } | CheckKind::Grpc { address, .. } => Some(parse(address)),
-        CheckKind::Ttl(_) | CheckKind::Script { .. } | CheckKind::Alias { .. } => None,
+        CheckKind::Socket { .. }
+        | CheckKind::Ttl(_)
+        | CheckKind::Script { .. }
+        | CheckKind::Alias { .. } => None,
     }
 }
 
@@ -78,7 +81,7 @@ pub(crate) fn is_harmless(kind: &CheckKind) -> bool {
         CheckKind::Http { method, headers, body, .. } => {
             method == Method::GET && headers.is_empty() && body.is_empty()
         }
-        CheckKind::Tcp { .. } | CheckKind::Grpc { .. } => true,
+        CheckKind::Tcp { .. } | CheckKind::Socket { .. } | CheckKind::Grpc { .. } => true,
         CheckKind::Ttl(_) | CheckKind::Script { .. } | CheckKind::Alias { .. } => true,
     }
 }

@@ -100,6 +100,7 @@ mod tests {
             instance: "i".parse().expect("an id"),
             address: [10, 0, 0, 1].into(),
             has_own_address: false,
+            ports: Default::default(),
             port: 80,
             mesh: None,
             locality: Locality::default(),

@@ -8,6 +8,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hawser_core::address::{Address, SocketPath};
 use hawser_core::catalog::{Instance, Protocol, TaggedAddress, TaggedAddresses, Weights};
 use hawser_core::health::{Status, Thresholds};
 use hawser_core::name::{CheckId, InstanceId, PeerName, ServiceName};
@@ -33,8 +34,8 @@ pub struct Service {
 pub struct Sidecar {
     /// The inbound mTLS port that was asked for; none lets the agent choose.
     pub port: Option<u16>,
-    /// Where the proxy reaches the application; none when it has no port, and only calls others.
-    pub local_address: Option<SocketAddr>,
+    /// Where the proxy reaches the application; none when it listens nowhere, and only calls others.
+    pub application: Option<Address>,
     /// Whom the application calls.
     pub upstreams: Vec<Upstream>,
 }
@@ -46,10 +47,10 @@ pub struct Upstream {
     pub destination: ServiceName,
     /// The peer whose service it is; none for one's own cluster.
     pub peer: Option<PeerName>,
-    /// The local address on which the application reaches it.
-    pub bind: IpAddr,
-    /// The local port on which the application reaches it.
-    pub port: u16,
+    /// Where the application reaches it.
+    pub bind: Address,
+    /// The mode of the socket's file, where `bind` is one.
+    pub mode: u32,
 }
 
 /// A check that a host runs, or that is reported to it.
@@ -102,6 +103,11 @@ pub enum CheckKind {
         /// `host:port`
         address: Arc<str>,
     },
+    /// An accepted connection passes, at a Unix socket.
+    Socket {
+        /// Which.
+        path: SocketPath,
+    },
     /// `SERVING` of gRPC's health protocol passes.
     Grpc {
         /// `host:port`
@@ -134,7 +140,7 @@ impl CheckKind {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Http { .. } => "http",
-            Self::Tcp { .. } => "tcp",
+            Self::Tcp { .. } | Self::Socket { .. } => "tcp",
             Self::Grpc { .. } => "grpc",
             Self::Ttl(_) => "ttl",
             Self::Script { .. } => "script",
@@ -339,10 +345,13 @@ pub fn service(mut fields: Fields<'_>) -> Result<Service, InvalidField> {
         mesh_port: None,
         enable_tag_override: fields.flag(&["EnableTagOverride"])?,
         gateway: None,
+        socket: None,
+        ports: Default::default(),
         tagged: TaggedAddresses::new(),
         id,
         service: name,
     };
+    let instance = Instance { socket: socket(&mut fields, &instance)?, ..instance };
     let sidecar = match fields.object(&["Connect"])? {
         None => None,
         Some(mut connect) => {
@@ -506,7 +515,7 @@ fn kind(fields: &mut Fields<'_>) -> Result<CheckKind, InvalidField> {
         server_name: fields.text(&["TLSServerName"])?.map(|(_, name)| name.into()),
     };
     let http = http_check(fields, &tls)?;
-    let tcp = address_check(fields, "TCP")?.map(|address| CheckKind::Tcp { address });
+    let tcp = tcp_check(fields)?;
     let grpc = grpc_check(fields, &tls)?;
     let ttl = fields.duration(&["TTL"])?.map(CheckKind::Ttl);
     let args_path = fields.path_of("Args");
@@ -597,10 +606,19 @@ fn headers(fields: &mut Fields<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, In
     Ok(headers)
 }
 
-fn address_check(fields: &mut Fields<'_>, name: &str) -> Result<Option<Arc<str>>, InvalidField> {
-    let Some((path, text)) = fields.text(&[name])? else { return Ok(None) };
+/// `host:port`, or `unix:` and the path of a socket.
+fn tcp_check(fields: &mut Fields<'_>) -> Result<Option<CheckKind>, InvalidField> {
+    let Some((path, text)) = fields.text(&["TCP"])? else { return Ok(None) };
+    if let Some(socket) = text.strip_prefix("unix:") {
+        // `unix:///run/x` is how others write it.
+        let socket = socket.strip_prefix("//").unwrap_or(socket);
+        let socket = socket
+            .parse()
+            .map_err(|why| InvalidField::new(path, format_args!("{socket:?}: {why}")))?;
+        return Ok(Some(CheckKind::Socket { path: socket }));
+    }
     host_and_port(text).map_err(|why| InvalidField::new(path, why))?;
-    Ok(Some(text.into()))
+    Ok(Some(CheckKind::Tcp { address: text.into() }))
 }
 
 fn grpc_check(fields: &mut Fields<'_>, tls: &Tls) -> Result<Option<CheckKind>, InvalidField> {
@@ -662,9 +680,8 @@ fn sidecar(
     protocol: &mut Option<Protocol>,
 ) -> Result<Sidecar, InvalidField> {
     let port = fields.port(&["Port"])?;
-    let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), instance.port);
-    let (local, upstreams) = match fields.object(&["Proxy"])? {
-        None => (local, Vec::new()),
+    let (application, upstreams) = match fields.object(&["Proxy"])? {
+        None => (application(None, None, None, instance), Vec::new()),
         Some(fields) => proxy(fields, instance, protocol)?,
     };
     fields.refuse(
@@ -676,8 +693,25 @@ fn sidecar(
     fields.ignore(&["EnableTagOverride", "Token", "Locality"]);
     fields.default_tenancy()?;
     fields.finish()?;
-    let local_address = Some(local).filter(|local| local.port() > 0);
-    Ok(Sidecar { port, local_address, upstreams })
+    Ok(Sidecar { port, application, upstreams })
+}
+
+/// Where the proxy reaches the application: where its sidecar says, or else the service itself.
+fn application(
+    ip: Option<IpAddr>,
+    port: Option<u16>,
+    socket: Option<SocketPath>,
+    instance: &Instance,
+) -> Option<Address> {
+    if let Some(socket) = socket {
+        return Some(socket.into());
+    }
+    if let Some(socket) = instance.socket.as_ref().filter(|_| ip.is_none() && port.is_none()) {
+        return Some(socket.clone().into());
+    }
+    let port = port.filter(|port| *port > 0).unwrap_or(instance.port);
+    let ip = ip.unwrap_or(Ipv4Addr::LOCALHOST.into());
+    (port > 0).then(|| SocketAddr::new(ip, port).into())
 }
 
 /// Refuses the name of a service that can have no identity.
@@ -699,7 +733,7 @@ fn proxy(
     mut fields: Fields<'_>,
     instance: &Instance,
     protocol: &mut Option<Protocol>,
-) -> Result<(SocketAddr, Vec<Upstream>), InvalidField> {
+) -> Result<(Option<Address>, Vec<Upstream>), InvalidField> {
     for (name, expected) in [
         ("DestinationServiceName", instance.service.as_str()),
         ("DestinationServiceID", instance.id.as_str()),
@@ -711,9 +745,14 @@ fn proxy(
             return Err(InvalidField::new(path, why));
         }
     }
-    let ip = fields.parsed(&["LocalServiceAddress"])?.unwrap_or(Ipv4Addr::LOCALHOST.into());
-    let port = fields.port(&["LocalServicePort"])?.unwrap_or(instance.port);
-    fields.refuse(&["LocalServiceSocketPath"], "sockets in files are not supported: use a port")?;
+    let ip = fields.parsed(&["LocalServiceAddress"])?;
+    let port = fields.port(&["LocalServicePort"])?.filter(|port| *port > 0);
+    let socket = fields.parsed::<SocketPath>(&["LocalServiceSocketPath"])?;
+    if socket.is_some() && (ip.is_some() || port.is_some()) {
+        let why = "the application is either there or at LocalServiceAddress and LocalServicePort: \
+                   leave one out";
+        return Err(InvalidField::new(fields.path_of("LocalServiceSocketPath"), why));
+    }
     let mut upstreams = Vec::new();
     for Field { path, value } in fields.list(&["Upstreams"])? {
         upstreams.push(upstream(Fields::open(value, &path)?, &upstreams)?);
@@ -739,7 +778,7 @@ fn proxy(
         return Err(InvalidField::new(path, why));
     }
     fields.finish()?;
-    Ok((SocketAddr::new(ip, port), upstreams))
+    Ok((application(ip, port, socket, instance), upstreams))
 }
 
 fn upstream(mut fields: Fields<'_>, others: &[Upstream]) -> Result<Upstream, InvalidField> {
@@ -764,10 +803,6 @@ fn upstream(mut fields: Fields<'_>, others: &[Upstream]) -> Result<Upstream, Inv
         &["Datacenter"],
         "other datacenters are reached as peers: name the peer in DestinationPeer",
     )?;
-    fields.refuse(
-        &["LocalBindSocketPath", "LocalBindSocketMode"],
-        "sockets in files are not supported: use LocalBindPort",
-    )?;
     for name in ["DestinationNamespace", "DestinationPartition"] {
         if let Some((path, text)) = fields.text(&[name])?
             && text != "default"
@@ -775,16 +810,58 @@ fn upstream(mut fields: Fields<'_>, others: &[Upstream]) -> Result<Upstream, Inv
             return Err(InvalidField::new(path, "only \"default\" exists: leave it out"));
         }
     }
-    let bind = fields.parsed(&["LocalBindAddress"])?.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let port = fields.port(&["LocalBindPort"])?.ok_or_else(|| missing(&fields, "LocalBindPort"))?;
+    let (bind, mode) = upstream_bind(&mut fields)?;
     check_gateway_mode(&mut fields)?;
     fields.ignore(&["Config", "CentrallyConfigured"]);
-    if let Some(other) = others.iter().find(|other| (other.bind, other.port) == (bind, port)) {
-        let why = format_args!("{bind}:{port} is that of {} already", other.destination);
-        return Err(InvalidField::new(fields.path_of("LocalBindPort"), why));
+    if let Some(other) = others.iter().find(|other| other.bind == bind) {
+        let why = format_args!("{bind} is that of {} already", other.destination);
+        let field = if bind.tcp().is_some() { "LocalBindPort" } else { "LocalBindSocketPath" };
+        return Err(InvalidField::new(fields.path_of(field), why));
     }
     fields.finish()?;
-    Ok(Upstream { destination, peer, bind, port })
+    Ok(Upstream { destination, peer, bind, mode })
+}
+
+/// Where the application reaches an upstream, and the mode of the socket's file where that is one.
+fn upstream_bind(fields: &mut Fields<'_>) -> Result<(Address, u32), InvalidField> {
+    let ip = fields.parsed::<IpAddr>(&["LocalBindAddress"])?;
+    let port = fields.port(&["LocalBindPort"])?.filter(|port| *port > 0);
+    let socket = fields.parsed::<SocketPath>(&["LocalBindSocketPath"])?;
+    let mode = match fields.text(&["LocalBindSocketMode"])? {
+        Some((path, text)) if !text.is_empty() => {
+            if socket.is_none() {
+                let why = "is the mode of LocalBindSocketPath: set that too, or leave this out";
+                return Err(InvalidField::new(path, why));
+            }
+            Some(socket_mode(text).ok_or_else(|| {
+                let why = "must be octal and at most \"0777\", such as \"0660\"";
+                InvalidField::new(path, format_args!("{text:?} {why}"))
+            })?)
+        }
+        _ => None,
+    };
+    let bind = match (socket, port) {
+        (Some(_), _) if ip.is_some() || port.is_some() => {
+            let why = "the upstream is either there or at LocalBindAddress and LocalBindPort: \
+                       leave one out";
+            return Err(InvalidField::new(fields.path_of("LocalBindSocketPath"), why));
+        }
+        (Some(socket), _) => Address::Unix(socket),
+        (None, Some(port)) => {
+            SocketAddr::new(ip.unwrap_or(Ipv4Addr::LOCALHOST.into()), port).into()
+        }
+        (None, None) => {
+            let why = "is missing: say where the application reaches the upstream, or set \
+                       LocalBindSocketPath";
+            return Err(InvalidField::new(fields.path_of("LocalBindPort"), why));
+        }
+    };
+    Ok((bind, mode.unwrap_or(SOCKET_MODE)))
+}
+
+fn socket_mode(text: &str) -> Option<u32> {
+    let is_octal = text.len() <= 4 && text.bytes().all(|octet| matches!(octet, b'0'..=b'7'));
+    u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777)
 }
 
 fn check_gateway_mode(fields: &mut Fields<'_>) -> Result<(), InvalidField> {
@@ -809,7 +886,6 @@ fn refuse_kinds(fields: &mut Fields<'_>) -> Result<(), InvalidField> {
         return Err(InvalidField::new(path, why));
     }
     fields.refuse(&["Proxy"], "belongs inside Connect.SidecarService")?;
-    fields.refuse(&["SocketPath"], "sockets in files are not supported: use Address and Port")?;
     fields.refuse(&["Ports"], "several ports are not supported: declare a service for each")?;
     fields.default_tenancy()
 }
@@ -843,6 +919,21 @@ fn address(fields: &mut Fields<'_>) -> Result<Option<IpAddr>, InvalidField> {
         return Err(InvalidField::new(path, why));
     }
     Ok(Some(address))
+}
+
+/// The Unix socket that the application listens on, in place of a port.
+fn socket(
+    fields: &mut Fields<'_>,
+    instance: &Instance,
+) -> Result<Option<SocketPath>, InvalidField> {
+    let path = fields.path_of("SocketPath");
+    let socket = fields.parsed(&["SocketPath"])?;
+    if socket.is_some() && (instance.port > 0 || instance.address.is_some()) {
+        let why = "an application that listens on a socket has no Address and no Port: leave these \
+                   out, or SocketPath";
+        return Err(InvalidField::new(path, why));
+    }
+    Ok(socket)
 }
 
 fn tags(fields: &mut Fields<'_>) -> Result<BTreeSet<Arc<str>>, InvalidField> {
@@ -929,6 +1020,8 @@ fn missing(fields: &Fields<'_>, name: &str) -> InvalidField {
     InvalidField::new(fields.path_of(name), "is missing")
 }
 
+/// Owner and group may connect: who is in the agent's group is for the operator to say.
+const SOCKET_MODE: u32 = 0o660;
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
@@ -977,9 +1070,47 @@ mod tests {
         assert_eq!(ids, ["service:web:1", "beat"]);
         assert!(go.checks.iter().all(|check| check.initial == Status::Critical));
         let sidecar = go.sidecar.expect("in the mesh");
-        assert_eq!(sidecar.local_address, Some("127.0.0.1:8080".parse().expect("an address")));
-        assert_eq!(sidecar.upstreams[0].bind, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let at = |text: &str| Address::Tcp(text.parse().expect("an address"));
+        assert_eq!(sidecar.application, Some(at("127.0.0.1:8080")));
+        assert_eq!(sidecar.upstreams[0].bind, at("127.0.0.1:5432"));
         assert_eq!(sidecar.upstreams[0].peer, Some("east".parse().expect("a name")));
+    }
+
+    #[test]
+    fn applications_and_upstreams_may_be_at_sockets() {
+        let socket = |path: &str| Some(Address::Unix(path.parse().expect("a path")));
+        let tcp = |text: &str| Some(Address::Tcp(text.parse().expect("an address")));
+        let own = json!({ "Name": "web", "SocketPath": "/run/web.sock" });
+        let port = json!({ "Name": "web", "Port": 80 });
+        let cases = [
+            // service, its proxy, where the application is, why
+            (&own, json!({}), socket("/run/web.sock"), "the service's own"),
+            (&own, json!({ "LocalServicePort": 81 }), tcp("127.0.0.1:81"), "the proxy's word"),
+            (&port, json!({}), tcp("127.0.0.1:80"), "the service's own"),
+            (
+                &port,
+                json!({ "LocalServiceSocketPath": "/run/b.sock" }),
+                socket("/run/b.sock"),
+                "the proxy's word",
+            ),
+        ];
+        for (service, proxy, expected, why) in cases {
+            let mut definition = service.clone();
+            definition["Connect"] = json!({ "SidecarService": { "Proxy": proxy } });
+            let service = read(definition).expect(why);
+            assert_eq!(service.sidecar.expect("in the mesh").application, expected, "{why}");
+        }
+        let modes = [(None, 0o660), (Some("0600"), 0o600), (Some("777"), 0o777), (Some(""), 0o660)];
+        for (written, expected) in modes {
+            let upstream = json!({ "DestinationName": "db", "LocalBindSocketPath": "/run/db.sock",
+                "LocalBindSocketMode": written });
+            let definition = json!({ "Name": "web", "Connect": { "SidecarService": {
+                "Proxy": { "Upstreams": [upstream] } } } });
+            let sidecar = read(definition).expect("good").sidecar.expect("in the mesh");
+            let upstream = &sidecar.upstreams[0];
+            assert_eq!(Some(upstream.bind.clone()), socket("/run/db.sock"));
+            assert_eq!(upstream.mode, expected, "{written:?}");
+        }
     }
 
     #[test]
@@ -1047,6 +1178,7 @@ mod tests {
                 "Checks[1].HTTP",
                 "http://",
             ),
+            (check(json!({ "TCP": "unix:x.sock", "Interval": "1s" })), "Checks[1].TCP", "absolute"),
             (
                 check(json!({ "TCP": "nohost", "Interval": "1s" })),
                 "Checks[1].TCP",
@@ -1082,6 +1214,47 @@ mod tests {
                 }])),
                 "Connect.SidecarService.Proxy.Upstreams[0].Datacenter",
                 "DestinationPeer",
+            ),
+            (with("SocketPath", json!("run/x.sock")), "SocketPath", "absolute path"),
+            (
+                json!({ "Name": "web", "Port": 80, "SocketPath": "/run/x.sock" }),
+                "SocketPath",
+                "leave these out",
+            ),
+            (
+                with(
+                    "Connect",
+                    json!({ "SidecarService": { "Proxy": {
+                    "LocalServiceSocketPath": "/run/x.sock", "LocalServicePort": 80 } } }),
+                ),
+                "Connect.SidecarService.Proxy.LocalServiceSocketPath",
+                "leave one out",
+            ),
+            (
+                upstreams(json!([{ "DestinationName": "db", "LocalBindPort": 1,
+                    "LocalBindSocketPath": "/run/x.sock" }])),
+                "Connect.SidecarService.Proxy.Upstreams[0].LocalBindSocketPath",
+                "leave one out",
+            ),
+            (
+                upstreams(json!([{ "DestinationName": "db", "LocalBindSocketPath": "/run/x.sock",
+                    "LocalBindSocketMode": "1777" }])),
+                "Connect.SidecarService.Proxy.Upstreams[0].LocalBindSocketMode",
+                "octal",
+            ),
+            (
+                upstreams(json!([{ "DestinationName": "db", "LocalBindPort": 1,
+                    "LocalBindSocketMode": "0600" }])),
+                "Connect.SidecarService.Proxy.Upstreams[0].LocalBindSocketMode",
+                "set that too",
+            ),
+            (
+                upstreams(json!([
+                    { "DestinationName": "db", "LocalBindSocketPath": "/run/x.sock" },
+                    { "DestinationName": "api", "LocalBindSocketPath": "/run/x.sock" },
+                ])),
+                "Connect.SidecarService.Proxy.Upstreams[1].LocalBindSocketPath",
+                "already",
             ),
             (
                 upstreams(json!([db, db])),

@@ -6,7 +6,7 @@ mod store;
 
 use std::collections::BTreeMap;
 
-use hawser_core::catalog;
+use hawser_core::catalog::{self, NamedPort, Protocol};
 use hawser_core::clock::UnixTime;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -125,6 +125,35 @@ pub struct ServiceProxy {
     /// And on which port.
     #[serde(skip_serializing_if = "is_zero")]
     pub local_service_port: u16,
+    /// Or at which Unix socket.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub local_service_socket_path: String,
+}
+
+/// One of several ports of an instance.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ServicePort {
+    /// Its name.
+    pub name: String,
+    /// Where the application listens.
+    pub port: u16,
+    /// Whether it is meant where none is named.
+    pub default: bool,
+    /// What is spoken there, where that is not what the service speaks.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub protocol: String,
+}
+
+impl From<&NamedPort> for ServicePort {
+    fn from(named: &NamedPort) -> Self {
+        Self {
+            name: named.name.to_string(),
+            port: named.port,
+            default: named.is_default,
+            protocol: named.protocol.map_or("", Protocol::as_str).to_owned(),
+        }
+    }
 }
 
 /// An instance's place in the mesh, as Consul words it.
@@ -155,6 +184,12 @@ pub struct NodeService {
     pub meta: Pairs,
     /// Its port.
     pub port: u16,
+    /// The Unix socket that it listens on, in place of a port.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub socket_path: String,
+    /// Its ports, where it has several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<ServicePort>,
     /// Its share of the traffic.
     pub weights: Weights,
     /// Whether others may change its tags.
@@ -208,8 +243,11 @@ pub struct ServiceNode {
     pub service_meta: Pairs,
     /// Its port.
     pub service_port: u16,
-    /// Always empty: sockets in files are not supported.
+    /// The Unix socket that it listens on, in place of a port.
     pub service_socket_path: String,
+    /// Its ports, where it has several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub service_ports: Vec<ServicePort>,
     /// Whether others may change its tags.
     pub service_enable_tag_override: bool,
     /// Whom it stands for, when it is a sidecar.
@@ -319,6 +357,12 @@ pub struct AgentService {
     pub meta: Pairs,
     /// Its port.
     pub port: u16,
+    /// The Unix socket that it listens on, in place of a port.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub socket_path: String,
+    /// Its ports, where it has several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<ServicePort>,
     /// Its own address; empty where it is the node's.
     pub address: String,
     /// Where a gateway is reached from outside, as `wan`.

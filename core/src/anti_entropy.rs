@@ -102,6 +102,8 @@ mod tests {
             mesh_port: None,
             enable_tag_override,
             gateway: None,
+            socket: None,
+            ports: Default::default(),
             tagged: Default::default(),
         }
     }

@@ -217,6 +217,8 @@ mod tests {
             mesh_port: None,
             enable_tag_override: false,
             gateway: None,
+            socket: None,
+            ports: Default::default(),
             tagged: Default::default(),
         }
     }

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 
+use crate::address::SocketPath;
 use crate::clock::Index;
 use crate::health::{NODE_LIVENESS_CHECK, Status};
-use crate::name::{CheckId, InstanceId, NodeName, ServiceName};
+use crate::name::{CheckId, InstanceId, NodeName, PortName, ServiceName};
 
 /// Free pairs that operators attach to nodes and instances.
 pub type Meta = BTreeMap<Arc<str>, Arc<str>>;
@@ -144,6 +145,19 @@ impl Protocol {
     }
 }
 
+/// One of several ports of an instance.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NamedPort {
+    /// Its name, unique in its instance.
+    pub name: PortName,
+    /// Where the application listens.
+    pub port: u16,
+    /// Whether it is the one that is meant where no port is named.
+    pub is_default: bool,
+    /// What is spoken there, where that is not what the service speaks.
+    pub protocol: Option<Protocol>,
+}
+
 /// One copy of a service on one node.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Instance {
@@ -153,7 +167,8 @@ pub struct Instance {
     pub service: ServiceName,
     /// Its own address, where it differs from the node's.
     pub address: Option<IpAddr>,
-    /// The port that the application listens on; zero when it has none.
+    /// The port that the application listens on, the default one of several; zero when it has
+    /// none.
     pub port: u16,
     /// Labels that DNS and queries select by.
     pub tags: BTreeSet<Arc<str>>,
@@ -169,6 +184,10 @@ pub struct Instance {
     pub enable_tag_override: bool,
     /// What other clusters dial, `host:port`, when it is a mesh gateway; none when it is not.
     pub gateway: Option<Arc<str>>,
+    /// The Unix socket that the application listens on, in place of a port.
+    pub socket: Option<SocketPath>,
+    /// Its ports by name, as it declares them; none where it has one port, or no name for it.
+    pub ports: Arc<[NamedPort]>,
     /// Other addresses of it, by name.
     pub tagged: TaggedAddresses,
 }
@@ -184,6 +203,8 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// Whether the instance has an address of its own.
     pub has_own_address: bool,
+    /// Its ports by name.
+    pub ports: Arc<[NamedPort]>,
     /// The application's port.
     pub port: u16,
     /// Where its proxy listens for mTLS; none when it is outside the mesh.

@@ -945,6 +945,7 @@ mod tests {
             instance: format!("{node}-{address}").parse().expect("printable"),
             address: address.parse().expect("an address"),
             has_own_address: own,
+            ports: Default::default(),
             port: 8080,
             mesh: None,
             locality: Locality::default(),

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod duration;
 pub mod filter;
 pub mod name;
+pub mod address;
 pub mod normal;
 pub mod spiffe;
 pub mod sni;

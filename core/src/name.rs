@@ -109,6 +109,10 @@ name! {
     PeerName, label
 }
 name! {
+    /// What a service calls one of its ports: one lower-case DNS label.
+    PortName, label
+}
+name! {
     /// A host's name in the catalog: any printable text, such as an ARN.
     ///
     /// Hosts with an agent have names for which [`NodeName::is_segment`] holds.

@@ -157,6 +157,7 @@ mod tests {
             instance: name.parse().expect("an id"),
             address,
             has_own_address: false,
+            ports: Default::default(),
             port: 80,
             mesh: Some(SocketAddr::new(address, 21000)),
             locality,

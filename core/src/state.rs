@@ -1390,6 +1390,8 @@ pub(crate) mod tests {
             mesh_port: Some(21_000),
             enable_tag_override: false,
             gateway: None,
+            socket: None,
+            ports: Default::default(),
             tagged: Default::default(),
         }
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use hawser_core::anti_entropy::Rows;
 use hawser_core::catalog::{
-    Check, CheckRun, Instance, Locality, Meta, Node, Protocol, TaggedAddress, TaggedAddresses,
-    Weights,
+    Check, CheckRun, Instance, Locality, Meta, NamedPort, Node, Protocol, TaggedAddress,
+    TaggedAddresses, Weights,
 };
 use hawser_core::clock::Index;
 use hawser_core::health::Status;
@@ -78,6 +78,8 @@ impl From<&Instance> for v1::Instance {
             mesh_port: instance.mesh_port.unwrap_or_default().into(),
             enable_tag_override: instance.enable_tag_override,
             gateway: text_or_empty(instance.gateway.as_ref()),
+            socket: instance.socket.as_ref().map(ToString::to_string).unwrap_or_default(),
+            ports: instance.ports.iter().map(Into::into).collect(),
             tagged: tagged_out(&instance.tagged),
         }
     }
@@ -107,7 +109,40 @@ impl TryFrom<v1::Instance> for Instance {
             mesh_port: (mesh_port > 0).then_some(mesh_port),
             enable_tag_override: instance.enable_tag_override,
             gateway: non_empty(&instance.gateway),
+            socket: match instance.socket.as_str() {
+                "" => None,
+                path => Some(parsed("instance.socket", path)?),
+            },
+            ports: each(instance.ports)?.into(),
             tagged: tagged_in(instance.tagged)?,
+        })
+    }
+}
+
+impl From<&NamedPort> for v1::NamedPort {
+    fn from(named: &NamedPort) -> Self {
+        let protocol = named.protocol.map_or(v1::Protocol::Unspecified, v1::Protocol::from);
+        Self {
+            name: named.name.to_string(),
+            port: named.port.into(),
+            is_default: named.is_default,
+            protocol: protocol.into(),
+        }
+    }
+}
+
+impl TryFrom<v1::NamedPort> for NamedPort {
+    type Error = Invalid;
+
+    fn try_from(named: v1::NamedPort) -> Result<Self, Invalid> {
+        Ok(Self {
+            name: parsed("named_port.name", &named.name)?,
+            port: short("named_port.port", named.port)?,
+            is_default: named.is_default,
+            protocol: match named.protocol {
+                0 => None,
+                word => Some(protocol("named_port.protocol", word)?),
+            },
         })
     }
 }

@@ -27,6 +27,7 @@ impl From<&Endpoint> for v1::Endpoint {
             weight_passing: endpoint.weights.passing.into(),
             weight_warning: endpoint.weights.warning.into(),
             status: v1::Status::from(endpoint.status).into(),
+            ports: endpoint.ports.iter().map(Into::into).collect(),
         }
     }
 }
@@ -49,6 +50,7 @@ impl TryFrom<v1::Endpoint> for Endpoint {
                 warning: short("endpoint.weight_warning", endpoint.weight_warning)?,
             },
             status: status("endpoint.status", endpoint.status)?,
+            ports: each(endpoint.ports)?.into(),
         })
     }
 }

@@ -236,6 +236,8 @@ fn instance(service: &str, gateway: Option<&str>) -> Instance {
         mesh_port: Some(21_000),
         enable_tag_override: false,
         gateway: gateway.map(Into::into),
+        socket: None,
+        ports: Default::default(),
         tagged: Default::default(),
     }
 }

@@ -11,6 +11,7 @@ mod harness;
 mod histories;
 mod operate;
 mod score;
+mod sockets;
 mod snapshot;
 mod traces;
 mod upgrade;

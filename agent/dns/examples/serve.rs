@@ -73,6 +73,7 @@ fn endpoint(at: u32) -> Result<Endpoint, Failure> {
         instance: format!("web-{at}").parse()?,
         address: Ipv4Addr::from_bits(0x0a00_0001 + at).into(),
         has_own_address: false,
+        ports: Default::default(),
         port: 8_080,
         mesh: None,
         locality: Locality::default(),

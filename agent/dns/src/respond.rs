@@ -373,6 +373,7 @@ mod tests {
             instance: format!("web-{at}").parse().expect("printable"),
             address: [10, 1, (at >> 8) as u8, at as u8].into(),
             has_own_address: false,
+            ports: Default::default(),
             port: 8_080,
             mesh: None,
             locality: Locality::default(),

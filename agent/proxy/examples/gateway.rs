@@ -52,6 +52,7 @@ fn view(to: SocketAddr) -> Result<View, Box<dyn Error>> {
         instance: "web-1".parse()?,
         address: to.ip(),
         has_own_address: false,
+        ports: Default::default(),
         port: to.port(),
         mesh: Some(to),
         locality: Locality::default(),

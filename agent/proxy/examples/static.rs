@@ -85,12 +85,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
         instance: "i-1".parse()?,
         identity: Some(Arc::new(leaf(&arguments.ca, &arguments.key, service)?)),
         inbound: (!arguments.is_client)
-            .then_some(Inbound { listen: arguments.listen, application: arguments.to }),
+            .then_some(Inbound { listen: arguments.listen, application: arguments.to.into() }),
         outbounds: arguments
             .is_client
             .then(|| Outbound {
                 destination: Target { service: db.clone(), peer: None },
-                listen: arguments.listen,
+                listen: arguments.listen.into(),
+                mode: 0,
             })
             .into_iter()
             .collect(),
@@ -115,6 +116,7 @@ fn view(arguments: &Arguments, db: &ServiceName) -> Result<View, Box<dyn Error>>
         instance: "db-1".parse()?,
         address: arguments.to.ip(),
         has_own_address: false,
+        ports: Default::default(),
         port: arguments.to.port(),
         mesh: Some(arguments.to),
         locality: Locality::default(),

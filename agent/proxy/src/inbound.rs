@@ -7,13 +7,13 @@ mod streams;
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use hawser_core::address::Address;
 use hawser_core::catalog::Protocol;
 use hawser_core::chain::Chain;
 use hawser_core::clock::Index;
@@ -57,7 +57,7 @@ pub(crate) struct Port {
     pub(crate) context: Rc<Context>,
     pub(crate) service: ServiceName,
     instance: InstanceId,
-    pub(crate) application: Cell<SocketAddr>,
+    application: RefCell<Rc<Address>>,
     /// What is reported of the application.
     upstream: RefCell<Rc<Upstream>>,
     pub(crate) identity: RefCell<Option<Rc<Identity>>>,
@@ -78,7 +78,7 @@ impl Port {
         context: Rc<Context>,
         service: ServiceName,
         instance: InstanceId,
-        application: SocketAddr,
+        application: Address,
         open: Arc<AtomicUsize>,
         intake: Arc<Intake>,
     ) -> Self {
@@ -89,8 +89,8 @@ impl Port {
             context,
             service,
             instance,
-            application: Cell::new(application),
-            upstream: RefCell::new(Rc::new(Upstream::application(application))),
+            upstream: RefCell::new(Rc::new(Upstream::application(application.clone()))),
+            application: RefCell::new(Rc::new(application)),
             identity: RefCell::default(),
             open,
             idle: Idle::default(),
@@ -131,12 +131,18 @@ impl Port {
     }
 
     /// Takes over a new address of the application.
-    pub(crate) fn retarget(&self, application: SocketAddr) {
-        if self.application.replace(application) != application {
-            *self.upstream.borrow_mut() = Rc::new(Upstream::application(application));
+    pub(crate) fn retarget(&self, application: &Address) {
+        if *self.application() != *application {
+            self.application.replace(Rc::new(application.clone()));
+            *self.upstream.borrow_mut() = Rc::new(Upstream::application(application.clone()));
             self.idle.sweep(Duration::MAX, Duration::ZERO);
             self.lines.clear();
         }
+    }
+
+    /// Where the application listens: the same one for as long as it stays there.
+    fn application(&self) -> Rc<Address> {
+        self.application.borrow().clone()
     }
 
     fn chain(&self) -> Option<Chain> {
@@ -239,11 +245,8 @@ impl Port {
 
     /// Connects to the application.
     pub(crate) async fn dial(&self, within: Duration) -> Result<TcpStream, Reason> {
-        let stream = socket::connect(self.application.get(), within)
-            .await
-            .map_err(|_| Reason::ApplicationUnreachable)?;
-        socket::tune(&stream);
-        Ok(stream)
+        let application = self.application();
+        socket::call(&application, within).await.map_err(|_| Reason::ApplicationUnreachable)
     }
 }
 
@@ -590,7 +593,7 @@ impl Connection {
             .map_err(|_| Reason::DownstreamReset)?;
         let mut kept = port.idle.take(context.clock.now(), limits.application_idle);
         loop {
-            let (is_kept, address) = (kept.is_some(), port.application.get());
+            let (is_kept, address) = (kept.is_some(), port.application());
             let mut sender = match kept.take() {
                 Some(sender) => sender,
                 None => {
@@ -603,7 +606,7 @@ impl Connection {
                     let (port, clock) = (port.clone(), context.clock);
                     let keep = move |end: End| {
                         // The application may be elsewhere now.
-                        if end == End::Complete && port.application.get() == address {
+                        if end == End::Complete && Rc::ptr_eq(&port.application(), &address) {
                             let most = port.context.limits.application_pool;
                             port.idle.keep(sender, clock.now(), most);
                         }

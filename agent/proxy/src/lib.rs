@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use hawser_core::address::Address;
 use hawser_core::catalog::Locality;
 use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::entry::Target;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 mod clock;
 mod limits;
+mod unix;
 mod inherit;
 mod socket;
 pub mod tls;
@@ -48,7 +50,7 @@ mod outbound;
 mod gateway;
 mod worker;
 
-pub use crate::inherit::{Inherited, Listening};
+pub use crate::inherit::{Inherited, Listening, Socket};
 pub use crate::limits::Limits;
 pub use crate::report::{AccessLog, LogSink, ReportError};
 pub use crate::trace::{Attribute, Span, SpanKind};
@@ -124,12 +126,12 @@ pub struct LocalService {
 }
 
 /// Where others reach a local instance. What it speaks stands in the view.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Inbound {
     /// Where the proxy listens for mTLS.
     pub listen: SocketAddr,
     /// Where the application listens.
-    pub application: SocketAddr,
+    pub application: Address,
 }
 
 /// A service that a local instance calls.
@@ -138,7 +140,9 @@ pub struct Outbound {
     /// Whom: a service of one's own cluster, or of a peer.
     pub destination: Target,
     /// Where the proxy listens for the application.
-    pub listen: SocketAddr,
+    pub listen: Address,
+    /// The mode of the socket's file, where `listen` is one.
+    pub mode: u32,
 }
 
 /// Which way a listener's connections go.
@@ -156,7 +160,7 @@ pub enum Kind {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ListenerStatus {
     /// Its address.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Which way it goes.
     pub kind: Kind,
     /// Why it is not bound; it is tried again all the time.

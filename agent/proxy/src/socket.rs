@@ -2,17 +2,21 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use hawser_core::address::Address;
+use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::inherit::Socket;
 use crate::limits::Limits;
+use crate::unix;
 
 /// Makes ready one worker's sockets at `address`: those that it inherited, or else one that it
 /// binds. Beside each stands a second handle to it, for another process to take up.
@@ -22,18 +26,52 @@ use crate::limits::Limits;
 pub(crate) fn listen(
     address: SocketAddr,
     inherited: Vec<std::net::TcpListener>,
-) -> io::Result<Vec<(TcpListener, std::net::TcpListener)>> {
+) -> io::Result<Vec<(Listen, Socket)>> {
     let sockets = if inherited.is_empty() { vec![bind(address)?] } else { inherited };
     let ready = |socket: std::net::TcpListener| {
         socket.set_nonblocking(true)?;
-        Ok((TcpListener::from_std(socket.try_clone()?)?, socket))
+        let listener = TcpListener::from_std(socket.try_clone()?)?;
+        Ok((Listen::Tcp(listener), Socket::Tcp(socket)))
     };
     sockets.into_iter().map(ready).collect()
 }
 
+/// Makes ready one worker's handle to a Unix socket, and another for another process to take up.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn listen_unix(listener: UnixListener) -> io::Result<Vec<(Listen, Socket)>> {
+    listener.set_nonblocking(true)?;
+    let lent = Socket::Unix(listener.try_clone()?);
+    Ok(vec![(Listen::Unix(tokio::net::UnixListener::from_std(listener)?), lent)])
+}
+
+/// One worker's listening socket.
+pub(crate) enum Listen {
+    Tcp(TcpListener),
+    Unix(tokio::net::UnixListener),
+}
+
+impl Listen {
+    /// The next connection.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) async fn accept(&self) -> io::Result<TcpStream> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(socket, _)| socket),
+            Self::Unix(listener) => {
+                let (socket, _) = listener.accept().await?;
+                unix::carried(socket.into_std()?)
+            }
+        }
+    }
+}
+
 /// Binds an address that all workers share: the kernel spreads the connections.
 fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket =
+        socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
@@ -50,6 +88,22 @@ pub(crate) async fn connect(address: SocketAddr, within: Duration) -> io::Result
     match tokio::time::timeout(within, TcpStream::connect(address)).await {
         Ok(connected) => connected,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// Connects to an application on this host within `within`, and tunes the connection.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) async fn call(application: &Address, within: Duration) -> io::Result<TcpStream> {
+    match application {
+        Address::Tcp(address) => {
+            let stream = connect(*address, within).await?;
+            tune(&stream);
+            Ok(stream)
+        }
+        // What there is to tune is TCP's.
+        Address::Unix(path) => unix::connect(path, within).await,
     }
 }
 

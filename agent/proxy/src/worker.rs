@@ -5,13 +5,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hawser_core::address::{Address, SocketPath};
 use hawser_core::catalog::Locality;
 use hawser_core::entry::Target;
 use hawser_core::name::InstanceId;
@@ -20,7 +21,6 @@ use hawser_core::view::{PeerView, Trust, View};
 use hawser_identity::{Anchors, Leaf};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,22 +30,25 @@ use crate::context::{Context, Http1};
 use crate::gateway::{self, Gateway};
 use crate::gateways::Gateways;
 use crate::guard::Intake;
-use crate::inherit::{Inherited, Listening};
+use crate::inherit::{Inherited, Listening, Socket};
 use crate::limits::Limits;
 use crate::report::{Local, Reporter};
-use crate::socket;
+use crate::socket::{self, Listen};
 use crate::tls::{self, Identity};
 use crate::trailers::Trailers;
+use crate::unix;
 use crate::usage::Usage;
 use crate::{Kind, ListenerStatus, Plan, inbound, outbound};
 
 /// The workers that serve a listener, each with its sockets or why it could not bind.
-type BoundBy = BTreeMap<usize, Result<Vec<std::net::TcpListener>, String>>;
+type BoundBy = BTreeMap<usize, Result<Vec<Socket>, String>>;
 
 /// Listeners' states, and counts that workers share.
 #[derive(Default)]
 pub(crate) struct Board {
-    bound: Mutex<BTreeMap<(Kind, SocketAddr), BoundBy>>,
+    bound: Mutex<BTreeMap<(Kind, Address), BoundBy>>,
+    /// The files of the Unix sockets among them, to be removed with them.
+    files: Mutex<BTreeMap<SocketPath, unix::File>>,
     open: Mutex<BTreeMap<InstanceId, Arc<AtomicUsize>>>,
     /// Counts changes of the sockets.
     changed: watch::Sender<u64>,
@@ -57,29 +60,75 @@ impl Board {
     fn set(
         &self,
         kind: Kind,
-        address: SocketAddr,
+        address: &Address,
         worker: usize,
-        sockets: Result<Vec<std::net::TcpListener>, String>,
+        sockets: Result<Vec<Socket>, String>,
     ) {
         let is_news = sockets.is_ok();
         let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
-        bound.entry((kind, address)).or_default().insert(worker, sockets);
+        bound.entry((kind, address.clone())).or_default().insert(worker, sockets);
         drop(bound);
         if is_news {
             self.changed.send_modify(|count| *count += 1);
         }
     }
 
-    fn remove(&self, kind: Kind, address: SocketAddr, worker: usize) {
+    /// The worker's own handle to the socket at `path`, which all workers share: whoever comes
+    /// first takes it up or binds it.
+    fn unix(
+        &self,
+        (path, mode): (&SocketPath, u32),
+        worker: usize,
+        inherited: &Inherited,
+    ) -> io::Result<UnixListener> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (Kind::Outbound, Address::Unix(path.clone()));
+        let shared = {
+            let bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut sockets = bound.get(&key).into_iter().flat_map(BTreeMap::values).flatten();
+            sockets.find_map(|sockets| sockets.first()).map(Socket::try_clone).transpose()?
+        };
+        if let Some(Socket::Unix(shared)) = shared {
+            return Ok(shared);
+        }
+        let listener = match inherited.claim_unix(path) {
+            Some(taken) => {
+                unix::set_mode(path, mode)?;
+                taken
+            }
+            None => unix::bind(path, mode)?,
+        };
+        files.extend(unix::File::at(path).map(|file| (path.clone(), file)));
+        // Before the next worker looks.
+        let lent = Socket::Unix(listener.try_clone()?);
         let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(workers) = bound.get_mut(&(kind, address)) {
+        bound.entry(key).or_default().insert(worker, Ok(vec![lent]));
+        Ok(listener)
+    }
+
+    /// Forgets a worker's listener; answers whether it was the last at `address`.
+    fn remove(&self, kind: Kind, address: &Address, worker: usize) -> bool {
+        let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (kind, address.clone());
+        let mut is_last = false;
+        if let Some(workers) = bound.get_mut(&key) {
             workers.remove(&worker);
-            if workers.is_empty() {
-                bound.remove(&(kind, address));
+            is_last = workers.is_empty();
+            if is_last {
+                bound.remove(&key);
             }
         }
         drop(bound);
         self.changed.send_modify(|count| *count += 1);
+        is_last
+    }
+
+    /// Removes the file of a Unix socket that nobody serves any more.
+    fn remove_file(&self, path: &SocketPath) {
+        let file = self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+        if let Some(file) = file {
+            unix::remove(path, file);
+        }
     }
 
     fn open(&self, instance: &InstanceId) -> Arc<AtomicUsize> {
@@ -106,9 +155,9 @@ impl Board {
     /// All listeners, with the error of whichever worker could not bind.
     pub(crate) fn listeners(&self) -> Vec<ListenerStatus> {
         let bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
-        let status = |((kind, address), workers): (&(Kind, SocketAddr), &BoundBy)| {
+        let status = |((kind, address), workers): (&(Kind, Address), &BoundBy)| {
             let error = workers.values().find_map(|sockets| sockets.as_ref().err().cloned());
-            ListenerStatus { address: *address, kind: *kind, error }
+            ListenerStatus { address: address.clone(), kind: *kind, error }
         };
         bound.iter().map(status).collect()
     }
@@ -118,9 +167,12 @@ impl Board {
         let bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::new();
         for ((kind, address), workers) in &*bound {
-            for socket in workers.values().flatten().flatten() {
+            let own = workers.values().flatten().flatten();
+            // All workers accept from one Unix socket.
+            let count = if address.tcp().is_some() { usize::MAX } else { 1 };
+            for socket in own.take(count) {
                 let socket = socket.try_clone()?;
-                all.push(Listening { kind: *kind, address: *address, socket });
+                all.push(Listening { kind: *kind, address: address.clone(), socket });
             }
         }
         Ok(all)
@@ -187,7 +239,7 @@ fn supersede(leaves: &mut Leaves, instance: &InstanceId, leaf: &Arc<Leaf>) -> Ca
 #[derive(Clone, Eq, Ord, PartialEq, PartialOrd)]
 struct Key {
     kind: Kind,
-    address: SocketAddr,
+    address: Address,
     instance: InstanceId,
     /// The service for inbound, the destination for outbound, its own for the gateway.
     subject: Target,
@@ -197,6 +249,8 @@ struct Listener {
     port: Port,
     stop: CancellationToken,
     is_bound: bool,
+    /// The mode of its socket's file, where it is one.
+    mode: u32,
 }
 
 #[derive(Clone)]
@@ -346,7 +400,7 @@ impl Worker {
             if let Some(inbound) = &local.inbound {
                 let key = Key {
                     kind: Kind::Inbound,
-                    address: inbound.listen,
+                    address: inbound.listen.into(),
                     instance: local.instance.clone(),
                     subject: Target { service: local.service.clone(), peer: None },
                 };
@@ -356,28 +410,29 @@ impl Worker {
                         self.context.clone(),
                         local.service.clone(),
                         local.instance.clone(),
-                        inbound.application,
+                        inbound.application.clone(),
                         self.board.open(&local.instance),
                         self.board.intake(&local.instance),
                     );
                     Listener::new(Port::In(Rc::new(port)))
                 });
                 if let Port::In(port) = &listener.port {
-                    port.retarget(inbound.application);
+                    port.retarget(&inbound.application);
                 }
             }
             for outbound in &local.outbounds {
                 let key = Key {
                     kind: Kind::Outbound,
-                    address: outbound.listen,
+                    address: outbound.listen.clone(),
                     instance: local.instance.clone(),
                     subject: outbound.destination.clone(),
                 };
                 wanted.insert(key.clone());
-                self.listeners.entry(key).or_insert_with(|| {
+                let listener = self.listeners.entry(key).or_insert_with(|| {
                     let usage = self.board.usage(&local.instance, &outbound.destination);
                     Listener::new(Port::out(&self.context, local, &outbound.destination, usage))
                 });
+                listener.set_mode(outbound);
             }
         }
         wanted.extend(plan.gateway.as_ref().map(|plan| self.plan_gateway(plan)));
@@ -386,7 +441,10 @@ impl Worker {
             let stays = wanted.contains(key);
             if !stays {
                 listener.stop.cancel();
-                board.remove(key.kind, key.address, number);
+                let is_last = board.remove(key.kind, &key.address, number);
+                if let (Address::Unix(path), true) = (&key.address, is_last) {
+                    board.remove_file(path);
+                }
                 tracing::info!(address = %key.address, "listener removed");
             }
             stays
@@ -400,7 +458,7 @@ impl Worker {
         self.gateway.servers(&plan.servers);
         let key = Key {
             kind: Kind::Gateway,
-            address: plan.listen,
+            address: plan.listen.into(),
             instance: plan.instance.clone(),
             subject: Target { service: plan.service.clone(), peer: None },
         };
@@ -460,8 +518,17 @@ impl Worker {
             if listener.is_bound {
                 continue;
             }
-            let inherited = self.inherited.claim(key.address, self.number, self.workers);
-            let bound = match socket::listen(key.address, inherited) {
+            let sockets = match &key.address {
+                Address::Tcp(address) => {
+                    let inherited = self.inherited.claim(*address, self.number, self.workers);
+                    socket::listen(*address, inherited)
+                }
+                Address::Unix(path) => self
+                    .board
+                    .unix((path, listener.mode), self.number, &self.inherited)
+                    .and_then(socket::listen_unix),
+            };
+            let bound = match sockets {
                 Ok(sockets) => {
                     listener.is_bound = true;
                     let mut lent = Vec::with_capacity(sockets.len());
@@ -475,7 +542,7 @@ impl Worker {
                 }
                 Err(error) => Err(error.to_string()),
             };
-            self.board.set(key.kind, key.address, self.number, bound);
+            self.board.set(key.kind, &key.address, self.number, bound);
         }
     }
 
@@ -499,11 +566,12 @@ impl Worker {
         self.gateway.cut_all();
     }
 
-    /// Stops accepting. The ports stay, for the connections that came in by them.
+    /// Stops accepting. The ports stay, for the connections that came in by them; so do the files
+    /// of Unix sockets, which another process may serve.
     fn close_listeners(&self) {
         for (key, listener) in &self.listeners {
             listener.stop.cancel();
-            self.board.remove(key.kind, key.address, self.number);
+            self.board.remove(key.kind, &key.address, self.number);
         }
     }
 
@@ -517,7 +585,19 @@ impl Worker {
 
 impl Listener {
     fn new(port: Port) -> Self {
-        Self { port, stop: CancellationToken::new(), is_bound: false }
+        Self { port, stop: CancellationToken::new(), is_bound: false, mode: 0 }
+    }
+
+    /// Takes over the mode that its socket's file should have.
+    fn set_mode(&mut self, outbound: &crate::Outbound) {
+        let was = std::mem::replace(&mut self.mode, outbound.mode);
+        if self.is_bound
+            && was != outbound.mode
+            && let Address::Unix(path) = &outbound.listen
+            && let Err(error) = unix::set_mode(path, outbound.mode)
+        {
+            tracing::warn!(%path, %error, "the socket keeps its mode");
+        }
     }
 }
 
@@ -594,7 +674,7 @@ fn is_same_trust(old: &View, new: &View) -> bool {
 }
 
 /// Accepts until told to stop. An error backs off; it never ends the listener.
-async fn accept(context: Rc<Context>, listener: TcpListener, port: Port, stop: CancellationToken) {
+async fn accept(context: Rc<Context>, listener: Listen, port: Port, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -602,7 +682,7 @@ async fn accept(context: Rc<Context>, listener: TcpListener, port: Port, stop: C
             accepted = listener.accept() => accepted,
         };
         let socket = match accepted {
-            Ok((socket, _)) => socket,
+            Ok(socket) => socket,
             Err(error) => {
                 // Out of descriptors, most likely: the connection waits in the backlog meanwhile.
                 tracing::warn!(%error, "accept failed");

@@ -124,6 +124,7 @@ impl World {
             instance: name(&format!("web-{n}")),
             address: instance.address.ip(),
             has_own_address: false,
+            ports: Default::default(),
             port: 1,
             mesh: Some(instance.address),
             locality: Locality::default(),
@@ -186,7 +187,7 @@ impl World {
         self.proxy = Some(proxy.expect("it starts"));
         eventually("it listens", || {
             let listeners = self.proxy.as_ref().map(Proxy::listeners).unwrap_or_default();
-            listeners.iter().any(|one| one.address == self.listen && one.error.is_none())
+            listeners.iter().any(|one| one.address == self.listen.into() && one.error.is_none())
         })
         .await;
     }

@@ -2,6 +2,7 @@
 
 mod connections;
 mod faults;
+mod ports;
 mod races;
 mod regions;
 mod resilience;
@@ -483,7 +484,7 @@ async fn a_change_of_plan_keeps_what_stays() {
     let old = world.outbound;
     let new = free_address();
     world.move_outbound(new);
-    world.until_bound(new).await;
+    world.until_bound(new.into()).await;
     stream.write_all(b"ho").await.expect("the open connection outlives its listener");
     stream.read_exact(&mut echo).await.expect("echoed");
     assert_eq!(&echo, b"ho");
@@ -505,7 +506,7 @@ async fn an_address_that_is_taken_is_reported_and_tried_again() {
     })
     .await;
     drop(squatter);
-    world.until_bound(world.outbound).await;
+    world.until_bound(world.outbound.into()).await;
     eventually_echo(&world).await;
 }
 

@@ -10,6 +10,7 @@ use hawser_api::json::{
     AgentService, HealthCheck, MESH_GATEWAY, Member, Pairs, ServiceProxy, Weights, tagged,
 };
 use hawser_api::query::QueryOptions;
+use hawser_core::address::Address;
 use hawser_core::catalog::{Check, Meta};
 use hawser_core::filter::Filter;
 use hawser_core::health::Status;
@@ -258,6 +259,8 @@ fn shown(held: &Declared, datacenter: &str) -> AgentService {
         tags: instance.tags.iter().map(|tag| tag.to_string()).collect(),
         meta: pairs(&instance.meta),
         port: instance.port,
+        socket_path: instance.socket.as_ref().map(ToString::to_string).unwrap_or_default(),
+        ports: instance.ports.iter().map(Into::into).collect(),
         address: instance.address.map(|address| address.to_string()).unwrap_or_default(),
         tagged_addresses: tagged(instance.gateway.as_deref(), &instance.tagged),
         weights: Weights { passing: instance.weights.passing, warning: instance.weights.warning },
@@ -270,7 +273,11 @@ fn shown(held: &Declared, datacenter: &str) -> AgentService {
 
 fn sidecar(held: &Declared, application: &AgentService) -> Option<AgentService> {
     let port = held.instance.mesh_port?;
-    let local = held.definition.service().sidecar.as_ref()?.local_address?;
+    let local = held.definition.service().sidecar.as_ref()?.application.as_ref()?;
+    let (ip, local_port, socket) = match local {
+        Address::Tcp(at) => (at.ip().to_string(), at.port(), String::new()),
+        Address::Unix(path) => (String::new(), 0, path.to_string()),
+    };
     Some(AgentService {
         kind: "connect-proxy".to_owned(),
         id: format!("{}{SIDECAR}", application.id),
@@ -279,9 +286,12 @@ fn sidecar(held: &Declared, application: &AgentService) -> Option<AgentService> 
         proxy: Some(ServiceProxy {
             destination_service_name: application.service.clone(),
             destination_service_id: application.id.clone(),
-            local_service_address: local.ip().to_string(),
-            local_service_port: local.port(),
+            local_service_address: ip,
+            local_service_port: local_port,
+            local_service_socket_path: socket,
         }),
+        socket_path: String::new(),
+        ports: Vec::new(),
         ..application.clone()
     })
 }

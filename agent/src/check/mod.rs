@@ -140,6 +140,7 @@ async fn once(kind: &CheckKind, shows_answer: bool) -> Found {
             probe::http(ask).await
         }
         (CheckKind::Tcp { .. }, Some(target)) => probe::tcp(&target).await,
+        (CheckKind::Socket { path }, _) => probe::socket(path).await,
         (
             CheckKind::Grpc { service, use_tls, tls_skip_verify, tls_server_name, .. },
             Some(target),

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use hawser_core::address::SocketPath;
 use hawser_core::health::Status;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
@@ -13,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::tls::Trust;
 use crate::target::{self, Target, TargetError};
@@ -50,6 +51,14 @@ pub(crate) enum ProbeError {
         /// Why.
         source: io::Error,
     },
+    /// Nobody listens at the socket, or it is not for the agent.
+    #[error("unix:{path}: {source}")]
+    Socket {
+        /// Which.
+        path: SocketPath,
+        /// Why.
+        source: io::Error,
+    },
     /// It does not speak HTTP.
     #[error("{0}")]
     Http(#[from] hyper::Error),
@@ -79,6 +88,17 @@ pub(crate) async fn tcp(target: &Target) -> Result<Found, ProbeError> {
     connect(target).await?;
     let output = format!("TCP connect {}:{}: Success", target.host, target.port);
     Ok(Found { status: Status::Passing, output })
+}
+
+/// Connects to a Unix socket, and that is all.
+pub(crate) async fn socket(path: &SocketPath) -> Result<Found, ProbeError> {
+    match UnixStream::connect(path.as_str()).await {
+        Ok(_) => {
+            let output = format!("TCP connect unix:{path}: Success");
+            Ok(Found { status: Status::Passing, output })
+        }
+        Err(source) => Err(ProbeError::Socket { path: path.clone(), source }),
+    }
 }
 
 /// 2xx passes, 429 warns, the rest is critical; redirects are answers like any other.

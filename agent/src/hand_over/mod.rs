@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use hawser_proxy::{Inherited, Kind, Listening};
+use hawser_proxy::{Inherited, Kind, Listening, Socket};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use give::{Asker, Offer, Successor};
@@ -48,6 +48,8 @@ pub enum HandOverError {
 pub struct Sockets {
     pub(crate) lock: Option<File>,
     pub(crate) outbound: Vec<TcpListener>,
+    /// Those of [`Self::outbound`] that are Unix sockets.
+    pub(crate) outbound_unix: Vec<UnixListener>,
     pub(crate) inbound: Vec<TcpListener>,
     pub(crate) http: Vec<TcpListener>,
     pub(crate) http_unix: Option<UnixListener>,
@@ -62,6 +64,7 @@ impl Sockets {
         match kind {
             LOCK => self.lock = Some(socket.into()),
             OUTBOUND => self.outbound.push(socket.into()),
+            OUTBOUND_UNIX => self.outbound_unix.push(socket.into()),
             INBOUND => self.inbound.push(socket.into()),
             HTTP => self.http.push(socket.into()),
             HTTP_UNIX => self.http_unix = Some(socket.into()),
@@ -87,6 +90,11 @@ impl Sockets {
                 Some((name(kind, socket.local_addr().ok()?), socket.as_fd()))
             }));
         }
+        all.extend(self.outbound_unix.iter().filter_map(|socket| {
+            let bound = socket.local_addr().ok()?;
+            let path = bound.as_pathname()?.to_str()?.to_owned();
+            Some((name_unix(&path), socket.as_fd()))
+        }));
         all.extend(
             self.dns_udp.iter().filter_map(|socket| {
                 Some((name(DNS_UDP, socket.local_addr().ok()?), socket.as_fd()))
@@ -106,16 +114,19 @@ impl Sockets {
     /// Adds the sockets of the proxy.
     pub(crate) fn add(&mut self, listening: Vec<Listening>) {
         for Listening { kind, socket, .. } in listening {
-            match kind {
-                Kind::Outbound => self.outbound.push(socket),
-                Kind::Inbound | Kind::Gateway => self.inbound.push(socket),
+            match (kind, socket) {
+                (Kind::Outbound, Socket::Tcp(socket)) => self.outbound.push(socket),
+                (Kind::Inbound | Kind::Gateway, Socket::Tcp(socket)) => self.inbound.push(socket),
+                // Other hosts call no socket of this kind.
+                (_, Socket::Unix(socket)) => self.outbound_unix.push(socket),
             }
         }
     }
 
     /// The sockets of the proxy, to be taken up by its listeners.
     pub(crate) fn claim_proxy(&mut self) -> Inherited {
-        Inherited::new(self.outbound.drain(..).chain(self.inbound.drain(..)))
+        let tcp = self.outbound.drain(..).chain(self.inbound.drain(..)).map(Socket::Tcp);
+        Inherited::new(tcp.chain(self.outbound_unix.drain(..).map(Socket::Unix)))
     }
 
     /// The listener of the HTTP API at `address`; port 0 stands for whichever it was.
@@ -165,16 +176,29 @@ fn name(kind: &str, address: SocketAddr) -> String {
     format!("{kind}_{}", address.to_string().replace(':', "-"))
 }
 
+/// The name of the socket at `path`, of the characters that systemd allows in one.
+fn name_unix(path: &str) -> String {
+    let written = path.chars().map(|character| match character {
+        '!'..='~' if !matches!(character, ':' | '%') => character.to_string(),
+        other => format!("%{:x}.", u32::from(other)),
+    });
+    let name = format!("{OUTBOUND_UNIX}_{}", written.collect::<String>());
+    name.chars().take(NAME_CHARACTERS_MAX).collect()
+}
+
 /// Whether a socket at `held` is what `wanted` asks for.
 fn stands_for(wanted: SocketAddr, held: SocketAddr) -> bool {
     wanted.ip() == held.ip() && (wanted.port() == 0 || wanted.port() == held.port())
 }
 
+/// The most that systemd takes.
+const NAME_CHARACTERS_MAX: usize = 255;
 const SOCKET: &str = "hand-over.sock";
 const VERSION: u32 = 1;
 const LOCK: &str = "lock";
 /// Those of the proxy that applications here call.
 const OUTBOUND: &str = "outbound";
+const OUTBOUND_UNIX: &str = "outbound-unix";
 /// Those that other hosts call.
 const INBOUND: &str = "inbound";
 const HTTP: &str = "http";
@@ -210,8 +234,13 @@ mod tests {
         let mut given = Sockets { dns_udp: dns.udp, dns_tcp: dns.tcp, ..Sockets::default() };
         given.http.push(TcpListener::bind(any).expect("bound"));
         given.outbound.push(TcpListener::bind(any).expect("bound"));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("a:b é.sock");
+        given.outbound_unix.push(UnixListener::bind(&path).expect("bound"));
         let names: Vec<_> = given.named().into_iter().map(|(name, _)| name).collect();
-        assert!(names.iter().all(|name| !name.contains(':')), "{names:?}");
+        let is_allowed = |name: &String| !name.contains(':') && name.is_ascii() && name.len() < 256;
+        assert!(names.iter().all(is_allowed), "{names:?}");
+        assert!(!names.iter().any(|name| Sockets::is_called_by_others(name)), "{names:?}");
         let mut taken = Sockets::default();
         for (name, socket) in given.named() {
             taken.take(&name, socket.try_clone_to_owned().expect("a second handle"));
@@ -221,6 +250,8 @@ mod tests {
         let elsewhere = SocketAddr::new(http.ip(), http.port().wrapping_add(1).max(1));
         assert!(taken.claim_http(elsewhere).is_none());
         assert_eq!(taken.claim_http(http).expect("there").local_addr().expect("bound"), http);
+        let bound = taken.outbound_unix[0].local_addr().expect("bound");
+        assert_eq!(bound.as_pathname(), Some(path.as_path()));
         let dns = taken.claim_dns(any).expect("whole");
         assert_eq!((dns.udp.len(), dns.tcp.len(), taken.outbound.len()), (2, 1, 1));
     }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hawser_api::definition::{CheckDefinition, CheckKind, CheckSpec, ServiceDefinition, Sidecar};
+use hawser_core::address::{Address, SocketPath};
 use hawser_core::anti_entropy::Rows;
 use hawser_core::catalog::{Check, CheckRun, Instance};
 use hawser_core::clock::UnixTime;
@@ -114,6 +115,14 @@ pub enum RegisterError {
     PortTaken {
         /// The port.
         port: u16,
+        /// Who has it.
+        by: InstanceId,
+    },
+    /// A socket's path is somebody else's.
+    #[error("LocalBindSocketPath: {path} is used by service {by} already: choose another path")]
+    PathTaken {
+        /// The path.
+        path: SocketPath,
         /// Who has it.
         by: InstanceId,
     },
@@ -667,7 +676,7 @@ impl Local {
             checks.push((check, is_foreign));
         }
         let mesh_port = match &service.sidecar {
-            Some(sidecar) if sidecar.local_address.is_some() => {
+            Some(sidecar) if sidecar.application.is_some() => {
                 let taken: BTreeMap<u16, InstanceId> = inner
                     .services
                     .values()
@@ -804,9 +813,12 @@ impl Inner {
             let others = self.services.values().filter(|held| held.instance.id != *id);
             for held in others {
                 let theirs = held.definition.service().sidecar.iter().flat_map(|s| &s.upstreams);
-                if theirs.into_iter().any(|t| (t.bind, t.port) == (upstream.bind, upstream.port)) {
+                if theirs.into_iter().any(|theirs| theirs.bind == upstream.bind) {
                     let by = held.instance.id.clone();
-                    return Err(RegisterError::PortTaken { port: upstream.port, by });
+                    return Err(match &upstream.bind {
+                        Address::Tcp(at) => RegisterError::PortTaken { port: at.port(), by },
+                        Address::Unix(path) => RegisterError::PathTaken { path: path.clone(), by },
+                    });
                 }
             }
         }
@@ -1219,12 +1231,17 @@ mod tests {
                 { "DestinationName": "db", "LocalBindPort": 9191 } ] } } } })
         };
         let port = |name: &str| json!({ "Name": name, "Port": 80, "Connect": { "SidecarService": { "Port": 21500 } } });
+        let socket = |name: &str| {
+            json!({ "Name": name, "Connect": { "SidecarService": { "Proxy": { "Upstreams": [
+                { "DestinationName": "db", "LocalBindSocketPath": "/run/x/db.sock" } ] } } } })
+        };
         let check = |check: Value| json!({ "Name": "x", "Check": check });
         let local = open(
             folder.path(),
             &[
                 upstream("a"),
                 port("b"),
+                socket("d"),
                 json!({"Name": "c",
             "Check": {"TTL": "5s", "CheckID": "beat"}}),
             ],
@@ -1232,6 +1249,7 @@ mod tests {
         let cases = [
             (upstream("x"), "port 9191 is used by service a", "one upstream port, two services"),
             (port("x"), "port 21500 is used by service b", "one mesh port, two services"),
+            (socket("x"), "/run/x/db.sock is used by service d", "one socket, two services"),
             (
                 check(json!({"Args": ["/bin/true"], "Interval": "1s"})),
                 "script checks are off",
@@ -1251,7 +1269,7 @@ mod tests {
         let orphan = json!({ "Name": "n", "TTL": "5s", "ServiceID": "nobody" });
         let refused = local.register_check(orphan.try_into().expect("good")).expect_err("orphan");
         assert_eq!(refused.to_string(), "ServiceID \"nobody\" does not exist");
-        assert_eq!(ids(&local), ["a", "b", "c"]);
+        assert_eq!(ids(&local), ["a", "b", "c", "d"]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ fn endpoints(count: u16) -> Vec<Endpoint> {
             instance: format!("i{n}").parse().expect("an id"),
             address,
             has_own_address: false,
+            ports: Default::default(),
             port: n,
             mesh: Some(SocketAddr::new(address, n)),
             locality: Locality::default(),

@@ -65,6 +65,7 @@ mod tests {
             instance: format!("{node}-{port}").parse().expect("an id"),
             address: address.parse().expect("an address"),
             has_own_address: false,
+            ports: Default::default(),
             port,
             mesh: None,
             locality: Locality::default(),

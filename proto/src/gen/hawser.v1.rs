@@ -428,9 +428,27 @@ pub struct Instance {
         ::prost::alloc::string::String,
         TaggedAddress,
     >,
+    /// The path of the Unix socket that the application listens on; empty where it has a port.
+    #[prost(string, tag = "140")]
+    pub socket: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "141")]
+    pub ports: ::prost::alloc::vec::Vec<NamedPort>,
+}
+/// One of several ports of an instance.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NamedPort {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    #[prost(bool, tag = "3")]
+    pub is_default: bool,
+    /// Unspecified: what the service speaks.
+    #[prost(enumeration = "Protocol", tag = "4")]
+    pub protocol: i32,
 }
 /// One instance as other hosts see it.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Endpoint {
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
@@ -455,6 +473,8 @@ pub struct Endpoint {
     pub weight_warning: u32,
     #[prost(enumeration = "Status", tag = "11")]
     pub status: i32,
+    #[prost(message, repeated, tag = "140")]
+    pub ports: ::prost::alloc::vec::Vec<NamedPort>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Check {

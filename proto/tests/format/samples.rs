@@ -82,6 +82,8 @@ pub(crate) fn instance() -> Instance {
         mesh_port: Some(21000),
         enable_tag_override: true,
         gateway: Some("gw.example.com:8443".into()),
+        socket: None,
+        ports: Default::default(),
         tagged: [("lan".into(), TaggedAddress { address: "10.0.0.7".into(), port: 81 })].into(),
     }
 }
@@ -99,6 +101,8 @@ fn bare_instance() -> Instance {
         mesh_port: None,
         enable_tag_override: false,
         gateway: None,
+        socket: None,
+        ports: Default::default(),
         tagged: Default::default(),
     }
 }
@@ -770,6 +774,7 @@ fn endpoint() -> Endpoint {
         instance: parse("db-1"),
         address: parse("10.0.0.9"),
         has_own_address: true,
+        ports: Default::default(),
         port: 5432,
         mesh: Some(parse("10.0.0.1:21001")),
         locality: node().locality,
@@ -785,6 +790,7 @@ fn bare_endpoint() -> Endpoint {
         instance: parse("db-2"),
         address: parse("2001:db8::2"),
         has_own_address: false,
+        ports: Default::default(),
         port: 0,
         mesh: None,
         locality: Locality::default(),

@@ -57,6 +57,8 @@ pub(crate) fn node_service(row: &Row<Instance>) -> json::NodeService {
         tagged_addresses: json::tagged(instance.gateway.as_deref(), &instance.tagged),
         meta: pairs(&instance.meta),
         port: instance.port,
+        socket_path: instance.socket.as_ref().map(ToString::to_string).unwrap_or_default(),
+        ports: instance.ports.iter().map(Into::into).collect(),
         weights: weights(instance),
         enable_tag_override: instance.enable_tag_override,
         proxy: json::ServiceProxy::default(),
@@ -89,9 +91,16 @@ pub(crate) fn sidecar_of(application: json::NodeService, port: u16) -> json::Nod
         proxy: json::ServiceProxy {
             destination_service_name: application.service.clone(),
             destination_service_id: application.id.clone(),
-            local_service_address: "127.0.0.1".to_owned(),
+            local_service_address: match application.socket_path.is_empty() {
+                true => "127.0.0.1".to_owned(),
+                false => String::new(),
+            },
             local_service_port: application.port,
+            local_service_socket_path: application.socket_path,
         },
+        // The proxy has one port for all of the application's.
+        socket_path: String::new(),
+        ports: Vec::new(),
         ..application
     }
 }
@@ -141,7 +150,8 @@ pub(crate) fn flat(host: json::Node, service: json::NodeService) -> json::Servic
         service_weights: service.weights,
         service_meta: service.meta,
         service_port: service.port,
-        service_socket_path: String::new(),
+        service_socket_path: service.socket_path,
+        service_ports: service.ports,
         service_enable_tag_override: service.enable_tag_override,
         service_proxy: service.proxy,
         service_connect: service.connect,

@@ -521,6 +521,8 @@ mod tests {
             mesh_port: Some(21000),
             enable_tag_override: false,
             gateway: None,
+            socket: None,
+            ports: Default::default(),
             tagged: Default::default(),
         }
     }
@@ -1038,6 +1040,7 @@ mod tests {
             instance: format!("{node}-1").parse().expect("an id"),
             address: [10, 2, 0, last].into(),
             has_own_address: false,
+            ports: Default::default(),
             port: 80,
             mesh: (last < 9).then(|| ([10, 2, 0, last], 21000).into()),
             locality: Default::default(),

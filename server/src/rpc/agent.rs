@@ -877,6 +877,8 @@ mod tests {
             mesh_port: Some(21_000),
             enable_tag_override: false,
             gateway: None,
+            socket: None,
+            ports: Default::default(),
             tagged: Default::default(),
         }
     }

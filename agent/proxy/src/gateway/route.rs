@@ -176,6 +176,7 @@ mod tests {
             instance: name(id),
             address: at(port).ip(),
             has_own_address: false,
+            ports: Default::default(),
             port: 80,
             mesh: Some(at(port)),
             locality: Locality::default(),

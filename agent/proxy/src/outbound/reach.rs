@@ -155,7 +155,7 @@ impl Instance {
             Some(server_name(&sni(&reach.callee, &reach.target, Some(peer), Some(label))))
         });
         let upstream = Upstream {
-            address,
+            address: address.into(),
             instance: Some((endpoint.node.clone(), endpoint.instance.clone())),
             locality: endpoint.locality.clone(),
             identity: reach.as_ref().map(|reach| reach.callee.clone()),

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hawser_core::address::Address;
 use serde::Serialize;
 
 /// Which access records are written, and where to.
@@ -108,7 +109,7 @@ pub(crate) struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) peer_identity: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) upstream: Option<std::net::SocketAddr>,
+    pub(crate) upstream: Option<&'a Address>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) upstream_instance: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -10,12 +10,13 @@ mod trail;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hawser_core::address::Address;
 use hawser_core::catalog::{Locality, Protocol};
 use hawser_core::clock::Index;
 use hawser_core::edge::{EdgeKey, Tally};
@@ -61,7 +62,7 @@ impl Reporter {
 
 /// Who took a connection or request.
 pub(crate) struct Upstream {
-    pub(crate) address: SocketAddr,
+    pub(crate) address: Address,
     /// Which instance it is; none for the application beside its own proxy.
     pub(crate) instance: Option<(NodeName, InstanceId)>,
     pub(crate) locality: Locality,
@@ -71,14 +72,19 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     /// The application beside its own proxy.
-    pub(crate) fn application(address: SocketAddr) -> Self {
+    pub(crate) fn application(address: Address) -> Self {
         Self { address, instance: None, locality: Locality::default(), identity: None }
     }
 
     fn describe(&self, attributes: &mut Vec<(&'static str, Attribute)>) {
         let text = |text: &str| Attribute::Text(text.into());
-        attributes.push(("network.peer.address", text(&self.address.ip().to_string())));
-        attributes.push(("network.peer.port", Attribute::Number(self.address.port().into())));
+        match &self.address {
+            Address::Tcp(address) => {
+                attributes.push(("network.peer.address", text(&address.ip().to_string())));
+                attributes.push(("network.peer.port", Attribute::Number(address.port().into())));
+            }
+            Address::Unix(path) => attributes.push(("network.peer.address", text(path.as_str()))),
+        }
         if let Some((node, instance)) = &self.instance {
             attributes.push(("hawser.upstream.node", text(node.as_str())));
             attributes.push(("hawser.upstream.instance", text(instance.as_str())));
@@ -625,7 +631,7 @@ impl Pair {
             first_byte_us: record.first_byte.map(micros),
             duration_us: micros(record.duration),
             peer_identity: identity.map(SpiffeId::to_string),
-            upstream: upstream.map(|upstream| upstream.address),
+            upstream: upstream.map(|upstream| &upstream.address),
             upstream_instance: instance.map(|(_, instance)| instance.as_str()),
             upstream_node: instance.map(|(node, _)| node.as_str()),
             upstream_region: locality.and_then(|locality| locality.region.as_deref()),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hawser_core::address::{Address, SocketPath};
 use hawser_core::ca::Validity;
 use hawser_core::catalog::{Instance, Locality, Node, Protocol, Row, Weights};
 use hawser_core::chain::Chain;
@@ -76,6 +77,8 @@ pub(crate) struct World {
     pub(crate) entries: Vec<(&'static str, &'static str)>,
     /// What the caller's view has besides.
     pub(crate) others: Others,
+    /// The socket on which `web` reaches its upstream in place of [`Self::outbound`], and its mode.
+    pub(crate) upstream_socket: Option<(SocketPath, u32)>,
     pub(crate) client: Option<Proxy>,
     pub(crate) server: Option<Proxy>,
     /// What the two log.
@@ -83,7 +86,7 @@ pub(crate) struct World {
     pub(crate) trace_ppm: Option<u32>,
     protocol: Protocol,
     /// Where each instance's proxy listens, and its application where our proxy serves it.
-    instances: Vec<(SocketAddr, Option<SocketAddr>)>,
+    instances: Vec<(SocketAddr, Option<Address>)>,
     issuer: Issuer<'static, KeyPair>,
     root: Vec<u8>,
     is_root_known: bool,
@@ -124,6 +127,7 @@ impl World {
             destination: Target { service: name("db"), peer: None },
             entries: Vec::new(),
             others: Others::default(),
+            upstream_socket: None,
             client: None,
             server: None,
             logs: Default::default(),
@@ -152,9 +156,14 @@ impl World {
         self.start_unbound();
         let mut expected: Vec<_> =
             self.instances.iter().filter(|(_, app)| app.is_some()).map(|(at, _)| *at).collect();
-        expected.push(self.outbound);
+        if self.upstream_socket.is_none() {
+            expected.push(self.outbound);
+        }
         for address in expected {
-            self.until_bound(address).await;
+            self.until_bound(address.into()).await;
+        }
+        if let Some((path, _)) = self.upstream_socket.clone() {
+            self.until_bound(path.into()).await;
         }
     }
 
@@ -168,7 +177,7 @@ impl World {
             outbounds: Vec::new(),
         };
         let services = self.instances.iter().enumerate().filter_map(|(n, (listen, app))| {
-            let inbound = Some(Inbound { listen: *listen, application: (*app)? });
+            let inbound = Some(Inbound { listen: *listen, application: app.clone()? });
             let instance = format!("db-{n}").parse().expect("an id");
             Some(LocalService { instance, inbound, ..server.clone() })
         });
@@ -201,10 +210,18 @@ impl World {
             instance: "web-1".parse().expect("an id"),
             identity,
             inbound: None,
-            outbounds: vec![Outbound { destination: self.destination.clone(), listen }],
+            outbounds: vec![self.upstream(listen)],
         };
         self.client_plans
             .send_replace(Arc::new(Plan { services: vec![client], ..Plan::default() }));
+    }
+
+    fn upstream(&self, listen: SocketAddr) -> Outbound {
+        let destination = self.destination.clone();
+        match self.upstream_socket.clone() {
+            None => Outbound { destination, listen: listen.into(), mode: 0 },
+            Some((path, mode)) => Outbound { destination, listen: path.into(), mode },
+        }
     }
 
     /// What the caller's calls were counted as: cluster and verdict.
@@ -258,7 +275,7 @@ impl World {
         self.server_plans.send_modify(|plan| {
             let plan = Arc::make_mut(plan);
             let inbound = plan.services.first_mut().and_then(|first| first.inbound.as_mut());
-            inbound.expect("an instance").application = application;
+            inbound.expect("an instance").application = application.into();
         });
     }
 
@@ -277,7 +294,7 @@ impl World {
         self.client.as_ref().map(Proxy::listeners).unwrap_or_default()
     }
 
-    pub(crate) async fn until_bound(&self, address: SocketAddr) {
+    pub(crate) async fn until_bound(&self, address: Address) {
         eventually("the listener is bound", || {
             let server = self.server.as_ref().map(Proxy::listeners).unwrap_or_default();
             let mut all = self.client_listeners().into_iter().chain(server);
@@ -397,6 +414,8 @@ impl World {
                     mesh_port: Some(mesh.port()),
                     enable_tag_override: false,
                     gateway: None,
+                    socket: None,
+                    ports: Default::default(),
                     tagged: Default::default(),
                 }],
                 put_checks: vec![],
@@ -415,11 +434,12 @@ impl World {
     pub(crate) fn publish(&mut self) {
         self.index += 1;
         let index = Index(self.index);
-        let endpoint = |(n, (mesh, _)): (usize, &(SocketAddr, Option<SocketAddr>))| Endpoint {
+        let endpoint = |(n, (mesh, _)): (usize, &(SocketAddr, Option<Address>))| Endpoint {
             node: format!("host-{n}").parse().expect("a name"),
             instance: format!("db-{n}").parse().expect("an id"),
             address: mesh.ip(),
             has_own_address: false,
+            ports: Default::default(),
             port: 1,
             mesh: Some(*self.taps.get(mesh).unwrap_or(mesh)),
             locality: Locality::default(),
@@ -500,8 +520,13 @@ impl World {
     /// An instance with this application.
     pub(crate) fn instance(&mut self, application: SocketAddr) -> SocketAddr {
         let listen = free_address();
-        self.instances.push((listen, Some(application)));
+        self.instances.push((listen, Some(application.into())));
         listen
+    }
+
+    /// Where the last instance's application listens, from now on elsewhere.
+    pub(crate) fn move_application(&mut self, to: Address) -> Option<Address> {
+        self.instances.last_mut().and_then(|(_, application)| application.replace(to))
     }
 
     /// Where the first instance's proxy listens.

@@ -166,7 +166,7 @@ impl Region {
                 service: name("db"),
                 instance: format!("db-{n}").parse().expect("an id"),
                 identity: Some(leaf.clone()),
-                inbound: Some(Inbound { listen: *listen, application: (*app)? }),
+                inbound: Some(Inbound { listen: *listen, application: (*app)?.into() }),
                 outbounds: Vec::new(),
             })
         });
@@ -217,6 +217,7 @@ impl Region {
             instance: format!("db-{n}").parse().expect("an id"),
             address: mesh.ip(),
             has_own_address: false,
+            ports: Default::default(),
             port: 1,
             mesh: Some(*mesh),
             locality: Locality::default(),

@@ -1,0 +1,3 @@
+//! Where applications listen and are listened for, and what is spoken there.
+
+mod sockets;
