@@ -1,4 +1,5 @@
-//! What the mesh must show between hosts, with real programs: nginx, PostgreSQL, dig, openssl.
+//! What the mesh must show between hosts, with real programs: nginx, HAProxy, Node,
+//! lighttpd, h11, tonic, PostgreSQL, redis, dig, openssl.
 //!
 //! Each test sets up the whole scene of `tests/rig` anew: three servers and three agents of the
 //! real binary in network namespaces; that of tasks has servers, one agent and ECS tasks. Needs root; run by `cargo xtask hosts test`, one at a time.
@@ -16,3 +17,5 @@ mod task;
 mod tasks;
 mod malformed;
 mod regions;
+mod backends;
+mod grpc;

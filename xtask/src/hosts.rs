@@ -109,7 +109,21 @@ fn test(root: &Path, binary: Option<&Path>, arguments: &[String]) -> Result<()> 
 const UP: &str = "hawser-hosts-up";
 
 /// What the scene and its tests call; PostgreSQL's own programs are looked for by the rig.
-const PROGRAMS: [&str; 11] = [
-    "ip", "nft", "nsenter", "setpriv", "curl", "nginx", "python3", "psql", "dig", "tcpdump",
+const PROGRAMS: [&str; 16] = [
+    "ip",
+    "nft",
+    "nsenter",
+    "setpriv",
+    "curl",
+    "nginx",
+    "haproxy",
+    "node",
+    "lighttpd",
+    "redis-server",
+    "redis-cli",
+    "python3",
+    "psql",
+    "dig",
+    "tcpdump",
     "openssl",
 ];

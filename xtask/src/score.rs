@@ -44,6 +44,8 @@ enum How {
     Hosts(&'static str),
     /// Power cuts (needs root).
     Powercut,
+    /// Clients that people have, by bench/requests.sh.
+    Requests,
 }
 
 /// Carries it out, or lists all.
@@ -70,6 +72,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
             let binary = arguments.binary.clone();
             hosts::run(root, &hosts::Action::Test { binary, arguments: vec![test.to_owned()] })
         }
+        How::Requests => requests(root, arguments),
         How::Powercut => powercut::run(root, if arguments.quick { 20 } else { 200 }),
     })
 }
@@ -84,10 +87,21 @@ fn cluster(root: &Path, arguments: &Arguments, test: &str, full: &[(&str, &str)]
     if !arguments.quick {
         command.env("HAWSER_SCORE", "full").envs(full.iter().copied());
     }
-    if let Some(requests) = arguments.requests {
-        command.env("HAWSER_REQUESTS", requests.to_string());
-    }
     shown(&mut command)
+}
+
+fn requests(root: &Path, arguments: &Arguments) -> Result<()> {
+    let few = if arguments.quick { 20_000 } else { 10_000_000 };
+    let count = arguments.requests.unwrap_or(few).to_string();
+    let binary = match binary(root, arguments)? {
+        Some(binary) => binary,
+        None => {
+            shown(&mut cargo(root, &["build", "--bin", "hawser"]))?;
+            target(root).join("debug/hawser")
+        }
+    };
+    let mut command = Command::new(root.join("bench/requests.sh"));
+    shown(command.args(["--requests", &count, "--binary"]).arg(binary))
 }
 
 /// The binary to run, where it is not the one that is built with the tests.
@@ -133,6 +147,11 @@ const SCORES: &[Score] = &[
                 ("HAWSER_UPGRADE_RATE", "2000"),
             ],
         ),
+    },
+    Score {
+        name: "requests",
+        what: "h2load, wrk and curl through two proxies; none is without a good answer",
+        how: How::Requests,
     },
     Score {
         name: "history",

@@ -1,14 +1,14 @@
 //! Programs that the mesh carries requests to, each with a log of exactly the requests that it saw.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::process::Process;
+use crate::net::Host;
+use crate::process::{Process, told};
 use crate::wait::wait_for;
 
 /// A program with an HTTP parser of its own.
@@ -63,18 +63,36 @@ impl Kind {
     /// # Errors
     /// It is not installed, or does not listen within 10 s.
     pub fn start(self, port: u16, folder: &Path) -> Result<(Process, Backend)> {
+        self.start_by(&|program| Command::new(program), port, folder)
+    }
+
+    /// The same on `host`.
+    ///
+    /// # Errors
+    /// As [`Kind::start`].
+    pub fn start_on(self, host: Host, port: u16, folder: &Path) -> Result<(Process, Backend)> {
+        self.start_by(&|program| host.command(program), port, folder)
+    }
+
+    /// The same, by programs that `command` makes commands of.
+    fn start_by(
+        self,
+        command_of: &dyn Fn(&str) -> Command,
+        port: u16,
+        folder: &Path,
+    ) -> Result<(Process, Backend)> {
         fs::create_dir_all(folder)?;
         let log = folder.join("requests.log");
         fs::write(&log, "")?;
         let file = folder.join("configuration");
         fs::write(&file, self.configuration(port, folder, &log))?;
         let mut command = match self {
-            Self::Nginx => Command::new("nginx"),
-            Self::Haproxy => Command::new("haproxy"),
-            Self::Node => Command::new("node"),
-            Self::Lighttpd => Command::new("lighttpd"),
+            Self::Nginx => command_of("nginx"),
+            Self::Haproxy => command_of("haproxy"),
+            Self::Node => command_of("node"),
+            Self::Lighttpd => command_of("lighttpd"),
             // Debian has h11 for its own Python.
-            Self::H11 => Command::new("/usr/bin/python3"),
+            Self::H11 => command_of("/usr/bin/python3"),
         };
         match self {
             Self::Nginx => {
@@ -93,7 +111,9 @@ impl Kind {
         };
         let process = Process::spawn(self.name(), command, &printed)?;
         wait_for(format_args!("{} to listen", self.name()), Duration::from_secs(10), || {
-            Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?)
+            let mut look = command_of("bash");
+            look.args(["-c", &format!("exec 3<>/dev/tcp/127.0.0.1/{port}")]);
+            told(look, Duration::from_secs(2))
         })
         .with_context(|| process.printed())?;
         Ok((process, Backend { kind: self, port, log }))
@@ -175,6 +195,35 @@ impl Backend {
         }
         Ok(seen)
     }
+}
+
+/// redis on 127.0.0.1:`port` of `host`, which keeps nothing.
+///
+/// # Errors
+/// It is not installed, or does not answer within 10 s.
+pub fn redis(host: Host, port: u16, folder: &Path) -> Result<Process> {
+    fs::create_dir_all(folder)?;
+    let mut command = host.command("redis-server");
+    let port_text = port.to_string();
+    command.args(["--port", &port_text, "--bind", "127.0.0.1", "--save", "", "--dir"]).arg(folder);
+    let process = Process::spawn("redis", command, &folder.join("redis.log"))?;
+    wait_for("redis to answer", Duration::from_secs(10), || redis_cli(host, port, &["PING"], b""))
+        .with_context(|| process.printed())?;
+    Ok(process)
+}
+
+/// What `redis-cli` prints on `host` against 127.0.0.1:`port`.
+///
+/// # Errors
+/// It fails or takes longer than 20 s.
+pub fn redis_cli(host: Host, port: u16, arguments: &[&str], input: &[u8]) -> Result<String> {
+    let mut command: Command = host.command("redis-cli");
+    command.args(["-p", &port.to_string()]).args(arguments);
+    let output = crate::process::finish(command, input, Duration::from_secs(20))?;
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success() && !out.contains("Error"), "redis-cli: {out}{err}");
+    Ok(out.trim_end().to_owned())
 }
 
 /// Answers with what it was asked for; an upgrade becomes an echo of bytes.
