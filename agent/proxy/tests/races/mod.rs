@@ -355,7 +355,8 @@ async fn a_request_that_cannot_be_told_of_its_end_takes_its_connection_with_it()
     let mut client = client.ready().await.expect("open");
     let request = Request::post("http://db/a").body(()).expect("good");
     let (answer, mut sender) = client.send_request(request, false).expect("room");
-    let _answer = answer.await.expect("answered");
+    let answer = answer.await.expect("answered");
+    assert_eq!(answer.status(), StatusCode::OK);
     sender.send_data(Bytes::from("more than it may hear of"), false).expect("open");
     world.requests = allowed(&["/b"]);
     world.republish();
