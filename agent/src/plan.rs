@@ -8,7 +8,7 @@ use hawser_core::entry::Target;
 use hawser_core::jwt::KeyRing;
 use hawser_core::name::ServiceName;
 use hawser_identity::Leaf;
-use hawser_proxy::{Gateway, Inbound, LocalService, Outbound, Plan};
+use hawser_proxy::{Gateway, Inbound, LocalService, NamedPort, Outbound, Plan};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -90,11 +90,15 @@ impl Planner {
         let sidecar = held.definition.service().sidecar.as_ref()?;
         let name = &held.instance.service;
         let inbound = held.instance.mesh_port.zip(sidecar.application.clone());
+        let named = sidecar.ports.iter().cloned();
+        let named =
+            named.map(|(name, application, protocol)| NamedPort { name, application, protocol });
         let outbounds = sidecar.upstreams.iter().map(|upstream| Outbound {
             destination: Target {
                 service: upstream.destination.clone(),
                 peer: upstream.peer.clone(),
             },
+            port: upstream.destination_port.clone(),
             listen: upstream.bind.clone(),
             mode: upstream.mode,
         });
@@ -105,6 +109,7 @@ impl Planner {
             inbound: inbound.map(|(port, application)| Inbound {
                 listen: SocketAddr::new(self.bind, port),
                 application,
+                ports: named.collect(),
             }),
             outbounds: outbounds.collect(),
         })

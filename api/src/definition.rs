@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_core::address::{Address, SocketPath};
-use hawser_core::catalog::{Instance, Protocol, TaggedAddress, TaggedAddresses, Weights};
+use hawser_core::catalog::{
+    Instance, NamedPort, Protocol, TaggedAddress, TaggedAddresses, Weights,
+};
 use hawser_core::health::{Status, Thresholds};
-use hawser_core::name::{CheckId, InstanceId, PeerName, ServiceName};
+use hawser_core::name::{CheckId, InstanceId, PeerName, PortName, ServiceName};
 use http::{HeaderName, HeaderValue, Method, Uri};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -36,6 +38,8 @@ pub struct Sidecar {
     pub port: Option<u16>,
     /// Where the proxy reaches the application; none when it listens nowhere, and only calls others.
     pub application: Option<Address>,
+    /// Where the proxy reaches its ports by name.
+    pub ports: Vec<(PortName, Address, Option<Protocol>)>,
     /// Whom the application calls.
     pub upstreams: Vec<Upstream>,
 }
@@ -47,6 +51,8 @@ pub struct Upstream {
     pub destination: ServiceName,
     /// The peer whose service it is; none for one's own cluster.
     pub peer: Option<PeerName>,
+    /// Which of its ports; none for the default one.
+    pub destination_port: Option<PortName>,
     /// Where the application reaches it.
     pub bind: Address,
     /// The mode of the socket's file, where `bind` is one.
@@ -332,12 +338,12 @@ pub fn service(mut fields: Fields<'_>) -> Result<Service, InvalidField> {
         Some(id) => id,
         None => instance_id(name.as_str())?,
     };
-    let port = fields.port(&["Port"])?;
+    let (port, ports) = ports(&mut fields)?;
     let mut protocol = protocol(&mut fields)?;
     let checks = checks(&mut fields, &name, &id)?;
     let instance = Instance {
         address: address(&mut fields)?,
-        port: port.unwrap_or(0),
+        port,
         tags: tags(&mut fields)?,
         meta: fields.meta(&["Meta"])?,
         weights: weights(&mut fields)?,
@@ -346,7 +352,7 @@ pub fn service(mut fields: Fields<'_>) -> Result<Service, InvalidField> {
         enable_tag_override: fields.flag(&["EnableTagOverride"])?,
         gateway: None,
         socket: None,
-        ports: Default::default(),
+        ports,
         tagged: TaggedAddresses::new(),
         id,
         service: name,
@@ -693,7 +699,23 @@ fn sidecar(
     fields.ignore(&["EnableTagOverride", "Token", "Locality"]);
     fields.default_tenancy()?;
     fields.finish()?;
-    Ok(Sidecar { port, application, upstreams })
+    let ports = named_applications(application.as_ref(), &instance.ports);
+    Ok(Sidecar { port, application, ports, upstreams })
+}
+
+/// Where the proxy reaches the ports of an application: beside the default one.
+fn named_applications(
+    default: Option<&Address>,
+    ports: &[NamedPort],
+) -> Vec<(PortName, Address, Option<Protocol>)> {
+    let ip = default.and_then(Address::tcp).map_or(Ipv4Addr::LOCALHOST.into(), |it| it.ip());
+    let reached = ports.iter().map(|named| {
+        let own = Address::Tcp(SocketAddr::new(ip, named.port));
+        // The default one may be elsewhere than the catalog says.
+        let address = default.filter(|_| named.is_default).cloned().unwrap_or(own);
+        (named.name.clone(), address, named.protocol)
+    });
+    reached.collect()
 }
 
 /// Where the proxy reaches the application: where its sidecar says, or else the service itself.
@@ -810,6 +832,15 @@ fn upstream(mut fields: Fields<'_>, others: &[Upstream]) -> Result<Upstream, Inv
             return Err(InvalidField::new(path, "only \"default\" exists: leave it out"));
         }
     }
+    let destination_port = match fields.text(&["DestinationPort"])? {
+        Some((path, _)) if peer.is_some() => {
+            let why =
+                "names a port of services of one's own cluster: leave it or DestinationPeer out";
+            return Err(InvalidField::new(path, why));
+        }
+        Some((path, text)) => Some(port_name(&path, text)?),
+        None => None,
+    };
     let (bind, mode) = upstream_bind(&mut fields)?;
     check_gateway_mode(&mut fields)?;
     fields.ignore(&["Config", "CentrallyConfigured"]);
@@ -819,7 +850,7 @@ fn upstream(mut fields: Fields<'_>, others: &[Upstream]) -> Result<Upstream, Inv
         return Err(InvalidField::new(fields.path_of(field), why));
     }
     fields.finish()?;
-    Ok(Upstream { destination, peer, bind, mode })
+    Ok(Upstream { destination, peer, destination_port, bind, mode })
 }
 
 /// Where the application reaches an upstream, and the mode of the socket's file where that is one.
@@ -886,7 +917,6 @@ fn refuse_kinds(fields: &mut Fields<'_>) -> Result<(), InvalidField> {
         return Err(InvalidField::new(path, why));
     }
     fields.refuse(&["Proxy"], "belongs inside Connect.SidecarService")?;
-    fields.refuse(&["Ports"], "several ports are not supported: declare a service for each")?;
     fields.default_tenancy()
 }
 
@@ -919,6 +949,63 @@ fn address(fields: &mut Fields<'_>) -> Result<Option<IpAddr>, InvalidField> {
         return Err(InvalidField::new(path, why));
     }
     Ok(Some(address))
+}
+
+/// Its port, the default one of several; and its ports by name.
+fn ports(fields: &mut Fields<'_>) -> Result<(u16, Arc<[NamedPort]>), InvalidField> {
+    let port_path = fields.path_of("Port");
+    let port = fields.port(&["Port"])?.filter(|port| *port > 0);
+    let path = fields.path_of("Ports");
+    let written = fields.list(&["Ports"])?;
+    if written.len() > PORTS_MAX {
+        return Err(InvalidField::new(path, format_args!("{PORTS_MAX} ports are the most")));
+    }
+    let mut all: Vec<NamedPort> = Vec::with_capacity(written.len());
+    for Field { path, value } in written {
+        let named = named_port(Fields::open(value, &path)?)?;
+        if all.iter().any(|other| other.name == named.name) {
+            let why = format_args!("there is another port called {}", named.name);
+            return Err(InvalidField::new(path, why));
+        }
+        all.push(named);
+    }
+    if let [only] = all.as_mut_slice() {
+        only.is_default = true;
+    }
+    let mut defaults = all.iter().filter(|named| named.is_default);
+    let default = match (defaults.next(), defaults.next()) {
+        (Some(default), None) => default.port,
+        (None, _) if all.is_empty() => return Ok((port.unwrap_or(0), Arc::default())),
+        _ => {
+            let why = "exactly one is meant where none is named: give that Default = true";
+            return Err(InvalidField::new(path, why));
+        }
+    };
+    if port.is_some_and(|port| port != default) {
+        let why =
+            format_args!("is {default} where Ports says that this is the default: leave it out");
+        return Err(InvalidField::new(port_path, why));
+    }
+    Ok((default, all.into()))
+}
+
+fn named_port(mut fields: Fields<'_>) -> Result<NamedPort, InvalidField> {
+    let (path, text) = fields.text(&["Name"])?.ok_or_else(|| missing(&fields, "Name"))?;
+    let name = port_name(&path, text)?;
+    let port = fields.port(&["Port"])?.filter(|port| *port > 0);
+    let port = port.ok_or_else(|| missing(&fields, "Port"))?;
+    let is_default = fields.flag(&["Default"])?;
+    // Empty is how it is shown where nothing was said.
+    let protocol = match fields.text(&["Protocol"])? {
+        Some((path, word)) => Some(protocol_word(&path, &word.into())?),
+        None => None,
+    };
+    fields.finish()?;
+    Ok(NamedPort { name, port, is_default, protocol })
+}
+
+fn port_name(path: &str, text: &str) -> Result<PortName, InvalidField> {
+    text.parse().map_err(|why| InvalidField::new(path, format_args!("{text:?}: {why}")))
 }
 
 /// The Unix socket that the application listens on, in place of a port.
@@ -1031,6 +1118,7 @@ const CHECKS_MAX: usize = 64;
 const UPSTREAMS_MAX: usize = 256;
 const HEADERS_MAX: usize = 64;
 const TAGGED_MAX: usize = 64;
+const PORTS_MAX: usize = 16;
 const TAGS_MAX: usize = 256;
 const TAG_OCTETS_MAX: usize = 512;
 
@@ -1074,6 +1162,31 @@ mod tests {
         assert_eq!(sidecar.application, Some(at("127.0.0.1:8080")));
         assert_eq!(sidecar.upstreams[0].bind, at("127.0.0.1:5432"));
         assert_eq!(sidecar.upstreams[0].peer, Some("east".parse().expect("a name")));
+    }
+
+    #[test]
+    fn several_ports_have_names_and_one_is_the_default() {
+        let service = read(json!({ "Name": "api", "Ports": [
+            { "Name": "http", "Port": 8080, "Default": true },
+            { "Name": "admin", "Port": 9090, "Protocol": "grpc" },
+        ], "Connect": { "SidecarService": { "Proxy": {
+            "LocalServiceAddress": "127.0.0.2", "LocalServicePort": 81,
+        } } } }));
+        let service = service.expect("good");
+        let named = |named: &NamedPort| (named.name.to_string(), named.port, named.is_default);
+        let ports: Vec<_> = service.instance.ports.iter().map(named).collect();
+        assert_eq!(ports, [("http".into(), 8080, true), ("admin".into(), 9090, false)]);
+        assert_eq!(service.instance.port, 8080, "for those who know no names");
+        let sidecar = service.sidecar.expect("in the mesh");
+        let reached = |(name, at, spoken): &(PortName, Address, Option<Protocol>)| {
+            (name.to_string(), at.to_string(), *spoken)
+        };
+        let reached: Vec<_> = sidecar.ports.iter().map(reached).collect();
+        let expected = [
+            ("http".to_owned(), "127.0.0.2:81".to_owned(), None),
+            ("admin".to_owned(), "127.0.0.2:9090".to_owned(), Some(Protocol::Grpc)),
+        ];
+        assert_eq!(reached, expected);
     }
 
     #[test]
@@ -1214,6 +1327,35 @@ mod tests {
                 }])),
                 "Connect.SidecarService.Proxy.Upstreams[0].Datacenter",
                 "DestinationPeer",
+            ),
+            (with("Ports", json!([{ "Port": 80 }])), "Ports[0].Name", "missing"),
+            (with("Ports", json!([{ "Name": "A", "Port": 80 }])), "Ports[0].Name", "not allowed"),
+            (with("Ports", json!([{ "Name": "a" }])), "Ports[0].Port", "missing"),
+            (
+                with("Ports", json!([{ "Name": "a", "Port": 1, "Protocol": "udp" }])),
+                "Ports[0].Protocol",
+                "none of",
+            ),
+            (
+                with("Ports", json!([{ "Name": "a", "Port": 1 }, { "Name": "b", "Port": 2 }])),
+                "Ports",
+                "Default = true",
+            ),
+            (
+                with("Ports", json!([{ "Name": "a", "Port": 1 }, { "Name": "a", "Port": 2 }])),
+                "Ports[1]",
+                "another port called a",
+            ),
+            (
+                json!({ "Name": "web", "Port": 2, "Ports": [{ "Name": "a", "Port": 1 }] }),
+                "Port",
+                "leave it out",
+            ),
+            (
+                upstreams(json!([{ "DestinationName": "db", "LocalBindPort": 1,
+                    "DestinationPeer": "east", "DestinationPort": "admin" }])),
+                "Connect.SidecarService.Proxy.Upstreams[0].DestinationPort",
+                "one's own cluster",
             ),
             (with("SocketPath", json!("run/x.sock")), "SocketPath", "absolute path"),
             (

@@ -34,6 +34,9 @@ pub struct Chain {
 pub fn compile(entries: &Entries, declared: Option<Protocol>, service: &ServiceName) -> Chain {
     let defaults = entries.service_defaults(service);
     let resolver = entries.service_resolver(service);
+    let mut policies = Policies::of(entries, service);
+    // Detection is for what nobody states.
+    policies.detects_protocol &= declared.is_none();
     let local_connect_ms = defaults.and_then(|entry| entry.local_connect_timeout_ms);
     Chain {
         service: service.clone(),
@@ -49,7 +52,7 @@ pub fn compile(entries: &Entries, declared: Option<Protocol>, service: &ServiceN
         inbound_connections_max: defaults
             .and_then(|entry| entry.max_inbound_connections)
             .filter(|most| *most > 0),
-        policies: Arc::new(Policies::of(entries, service)),
+        policies: Arc::new(policies),
     }
 }
 
@@ -91,6 +94,44 @@ mod tests {
                 entries.put(Entry::new(name, body).expect("a good entry"), Index(1));
             }
             assert_eq!(compile(&entries, declared, &web).protocol, expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_protocol_is_detected_only_where_nobody_states_one() {
+        let shared = |protocol: &str| {
+            Body::ProxyDefaults(ProxyDefaults {
+                config: ProxyDefaultsConfig { protocol: Some(protocol.into()) },
+                ..Default::default()
+            })
+        };
+        let own = |protocol: &str| {
+            Body::ServiceDefaults(ServiceDefaults {
+                protocol: Some(protocol.into()),
+                ..Default::default()
+            })
+        };
+        let (tcp, http) = (Protocol::Tcp, Protocol::Http);
+        let cases = [
+            // entries, declared, protocol, detected, why
+            (vec![], None, tcp, false, "nobody asks for it"),
+            (vec![("global", shared("auto"))], None, tcp, true, "nobody states one"),
+            (vec![("global", shared("auto"))], Some(http), http, false, "the instance does"),
+            (vec![("global", shared("auto"))], Some(tcp), tcp, false, "the instance does, too"),
+            (vec![("global", shared("auto")), ("web", own("http"))], None, http, false, "its own"),
+            (vec![("global", shared("http")), ("web", own("auto"))], None, tcp, true, "its own"),
+        ];
+        for (bodies, declared, protocol, detected, why) in cases {
+            let mut entries = Entries::default();
+            for (name, body) in bodies {
+                entries.put(Entry::new(name, body).expect("a good entry"), Index(1));
+            }
+            let chain = compile(&entries, declared, &"web".parse().expect("a name"));
+            assert_eq!(
+                (chain.protocol, chain.policies.detects_protocol),
+                (protocol, detected),
+                "{why}"
+            );
         }
     }
 

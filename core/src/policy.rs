@@ -33,6 +33,9 @@ pub struct Policies {
     /// Whether its instances take callers without TLS.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub takes_plaintext: bool,
+    /// Whether its callers' proxies detect what is spoken, because nobody stated it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub detects_protocol: bool,
 }
 
 impl Policies {
@@ -47,6 +50,7 @@ impl Policies {
             rates: defaults.and_then(|entry| entry.rate_limits.as_deref().cloned()),
             inbound: defaults.and_then(|entry| entry.inbound_limits.as_deref().cloned()),
             takes_plaintext: entries.takes_plaintext(service),
+            detects_protocol: entries.detects_protocol(service),
             connections: defaults.and_then(|entry| entry.connections.as_deref().cloned()),
         }
     }

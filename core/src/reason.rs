@@ -108,6 +108,8 @@ reasons! {
     LocalName = 32 "local_name",
     /// No gateway of the peer could be reached.
     GatewayUnavailable = 33 "gateway_unavailable",
+    /// The instance has no port of the name that was asked for.
+    PortUnknown = 140 "port_unknown",
     /// The peer's identity, its node or its certificate was revoked.
     IdentityRevoked = 50 "identity_revoked",
     /// An intention decides about each request, and its permissions, or the default where none applies, deny this one.

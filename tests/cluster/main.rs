@@ -10,6 +10,7 @@ mod ecs;
 mod harness;
 mod histories;
 mod operate;
+mod ports;
 mod score;
 mod sockets;
 mod snapshot;

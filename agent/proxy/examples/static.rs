@@ -84,12 +84,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
         service: service.clone(),
         instance: "i-1".parse()?,
         identity: Some(Arc::new(leaf(&arguments.ca, &arguments.key, service)?)),
-        inbound: (!arguments.is_client)
-            .then_some(Inbound { listen: arguments.listen, application: arguments.to.into() }),
+        inbound: (!arguments.is_client).then_some(Inbound {
+            listen: arguments.listen,
+            application: arguments.to.into(),
+            ports: Vec::new(),
+        }),
         outbounds: arguments
             .is_client
             .then(|| Outbound {
                 destination: Target { service: db.clone(), peer: None },
+                port: None,
                 listen: arguments.listen.into(),
                 mode: 0,
             })

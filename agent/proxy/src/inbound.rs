@@ -3,9 +3,11 @@
 //! Tasks: one for each connection; one for each request in an HTTP/2 connection (by hyper); one
 //! for each connection to the application; one for each upgraded connection.
 
+mod ports;
 mod streams;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -48,6 +50,7 @@ use crate::relay::Moved;
 use crate::report::{
     Owner, Pair, Record, Reporter, Trail, Unanswered, Upstream, answered, forward,
 };
+use crate::select::Selector;
 use crate::socket::{self, Wide};
 use crate::tls::{self, Identity, Wire};
 use crate::watch::{OnList, Ruled, Watched};
@@ -69,6 +72,10 @@ pub(crate) struct Port {
     load: Rc<RefCell<Load>>,
     /// What the view says of the service, and the guard that was made of it.
     current: RefCell<(Option<Arc<ServiceView>>, Rc<Guard>)>,
+    /// What is spoken here, where that is not what the view says of the service.
+    spoken: Cell<Option<Protocol>>,
+    /// The instance's other ports, by what selects them.
+    others: RefCell<BTreeMap<Selector, Rc<Self>>>,
     /// Cancelled when callers without TLS may pass no more.
     pub(crate) plain: RefCell<CancellationToken>,
 }
@@ -98,6 +105,8 @@ impl Port {
             intake,
             load,
             current: RefCell::new((None, Rc::new(guard))),
+            spoken: Cell::default(),
+            others: RefCell::default(),
             plain: RefCell::default(),
         };
         port.refresh();
@@ -106,6 +115,7 @@ impl Port {
 
     /// Takes over what the view says now of the service.
     pub(crate) fn refresh(&self) {
+        self.others.borrow().values().for_each(|other| other.refresh());
         if !self.takes_plaintext() {
             self.plain.replace(CancellationToken::new()).cancel();
         }
@@ -127,6 +137,7 @@ impl Port {
 
     /// Closes connections to the application that nobody used for a while.
     pub(crate) fn sweep(&self) {
+        self.others.borrow().values().for_each(|other| other.sweep());
         self.idle.sweep(self.context.clock.now(), self.context.limits.application_idle);
     }
 
@@ -147,7 +158,11 @@ impl Port {
 
     fn chain(&self) -> Option<Chain> {
         let view = self.context.view.borrow();
-        view.services.get(&self.service).map(|service| service.chain.clone())
+        let mut chain = view.services.get(&self.service)?.chain.clone();
+        if let Some(spoken) = self.spoken.get() {
+            chain.protocol = spoken;
+        }
+        Some(chain)
     }
 
     /// Carries one connection from its first byte to its last.
@@ -180,8 +195,12 @@ impl Port {
             return Err(Reason::NoIdentity);
         }
         socket::tune(&socket);
+        let (stream, wire, port) = Box::pin(self.shake(socket, &identity)).await?;
+        let chain = match Rc::ptr_eq(&port, &self) {
+            true => chain,
+            false => port.chain().ok_or(Reason::ViewMissing)?,
+        };
         let is_http = chain.protocol.is_http();
-        let (stream, wire) = Box::pin(self.shake(socket, &identity, is_http)).await?;
         if matches!(wire, Wire::H2 | Wire::Streams) {
             stream.get_ref().0.expect_reader(limits);
         }
@@ -194,7 +213,7 @@ impl Port {
         if wire == Wire::Streams {
             drop(open);
             let listed = context.watched.watch(caller, peer, None, identity.anchors())?;
-            let (port, caller) = (self.clone(), made_known);
+            let caller = made_known;
             let carrier = Carrier { port, listed, source, pair, from, caller };
             Box::pin(carrier.serve(stream, identity.superseded.clone())).await;
             return Ok(());
@@ -207,7 +226,7 @@ impl Port {
         let listed = context.watched.watch(caller, peer, Some(ruled), identity.anchors())?;
         listed.watched.note(&context.view.borrow(), rule);
         let (listed, protocol) = (Rc::new((listed, open)), chain.protocol);
-        let (port, caller) = (self.clone(), made_known);
+        let caller = made_known;
         let connection =
             Connection { port, listed, source, pair, protocol, view_index, from, caller };
         if is_http {
@@ -219,28 +238,33 @@ impl Port {
         Ok(())
     }
 
-    /// The handshake, in which the caller shows who it is; and what is spoken from then on.
+    /// The handshake, in which the caller shows who it is; what is spoken from then on, and which
+    /// port that is for.
     async fn shake(
-        &self,
+        self: &Rc<Self>,
         socket: TcpStream,
         identity: &Identity,
-        is_http: bool,
-    ) -> Result<(TlsStream<Wide>, Wire), Reason> {
+    ) -> Result<(TlsStream<Wide>, Wire, Rc<Self>), Reason> {
         let socket = Wide::new(socket, self.context.buffers.clone());
+        let failed = |error: io::Error| tls::reason(&error);
         let handshake = async {
             let _permit = self.context.handshakes.acquire().await;
-            let hello =
-                LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
+            let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket);
+            let hello = hello.await.map_err(failed)?;
+            let port = match hello.client_hello().alpn() {
+                Some(offered) => self.selected(offered)?,
+                None => self.clone(),
+            };
             let wire = match hello.client_hello().alpn() {
-                Some(mut offered) => Wire::choose(is_http, &mut offered),
+                Some(mut offered) => Wire::choose(port.is_http(), &mut offered),
                 None => Wire::Native,
             };
-            Ok::<_, io::Error>((hello.into_stream(identity.accept(wire)).await?, wire))
+            let stream = hello.into_stream(identity.accept(wire)).await.map_err(failed)?;
+            Ok((stream, wire, port))
         };
         tokio::time::timeout(self.context.limits.handshake, handshake)
             .await
             .map_err(|_| Reason::HandshakeTimeout)?
-            .map_err(|error| tls::reason(&error))
     }
 
     /// Connects to the application.

@@ -12,11 +12,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hawser_core::address::Address;
-use hawser_core::catalog::Locality;
+use hawser_core::catalog::{Locality, Protocol};
 use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::entry::Target;
 use hawser_core::jwt::KeyRing;
-use hawser_core::name::{InstanceId, ServiceName};
+use hawser_core::name::{InstanceId, PortName, ServiceName};
 use hawser_core::view::View;
 use hawser_identity::Leaf;
 use tokio::sync::watch as channel;
@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 mod clock;
 mod limits;
+mod select;
+mod detect;
 mod unix;
 mod inherit;
 mod socket;
@@ -130,8 +132,21 @@ pub struct LocalService {
 pub struct Inbound {
     /// Where the proxy listens for mTLS.
     pub listen: SocketAddr,
+    /// Where the application listens, by default.
+    pub application: Address,
+    /// Where it listens by the names of its ports.
+    pub ports: Vec<NamedPort>,
+}
+
+/// One of several ports of a local instance.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NamedPort {
+    /// Its name.
+    pub name: PortName,
     /// Where the application listens.
     pub application: Address,
+    /// What is spoken there, where that is not what the view says of the service.
+    pub protocol: Option<Protocol>,
 }
 
 /// A service that a local instance calls.
@@ -139,6 +154,8 @@ pub struct Inbound {
 pub struct Outbound {
     /// Whom: a service of one's own cluster, or of a peer.
     pub destination: Target,
+    /// Which of its ports; none for the default one.
+    pub port: Option<PortName>,
     /// Where the proxy listens for the application.
     pub listen: Address,
     /// The mode of the socket's file, where `listen` is one.

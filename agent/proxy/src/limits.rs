@@ -19,6 +19,9 @@ pub struct Limits {
     pub head: Duration,
     /// How long an HTTP/1.1 connection may wait for a request; after a request up to twice as long.
     pub http_idle: Duration,
+    /// How long an application may be silent where its protocol is detected, before it is taken for
+    /// one that waits to be spoken to.
+    pub detect: Duration,
     /// Longest time that nothing moves on a TCP connection.
     pub tcp_idle: Duration,
     /// How long an mTLS connection without TCP streams is kept for the next.
@@ -92,6 +95,7 @@ impl Default for Limits {
             handshakes: 1_024,
             head: Duration::from_secs(30),
             http_idle: Duration::from_secs(300),
+            detect: Duration::from_secs(1),
             tcp_idle: Duration::from_secs(3_600),
             session_idle: Duration::from_secs(60),
             per_try: Duration::from_secs(2),

@@ -15,7 +15,7 @@ use std::time::Duration;
 use hawser_core::address::{Address, SocketPath};
 use hawser_core::catalog::Locality;
 use hawser_core::entry::Target;
-use hawser_core::name::InstanceId;
+use hawser_core::name::{InstanceId, PortName};
 use hawser_core::reason::Reason;
 use hawser_core::view::{PeerView, Trust, View};
 use hawser_identity::{Anchors, Leaf};
@@ -33,6 +33,7 @@ use crate::guard::Intake;
 use crate::inherit::{Inherited, Listening, Socket};
 use crate::limits::Limits;
 use crate::report::{Local, Reporter};
+use crate::select::Selector;
 use crate::socket::{self, Listen};
 use crate::tls::{self, Identity};
 use crate::trailers::Trailers;
@@ -243,6 +244,8 @@ struct Key {
     instance: InstanceId,
     /// The service for inbound, the destination for outbound, its own for the gateway.
     subject: Target,
+    /// Which port of the destination, where that is named.
+    port: Option<PortName>,
 }
 
 struct Listener {
@@ -403,6 +406,7 @@ impl Worker {
                     address: inbound.listen.into(),
                     instance: local.instance.clone(),
                     subject: Target { service: local.service.clone(), peer: None },
+                    port: None,
                 };
                 wanted.insert(key.clone());
                 let listener = self.listeners.entry(key).or_insert_with(|| {
@@ -418,6 +422,7 @@ impl Worker {
                 });
                 if let Port::In(port) = &listener.port {
                     port.retarget(&inbound.application);
+                    port.set_ports(&inbound.ports);
                 }
             }
             for outbound in &local.outbounds {
@@ -426,11 +431,12 @@ impl Worker {
                     address: outbound.listen.clone(),
                     instance: local.instance.clone(),
                     subject: outbound.destination.clone(),
+                    port: outbound.port.clone(),
                 };
                 wanted.insert(key.clone());
                 let listener = self.listeners.entry(key).or_insert_with(|| {
                     let usage = self.board.usage(&local.instance, &outbound.destination);
-                    Listener::new(Port::out(&self.context, local, &outbound.destination, usage))
+                    Listener::new(Port::out(&self.context, local, outbound, usage))
                 });
                 listener.set_mode(outbound);
             }
@@ -461,6 +467,7 @@ impl Worker {
             address: plan.listen.into(),
             instance: plan.instance.clone(),
             subject: Target { service: plan.service.clone(), peer: None },
+            port: None,
         };
         let gateway = &self.gateway;
         let listener = || Listener::new(Port::Gateway(gateway.clone()));
@@ -602,16 +609,18 @@ impl Listener {
 }
 
 impl Port {
-    /// The port by which `local` calls `destination`.
+    /// The port by which `local` calls `outbound`.
     fn out(
         context: &Rc<Context>,
         local: &crate::LocalService,
-        destination: &Target,
+        outbound: &crate::Outbound,
         usage: Arc<Usage>,
     ) -> Self {
         let (service, instance) = (local.service.clone(), local.instance.clone());
+        let destination = outbound.destination.clone();
+        let selector = outbound.port.clone().map(|name| Rc::new(Selector::Port(name)));
         let port =
-            outbound::Port::new(context.clone(), service, instance, destination.clone(), usage);
+            outbound::Port::new(context.clone(), service, instance, destination, usage, selector);
         port.refresh();
         Self::Out(Rc::new(port))
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use rpds::RedBlackTreeMapSync;
 
 use super::exported_services::{ANY, ExportedService};
+use super::fault::DETECTED;
 use super::jwt_provider::JwtProvider;
 use super::mesh_gateway::GatewayMode;
 use super::mutual_tls::MutualTlsMode;
@@ -155,12 +156,22 @@ impl Entries {
 
     /// The protocol that the entries give `service`, if they say.
     pub(crate) fn protocol(&self, service: &ServiceName) -> Option<Protocol> {
+        let word = self.protocol_word(service).filter(|word| *word != DETECTED)?;
+        Some(Protocol::from_consul(word))
+    }
+
+    /// Whether the entries ask to detect what `service` speaks, should nobody state it.
+    pub(crate) fn detects_protocol(&self, service: &ServiceName) -> bool {
+        self.protocol_word(service) == Some(DETECTED)
+    }
+
+    fn protocol_word(&self, service: &ServiceName) -> Option<&str> {
         let own = self.service_defaults(service).and_then(|entry| entry.protocol.as_deref());
         let shared = || match self.body(Kind::ProxyDefaults, PROXY_DEFAULTS_NAME)? {
             Body::ProxyDefaults(entry) => entry.config.protocol.as_deref(),
             _ => None,
         };
-        own.or_else(shared).map(Protocol::from_consul)
+        own.or_else(shared)
     }
 
     /// Which way connections to `service` of a peer take.

@@ -24,8 +24,9 @@ impl Fault {
 /// A protocol must be one that proxies speak.
 pub(super) fn check_protocol(field: &str, given: Option<&str>) -> Result<(), Fault> {
     match given {
-        Some(given) if !PROTOCOLS.contains(&given) => {
-            Err(Fault::new(field, format!("{given:?} is none of tcp, http, http2 and grpc")))
+        Some(given) if given != DETECTED && !PROTOCOLS.contains(&given) => {
+            let why = format!("{given:?} is none of tcp, http, http2, grpc and auto");
+            Err(Fault::new(field, why))
         }
         _ => Ok(()),
     }
@@ -93,4 +94,6 @@ pub(crate) fn pattern(text: &str) -> Option<Regex> {
 const PATTERN_OCTETS_MAX: usize = 1024;
 const PATTERN_MEMORY_MAX: usize = 1 << 20;
 pub(super) const SERVICE_RULE: &str = "use at most 63 of a-z, 0-9 and -";
+/// Asks to detect what is spoken.
+pub(super) const DETECTED: &str = "auto";
 const PROTOCOLS: [&str; 4] = ["tcp", "http", "http2", "grpc"];

@@ -80,7 +80,14 @@ impl Branches {
             let branch = known(end).unwrap_or_else(|| {
                 let (context, service) = (port.context.clone(), port.service.clone());
                 let (instance, usage) = (port.instance.clone(), port.usage.clone());
-                let branch = Port::new(context, service, instance, end.target(), usage);
+                let branch = Port::new(
+                    context,
+                    service,
+                    instance,
+                    end.target(),
+                    usage,
+                    port.selector.clone(),
+                );
                 // Limits are of all that goes to the upstream, wherever that leads.
                 Rc::new(Port { named: port.named.clone(), ..branch })
             });

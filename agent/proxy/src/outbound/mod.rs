@@ -9,6 +9,7 @@ mod hedge;
 mod http;
 mod inject;
 mod mirror;
+mod ports;
 mod reach;
 mod streams;
 mod tcp;
@@ -37,11 +38,13 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use self::branch::Branches;
+use self::ports::Seen;
 use self::reach::{Instance, Reach};
 use self::terms::Terms;
 use crate::context::Context;
 use crate::lifespan::Moves;
 use crate::report::{Pair, Record, Reporter};
+use crate::select::Selector;
 use crate::socket;
 use crate::tls::Identity;
 use crate::usage::{Held, Usage};
@@ -69,6 +72,11 @@ pub(crate) struct Port {
     changed: RefCell<CancellationToken>,
     /// How long answers took lately, where hedging asks.
     latencies: RefCell<Option<Box<Latencies>>>,
+    /// Which of the destination's ports it leads to; none for the default one, as the view has it.
+    selector: Option<Rc<Selector>>,
+    seen: RefCell<Option<Seen>>,
+    /// The ports for what was detected here.
+    speaking: RefCell<BTreeMap<Protocol, Rc<Port>>>,
 }
 
 /// What the route was made of.
@@ -100,6 +108,7 @@ impl Port {
         instance: InstanceId,
         destination: Target,
         usage: Arc<Usage>,
+        selector: Option<Rc<Selector>>,
     ) -> Self {
         let terms = Terms::compile(None, None, &destination, &context.limits);
         let pair = context.report.pair(Reporter::Client, &service, &destination.service);
@@ -121,6 +130,9 @@ impl Port {
             usage,
             changed: RefCell::default(),
             latencies: RefCell::default(),
+            selector,
+            seen: RefCell::default(),
+            speaking: RefCell::default(),
         }
     }
 
@@ -136,6 +148,7 @@ impl Port {
             let current = self.look();
             self.arrange(current);
         }
+        self.spoken_here().iter().for_each(|port| port.identify(identity));
     }
 
     /// Takes over what the view says now of the destination, and of the ways to it.
@@ -145,12 +158,14 @@ impl Port {
         if !is_same {
             self.arrange(current);
         }
+        self.spoken_here().iter().for_each(|port| port.refresh());
     }
 
     /// Takes over an identity, and what another port says now of this one's destination.
     fn adopt(&self, identity: Option<Rc<Identity>>, current: Current) {
         *self.identity.borrow_mut() = identity;
-        self.arrange(current);
+        let service = current.service.map(|service| self.seen(service));
+        self.arrange(Current { service, ..current });
     }
 
     fn look(&self) -> Current {
@@ -164,7 +179,7 @@ impl Port {
             }
         };
         Current {
-            service: service.cloned(),
+            service: service.cloned().map(|service| self.seen(service)),
             caller: view.services.get(&self.service).cloned(),
             peers: view.peers.clone(),
             gateways: view.gateways.clone(),
@@ -225,7 +240,7 @@ impl Port {
         let known = self.reaches.borrow().get(target).cloned();
         let reach = match known.filter(|known| known.is_of(&identity, peer)) {
             Some(known) => known,
-            None => match Reach::new(&identity, target, peer) {
+            None => match Reach::new(&identity, target, peer, self.selector.as_deref()) {
                 Ok(reach) => Rc::new(reach),
                 Err(error) => {
                     let (service, destination) = (&self.service, &target.service);
@@ -296,6 +311,11 @@ impl Port {
         if chain.protocol.is_http() {
             return Box::pin(self.serve_http(socket)).await;
         }
+        if chain.policies.detects_protocol
+            && let Some(port) = Box::pin(self.detected(&socket)).await
+        {
+            return Box::pin(port.serve_http(socket)).await;
+        }
         let Some(_held) = self.usage.connections.take(terms.limits.max_connections) else {
             return refuse(Reason::ConnectionLimit);
         };
@@ -344,6 +364,7 @@ impl Port {
         for branch in self.branches.borrow().iter().flat_map(Branches::ports) {
             branch.sweep();
         }
+        self.spoken_here().iter().for_each(|port| port.sweep());
         for instance in self.instances.borrow().values() {
             instance.sessions.sweep(&self.context, instance.peer().is_some());
         }

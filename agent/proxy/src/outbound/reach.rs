@@ -24,6 +24,7 @@ use crate::context::Context;
 use crate::gateways::{Choice, Gateway};
 use crate::pool::Lines;
 use crate::report::Upstream;
+use crate::select::Selector;
 use crate::tls::{ALPN_H2, ALPN_HTTP1, ALPN_STREAMS, ALPN_TCP, Identity};
 
 /// How one target is called as one service: who must answer, under which name, and which way.
@@ -47,7 +48,8 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    /// How `target` is called under `identity`; `peer` is its cluster, where that is another.
+    /// How `target` is called under `identity`; `peer` is its cluster, where that is another, and
+    /// `selector` which of its ports, where that is not the default one.
     ///
     /// # Errors
     /// [`LeafError`] when TLS refuses the identity.
@@ -55,7 +57,13 @@ impl Reach {
         identity: &Rc<Identity>,
         target: &Target,
         peer: Option<&PeerView>,
+        selector: Option<&Selector>,
     ) -> Result<Self, LeafError> {
+        let offer = selector.map(Selector::offer);
+        let dial = |callee: &SpiffeId, protocols: &[&[u8]]| {
+            let offered: Vec<&[u8]> = protocols.iter().copied().chain(offer.as_deref()).collect();
+            identity.dial(callee.clone(), &offered)
+        };
         let callee = callee(identity, target, peer);
         let calls_us = peer.map(|peer| peer.calls_us.clone());
         let name = server_name(&sni(&callee, target, calls_us.as_ref(), None));
@@ -63,9 +71,9 @@ impl Reach {
             target: target.clone(),
             identity: identity.clone(),
             name,
-            h2: identity.dial(callee.clone(), &[ALPN_H2])?,
-            http1: identity.dial(callee.clone(), &[ALPN_HTTP1])?,
-            tcp: identity.dial(callee.clone(), &[ALPN_STREAMS, ALPN_TCP])?,
+            h2: dial(&callee, &[ALPN_H2])?,
+            http1: dial(&callee, &[ALPN_HTTP1])?,
+            tcp: dial(&callee, &[ALPN_STREAMS, ALPN_TCP])?,
             callee,
             calls_us,
             gateways: RefCell::default(),

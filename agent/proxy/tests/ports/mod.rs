@@ -1,3 +1,5 @@
 //! Where applications listen and are listened for, and what is spoken there.
 
+mod detected;
+mod named;
 mod sockets;

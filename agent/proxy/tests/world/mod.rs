@@ -10,14 +10,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use hawser_core::address::{Address, SocketPath};
 use hawser_core::ca::Validity;
-use hawser_core::catalog::{Instance, Locality, Node, Protocol, Row, Weights};
+use hawser_core::catalog::{self, Instance, Locality, Node, Protocol, Row, Weights};
 use hawser_core::chain::Chain;
 use hawser_core::clock::{Index, Stamp, UnixTime};
 use hawser_core::entry::{Body, Entry, Kind, Target};
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Intention, Intentions, Pair, Side};
 use hawser_core::jwt::Providers;
-use hawser_core::name::ServiceName;
+use hawser_core::name::{PortName, ServiceName};
 use hawser_core::normal;
 use hawser_core::permission::Requests;
 use hawser_core::policy::Policies;
@@ -28,7 +28,8 @@ use hawser_core::view::{Endpoint, PeerView, ServiceView, Trust, View};
 use hawser_identity::Leaf;
 use hawser_proxy::tls::{self, Identity};
 use hawser_proxy::{
-    AccessLog, Config, Inbound, Limits, ListenerStatus, LocalService, Outbound, Plan, Proxy,
+    AccessLog, Config, Inbound, Limits, ListenerStatus, LocalService, NamedPort, Outbound, Plan,
+    Proxy,
 };
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -77,6 +78,9 @@ pub(crate) struct World {
     pub(crate) entries: Vec<(&'static str, &'static str)>,
     /// What the caller's view has besides.
     pub(crate) others: Others,
+    /// The ports of `db` by name, and which of them `web` calls.
+    pub(crate) named_ports: Vec<NamedPort>,
+    pub(crate) upstream_port: Option<PortName>,
     /// The socket on which `web` reaches its upstream in place of [`Self::outbound`], and its mode.
     pub(crate) upstream_socket: Option<(SocketPath, u32)>,
     pub(crate) client: Option<Proxy>,
@@ -127,6 +131,8 @@ impl World {
             destination: Target { service: name("db"), peer: None },
             entries: Vec::new(),
             others: Others::default(),
+            named_ports: Vec::new(),
+            upstream_port: None,
             upstream_socket: None,
             client: None,
             server: None,
@@ -177,7 +183,11 @@ impl World {
             outbounds: Vec::new(),
         };
         let services = self.instances.iter().enumerate().filter_map(|(n, (listen, app))| {
-            let inbound = Some(Inbound { listen: *listen, application: app.clone()? });
+            let inbound = Some(Inbound {
+                listen: *listen,
+                application: app.clone()?,
+                ports: self.named_ports.clone(),
+            });
             let instance = format!("db-{n}").parse().expect("an id");
             Some(LocalService { instance, inbound, ..server.clone() })
         });
@@ -216,11 +226,27 @@ impl World {
             .send_replace(Arc::new(Plan { services: vec![client], ..Plan::default() }));
     }
 
+    /// The ports of `db` as its instances declare them; the first is the default one.
+    fn catalog_ports(&self) -> Arc<[catalog::NamedPort]> {
+        let ports = self.named_ports.iter().enumerate().map(|(n, named)| catalog::NamedPort {
+            name: named.name.clone(),
+            port: named.application.tcp().map_or(0, |at| at.port()),
+            is_default: n == 0,
+            protocol: named.protocol,
+        });
+        ports.collect()
+    }
+
     fn upstream(&self, listen: SocketAddr) -> Outbound {
         let destination = self.destination.clone();
         match self.upstream_socket.clone() {
-            None => Outbound { destination, listen: listen.into(), mode: 0 },
-            Some((path, mode)) => Outbound { destination, listen: path.into(), mode },
+            None => Outbound {
+                destination,
+                port: self.upstream_port.clone(),
+                listen: listen.into(),
+                mode: 0,
+            },
+            Some((path, mode)) => Outbound { destination, port: None, listen: path.into(), mode },
         }
     }
 
@@ -439,7 +465,7 @@ impl World {
             instance: format!("db-{n}").parse().expect("an id"),
             address: mesh.ip(),
             has_own_address: false,
-            ports: Default::default(),
+            ports: self.catalog_ports(),
             port: 1,
             mesh: Some(*self.taps.get(mesh).unwrap_or(mesh)),
             locality: Locality::default(),

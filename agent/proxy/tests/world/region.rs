@@ -166,7 +166,11 @@ impl Region {
                 service: name("db"),
                 instance: format!("db-{n}").parse().expect("an id"),
                 identity: Some(leaf.clone()),
-                inbound: Some(Inbound { listen: *listen, application: (*app)?.into() }),
+                inbound: Some(Inbound {
+                    listen: *listen,
+                    application: (*app)?.into(),
+                    ports: Vec::new(),
+                }),
                 outbounds: Vec::new(),
             })
         });
