@@ -9,7 +9,8 @@ use hickory_resolver::TokioResolver;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -69,13 +70,53 @@ pub(crate) async fn call_within(
     request: http::Request<Bytes>,
     within: Duration,
 ) -> Result<Answer, CallError> {
+    call_trusting(endpoint, request, within, &Trusted::Web).await
+}
+
+/// Who may vouch for a host that is called.
+pub(crate) enum Trusted {
+    /// The public web's authorities.
+    Web,
+    /// These, and no other.
+    Only(RootCertStore),
+}
+
+impl Trusted {
+    /// The authorities in `pem`; none where there are none in it, or what is no certificate.
+    pub(crate) fn only(pem: &str) -> Option<Self> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+            roots.add(certificate.ok()?).ok()?;
+        }
+        (!roots.is_empty()).then_some(Self::Only(roots))
+    }
+
+    fn roots(&self) -> RootCertStore {
+        match self {
+            Self::Web => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
+            Self::Only(roots) => roots.clone(),
+        }
+    }
+}
+
+/// As [`call_within`], of a host that one of `trusted` vouches for.
+pub(crate) async fn call_trusting(
+    endpoint: &Endpoint,
+    request: http::Request<Bytes>,
+    within: Duration,
+    trusted: &Trusted,
+) -> Result<Answer, CallError> {
     let host = endpoint.authority();
-    timeout(within, dial(endpoint, request))
+    timeout(within, dial(endpoint, request, trusted))
         .await
         .unwrap_or(Err(CallError::Timeout { host, within }))
 }
 
-async fn dial(endpoint: &Endpoint, request: http::Request<Bytes>) -> Result<Answer, CallError> {
+async fn dial(
+    endpoint: &Endpoint,
+    request: http::Request<Bytes>,
+    trusted: &Trusted,
+) -> Result<Answer, CallError> {
     let failed = |source| CallError::Connect { host: endpoint.authority(), source };
     let mut last = CallError::Resolve(endpoint.host().to_owned());
     for address in resolve(endpoint).await? {
@@ -95,7 +136,7 @@ async fn dial(endpoint: &Endpoint, request: http::Request<Bytes>) -> Result<Answ
         }
         let name = ServerName::try_from(endpoint.host().to_owned())
             .map_err(|_| CallError::Resolve(endpoint.host().to_owned()))?;
-        let config = tls().map_err(|why| failed(std::io::Error::other(why)))?;
+        let config = tls(trusted).map_err(|why| failed(std::io::Error::other(why)))?;
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let secured = connector.connect(name, socket).await.map_err(failed)?;
         return exchange(endpoint, secured, request).await;
@@ -153,13 +194,12 @@ async fn resolve(endpoint: &Endpoint) -> Result<Vec<SocketAddr>, CallError> {
     Ok(found.iter().take(ADDRESSES_MAX).map(at).collect())
 }
 
-/// TLS 1.3 with the public web's roots, which are built in: an image may hold no other file.
-fn tls() -> Result<ClientConfig, rustls::Error> {
-    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+/// TLS with the public web's roots, which are built in: an image may hold no other file; or others.
+fn tls(trusted: &Trusted) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder =
         ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    Ok(builder.with_root_certificates(trusted.roots()).with_no_client_auth())
 }
 
 const CALL: Duration = Duration::from_secs(8);

@@ -8,6 +8,8 @@ pub struct Caller {
     account: String,
     arn: String,
     role: Option<String>,
+    user: Option<String>,
+    id: Option<String>,
 }
 
 /// An answer of STS that tells nobody.
@@ -48,6 +50,21 @@ impl Caller {
         self.role.as_deref()
     }
 
+    /// The role as [`Self::role`] says it, or `arn:aws:iam::<account>:user/<name>` without its path.
+    pub fn principal(&self) -> Option<&str> {
+        self.role().or(self.user.as_deref())
+    }
+
+    /// What the role or user is called.
+    pub fn name(&self) -> Option<&str> {
+        self.principal()?.rsplit_once('/').map(|(_, name)| name)
+    }
+
+    /// The unique id of the role or user, without the session's name.
+    pub fn entity_id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
     /// Parses the answer to `GetCallerIdentity`.
     pub(crate) fn parse(body: &str) -> Result<Self, InvalidCaller> {
         let document = xml::parse(body)?;
@@ -59,7 +76,13 @@ impl Caller {
         let result = xml::only(root, "GetCallerIdentityResult")?;
         let account = xml::text(xml::only(result, "Account")?)?;
         let arn = xml::text(xml::only(result, "Arn")?)?;
-        Self::new(account, arn)
+        let id = match xml::children(result, "UserId").next() {
+            None => None,
+            Some(node) => xml::text(node)?.split(':').next(),
+        };
+        let is_id = |id: &&str| id.len() <= 128 && id.bytes().all(|it| it.is_ascii_alphanumeric());
+        let id = id.filter(is_id).map(str::to_owned);
+        Ok(Self { id, ..Self::new(account, arn)? })
     }
 
     fn new(account: &str, arn: &str) -> Result<Self, InvalidCaller> {
@@ -85,7 +108,13 @@ impl Caller {
             }
             _ => None,
         };
-        Ok(Self { account: account.to_owned(), arn: arn.to_owned(), role })
+        let user = match (service, session.as_slice()) {
+            ("iam", ["user", .., name]) if !name.is_empty() => {
+                Some(format!("arn:{partition}:iam::{account}:user/{name}"))
+            }
+            _ => None,
+        };
+        Ok(Self { account: account.to_owned(), arn: arn.to_owned(), role, user, id: None })
     }
 }
 

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use crate::call::{CallError, call};
+use crate::call::{Answer, CallError, call};
 use crate::caller::{Caller, InvalidCaller};
 use crate::credentials::Credentials;
 use crate::date::AmzDate;
@@ -158,18 +158,11 @@ impl Sts {
         challenge: &Challenge,
     ) -> Result<Caller, IdentifyError> {
         let request = self.rebuild(proof, challenge);
-        let answer = call(&self.endpoint, request).await?;
-        let body = std::str::from_utf8(&answer.body).unwrap_or_default();
-        match answer.status {
-            200 if body.len() <= ANSWER_OCTETS_MAX => Ok(Caller::parse(body)?),
-            200 => Err(InvalidCaller::Xml("it is too long".to_owned()).into()),
-            400..=403 => {
-                let code = xml::error_code(body).unwrap_or_else(|| answer.status.to_string());
-                let is_busy = code.starts_with("Throttl");
-                Err(if is_busy { IdentifyError::Busy(429) } else { IdentifyError::Refused(code) })
-            }
-            status => Err(IdentifyError::Busy(status)),
-        }
+        answered(&call(&self.endpoint, request).await?)
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     fn rebuild(&self, proof: &Proof, challenge: &Challenge) -> http::Request<Bytes> {
@@ -185,6 +178,21 @@ impl Sts {
             .header("accept", "text/xml")
             .body(Bytes::from_static(BODY))
             .expect("every part was parsed down to octets that a header may hold")
+    }
+}
+
+/// Whom STS names in `answer`.
+pub(crate) fn answered(answer: &Answer) -> Result<Caller, IdentifyError> {
+    let body = std::str::from_utf8(&answer.body).unwrap_or_default();
+    match answer.status {
+        200 if body.len() <= ANSWER_OCTETS_MAX => Ok(Caller::parse(body)?),
+        200 => Err(InvalidCaller::Xml("it is too long".to_owned()).into()),
+        400..=403 => {
+            let code = xml::error_code(body).unwrap_or_else(|| answer.status.to_string());
+            let is_busy = code.starts_with("Throttl");
+            Err(if is_busy { IdentifyError::Busy(429) } else { IdentifyError::Refused(code) })
+        }
+        status => Err(IdentifyError::Busy(status)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
@@ -268,15 +269,7 @@ impl<'a> Token<'a> {
         let claims = &self.claims;
         let is_issuer = provider.issuer.is_empty()
             || claims.get("iss").and_then(Value::as_str) == Some(provider.issuer.as_str());
-        let is_for = |audience: &Value| {
-            audience.as_str().is_some_and(|text| provider.audiences.iter().any(|one| one == text))
-        };
-        let is_audience = provider.audiences.is_empty()
-            || match claims.get("aud") {
-                Some(Value::Array(all)) => all.iter().any(is_for),
-                Some(one) => is_for(one),
-                None => false,
-            };
+        let is_audience = provider.audiences.is_empty() || is_for(claims, &provider.audiences);
         // Seconds may have a fraction (RFC 7519 §2).
         let moment = |name: &str| match claims.get(name) {
             None => Some(None),
@@ -293,6 +286,114 @@ impl<'a> Token<'a> {
             _ => false,
         };
         is_issuer && is_audience && is_current
+    }
+}
+
+/// What a token must be that somebody logs in with.
+#[derive(Clone, Debug)]
+pub struct Terms<'a> {
+    /// What its `iss` must be; empty: anything.
+    pub issuer: &'a str,
+    /// One of these must be in its `aud`; none: anything.
+    pub audiences: &'a [String],
+    /// How it may be signed.
+    pub algorithms: &'a [Algorithm],
+    /// How far clocks may differ.
+    pub skew: Duration,
+    /// How long it holds, from when it was issued, if it does not say.
+    pub expiration_leeway: Duration,
+    /// How long before it was issued it holds already, if it does not say.
+    pub not_before_leeway: Duration,
+}
+
+/// Why a token lets nobody log in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Unfit {
+    /// It is no token in compact form.
+    #[error("it is no JSON Web Token")]
+    Malformed,
+    /// It is signed in a way that does not count.
+    #[error("it is signed by an algorithm that JWTSupportedAlgs does not name")]
+    Algorithm,
+    /// No key of the issuer's signed it.
+    #[error("no key signed it that counts")]
+    Signature,
+    /// Somebody else issued it.
+    #[error("its iss is not BoundIssuer")]
+    Issuer,
+    /// It is for somebody else.
+    #[error("its aud is none of BoundAudiences")]
+    Audience,
+    /// It neither says when it ends nor when it began.
+    #[error("it has none of exp, iat and nbf, so nobody could say when it ends")]
+    Endless,
+    /// Its time is over.
+    #[error("it has expired")]
+    Expired,
+    /// Its time has not come.
+    #[error("it does not hold yet")]
+    Early,
+}
+
+/// The claims of `text`, a token in compact form, where `keys` and `terms` take it at `now`.
+///
+/// # Errors
+/// [`Unfit`], the first thing that is wrong with it.
+pub fn prove(
+    text: &str,
+    keys: &KeySet,
+    verifier: &dyn Verifier,
+    terms: &Terms<'_>,
+    now: UnixTime,
+) -> Result<Value, Unfit> {
+    let token = Token::parse(text).ok_or(Unfit::Malformed)?;
+    if !terms.algorithms.contains(&token.algorithm) {
+        return Err(Unfit::Algorithm);
+    }
+    if !token.is_signed(keys, verifier) {
+        return Err(Unfit::Signature);
+    }
+    let claims = &token.claims;
+    let is_issuer = claims.get("iss").and_then(Value::as_str) == Some(terms.issuer);
+    if !terms.issuer.is_empty() && !is_issuer {
+        return Err(Unfit::Issuer);
+    }
+    if !terms.audiences.is_empty() && !is_for(claims, terms.audiences) {
+        return Err(Unfit::Audience);
+    }
+    let moment = |name: &str| match claims.get(name) {
+        None => Ok(None),
+        Some(value) => {
+            let seconds = value.as_f64().filter(|it| it.is_finite() && *it >= 0.0);
+            seconds.map(Some).ok_or(Unfit::Malformed)
+        }
+    };
+    let (end, begin, issued) = (moment("exp")?, moment("nbf")?, moment("iat")?);
+    let assumed = begin.or(issued).map(|since| since + terms.expiration_leeway.as_secs_f64());
+    let end = end.or(assumed).ok_or(Unfit::Endless)?;
+    let begin = begin
+        .or_else(|| issued.map(|issued| issued - terms.not_before_leeway.as_secs_f64()))
+        .unwrap_or(0.0);
+    #[allow(clippy::cast_precision_loss, reason = "seconds of this era are far below 2^52")]
+    let (now, skew) = (now.as_secs() as f64, terms.skew.as_secs_f64());
+    if now >= end + skew {
+        return Err(Unfit::Expired);
+    }
+    if now + skew < begin {
+        return Err(Unfit::Early);
+    }
+    Ok(token.claims)
+}
+
+/// Whether one of `audiences` is in the `aud` of `claims`.
+fn is_for(claims: &Value, audiences: &[String]) -> bool {
+    let is_one = |audience: &Value| {
+        audience.as_str().is_some_and(|text| audiences.iter().any(|one| one == text))
+    };
+    match claims.get("aud") {
+        Some(Value::Array(all)) => all.iter().any(is_one),
+        Some(one) => is_one(one),
+        None => false,
     }
 }
 

@@ -459,6 +459,7 @@ impl Command {
         match self {
             Self::SetAutopilot { .. } | Self::SetLevel(_) => 1,
             Self::ChangeIntentions { .. } => INTENTIONS_LEVEL,
+            Self::Acl(change) => change.level(),
             _ => 0,
         }
     }

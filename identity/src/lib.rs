@@ -9,6 +9,7 @@ mod certificate;
 mod anchors;
 mod leaf;
 mod tls;
+mod signature;
 
 pub use anchors::Anchors;
 pub use certificate::{
@@ -18,4 +19,5 @@ pub use certificate::{
 pub use leaf::{Leaf, LeafError};
 pub use provider::provider;
 pub use refusal::Refusal;
+pub use signature::Signatures;
 pub use tls::{Callee, Callers, accept, dial};

@@ -1,10 +1,11 @@
 //! Access control: tokens, policies, roles, and the changes to them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hawser_core::acl::{
-    Access, Change, Dump, Grants, NodeIdentity, Policy, Refusal, Resource, Role, Rule, Rules,
-    Secret, Segment, ServiceIdentity, Template, Templated, Token,
+    Access, AuthMethod, BindingRule, Change, Dump, Grants, NodeIdentity, Policy, Refusal, Resource,
+    Role, Rule, Rules, Secret, Segment, ServiceIdentity, Template, Templated, Token,
 };
 use hawser_core::catalog::Row;
 use hawser_core::clock::{Index, UnixTime};
@@ -160,6 +161,7 @@ impl From<&Token> for v1::AclToken {
             is_local: token.is_local,
             created_at_ms: token.created_at.as_millis(),
             expires_at_ms: token.expires_at.map_or(0, |at| at.as_millis().max(1)),
+            auth_method: text_or_empty(token.method.as_ref()),
         }
     }
 }
@@ -175,6 +177,7 @@ impl TryFrom<v1::AclToken> for Token {
             grants: required("acl_token.grants", token.grants)?,
             roles: arcs(token.roles),
             is_local: token.is_local,
+            method: non_empty(&token.auth_method),
             created_at: UnixTime::from_millis(token.created_at_ms),
             expires_at: Some(token.expires_at_ms).filter(|at| *at > 0).map(UnixTime::from_millis),
         })
@@ -233,6 +236,68 @@ impl TryFrom<v1::AclRole> for Role {
     }
 }
 
+impl From<&AuthMethod> for v1::AclAuthMethod {
+    fn from(method: &AuthMethod) -> Self {
+        let ttl = method.token_ttl.map_or(0, |ttl| ttl.as_millis().max(1));
+        Self {
+            name: method.name.to_string(),
+            kind: method.kind.as_str().to_owned(),
+            display_name: method.display_name.to_string(),
+            description: method.description.to_string(),
+            token_ttl_ms: u64::try_from(ttl).unwrap_or(u64::MAX),
+            is_global: method.is_global,
+            config: method.config.to_string(),
+        }
+    }
+}
+
+impl TryFrom<v1::AclAuthMethod> for AuthMethod {
+    type Error = Invalid;
+
+    fn try_from(method: v1::AclAuthMethod) -> Result<Self, Invalid> {
+        let ttl = Some(method.token_ttl_ms).filter(|ttl| *ttl > 0);
+        Ok(Self {
+            name: method.name.into(),
+            kind: method.kind.parse().map_err(|why| Invalid::new("acl_auth_method.kind", why))?,
+            display_name: method.display_name.into(),
+            description: method.description.into(),
+            token_ttl: ttl.map(Duration::from_millis),
+            is_global: method.is_global,
+            config: method.config.into(),
+        })
+    }
+}
+
+impl From<&BindingRule> for v1::AclBindingRule {
+    fn from(rule: &BindingRule) -> Self {
+        Self {
+            id: rule.id.to_string(),
+            description: rule.description.to_string(),
+            auth_method: rule.method.to_string(),
+            selector: rule.selector.to_string(),
+            kind: rule.kind.as_str().to_owned(),
+            name: rule.name.to_string(),
+            variable: text_or_empty(rule.variable.as_ref()),
+        }
+    }
+}
+
+impl TryFrom<v1::AclBindingRule> for BindingRule {
+    type Error = Invalid;
+
+    fn try_from(rule: v1::AclBindingRule) -> Result<Self, Invalid> {
+        Ok(Self {
+            id: rule.id.into(),
+            description: rule.description.into(),
+            method: rule.auth_method.into(),
+            selector: rule.selector.into(),
+            kind: rule.kind.parse().map_err(|why| Invalid::new("acl_binding_rule.kind", why))?,
+            name: rule.name.into(),
+            variable: non_empty(&rule.variable),
+        })
+    }
+}
+
 impl From<&Change> for v1::AclChange {
     fn from(change: &Change) -> Self {
         use acl_change::Kind;
@@ -249,6 +314,10 @@ impl From<&Change> for v1::AclChange {
             Change::DropPolicy(id) => Kind::DropPolicy(id.to_string()),
             Change::PutRole(role) => Kind::PutRole(role.into()),
             Change::DropRole(id) => Kind::DropRole(id.to_string()),
+            Change::PutMethod(method) => Kind::PutAuthMethod(method.into()),
+            Change::DropMethod(name) => Kind::DropAuthMethod(name.to_string()),
+            Change::PutBinding(rule) => Kind::PutBindingRule(rule.into()),
+            Change::DropBinding(id) => Kind::DropBindingRule(id.to_string()),
             Change::Replace { expected, change } => Kind::Replace(Box::new(v1::AclReplace {
                 expected: expected.0,
                 change: Some(Box::new((&**change).into())),
@@ -276,6 +345,10 @@ impl TryFrom<v1::AclChange> for Change {
             Kind::DropPolicy(id) => Self::DropPolicy(id.into()),
             Kind::PutRole(role) => Self::PutRole(role.try_into()?),
             Kind::DropRole(id) => Self::DropRole(id.into()),
+            Kind::PutAuthMethod(method) => Self::PutMethod(method.try_into()?),
+            Kind::DropAuthMethod(name) => Self::DropMethod(name.into()),
+            Kind::PutBindingRule(rule) => Self::PutBinding(rule.try_into()?),
+            Kind::DropBindingRule(id) => Self::DropBinding(id.into()),
             Kind::Replace(replace) => {
                 let change = *present("acl_replace.change", replace.change)?;
                 if matches!(change.kind, Some(Kind::Replace(_))) {
@@ -348,7 +421,11 @@ pub(crate) fn rows(dump: &Dump) -> impl Iterator<Item = v1::AclRow> + '_ {
     let tokens = dump.tokens.iter().map(|held| row(held, Kind::Token((&*held.value).into())));
     let policies = dump.policies.iter().map(|held| row(held, Kind::Policy((&*held.value).into())));
     let roles = dump.roles.iter().map(|held| row(held, Kind::Role((&*held.value).into())));
-    meta.into_iter().chain(tokens).chain(policies).chain(roles)
+    let methods =
+        dump.methods.iter().map(|held| row(held, Kind::AuthMethod((&*held.value).into())));
+    let bindings =
+        dump.bindings.iter().map(|held| row(held, Kind::BindingRule((&*held.value).into())));
+    meta.into_iter().chain(tokens).chain(policies).chain(roles).chain(methods).chain(bindings)
 }
 
 /// Adds one row to `dump`.
@@ -362,6 +439,12 @@ pub(crate) fn add(dump: &mut Dump, message: v1::AclRow) -> Result<(), Invalid> {
         Kind::Token(token) => dump.tokens.push(stored(token.try_into()?, created, modified)),
         Kind::Policy(policy) => dump.policies.push(stored(policy.try_into()?, created, modified)),
         Kind::Role(role) => dump.roles.push(stored(role.try_into()?, created, modified)),
+        Kind::AuthMethod(method) => {
+            dump.methods.push(stored(method.try_into()?, created, modified));
+        }
+        Kind::BindingRule(rule) => {
+            dump.bindings.push(stored(rule.try_into()?, created, modified));
+        }
         Kind::Meta(meta) => {
             dump.bootstrapped = Some(Index(meta.bootstrapped)).filter(|index| index.0 > 0);
             dump.index = Index(meta.index);
@@ -371,4 +454,5 @@ pub(crate) fn add(dump: &mut Dump, message: v1::AclRow) -> Result<(), Invalid> {
 }
 
 const NAMED: [&str; 2] = ["policy", "role"];
-const TABLES: [&str; 3] = ["ACL tokens", "ACL policies", "ACL roles"];
+const TABLES: [&str; 5] =
+    ["ACL tokens", "ACL policies", "ACL roles", "ACL auth methods", "ACL binding rules"];

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::audit::Audit;
 use crate::identity::now;
+use crate::login::Logins;
 
 /// How access control is set up. Off, it lets everybody do everything.
 #[derive(Clone, Default)]
@@ -31,6 +32,8 @@ pub struct Settings {
 pub struct Acl {
     settings: Settings,
     known: Mutex<Known>,
+    /// What is remembered for those who log in.
+    pub(crate) logins: Logins,
     /// Where writes are noted.
     pub(crate) audit: Audit,
 }
@@ -50,7 +53,7 @@ struct Known {
 impl Acl {
     pub(crate) fn new(settings: Settings) -> Self {
         let audit = Audit::new(settings.audit.clone());
-        Self { settings, known: Mutex::default(), audit }
+        Self { settings, known: Mutex::default(), logins: Logins::default(), audit }
     }
 
     /// Whether access control is on.
@@ -145,6 +148,7 @@ pub(crate) fn management(text: &str, description: &str, at: UnixTime) -> Token {
         grants: Grants { policies: vec![MANAGEMENT_ID.into()], ..Grants::default() },
         roles: Vec::new(),
         is_local: false,
+        method: None,
         created_at: at,
         expires_at: None,
     }
@@ -182,6 +186,7 @@ mod tests {
             },
             roles: Vec::new(),
             is_local: false,
+            method: None,
             created_at: now(),
             expires_at: None,
         }

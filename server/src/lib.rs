@@ -7,6 +7,7 @@ pub mod ca;
 pub mod aws_iam;
 pub mod history;
 mod audit;
+mod login;
 pub mod acl;
 pub mod config;
 mod metrics;

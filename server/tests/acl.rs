@@ -3,6 +3,8 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use hawser_core::acl::DefaultPolicy;
 use hawser_core::intention::Action;
@@ -284,4 +286,168 @@ async fn a_token_ends_at_its_time_and_its_row_is_removed() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(server.get("/v1/acl/token/self", &secret).await.text, "ACL not found");
+}
+
+/// A token of an issuer whose key is `pair`, with `claims`.
+fn jwt(pair: &rcgen::KeyPair, claims: &Value) -> String {
+    let coded = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let signed = format!("{}.{}", coded(&json!({ "alg": "ES256", "typ": "JWT" })), coded(claims));
+    let random = aws_lc_rs::rand::SystemRandom::new();
+    let key = aws_lc_rs::signature::EcdsaKeyPair::from_pkcs8(
+        &aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING,
+        &pair.serialize_der(),
+    );
+    let signature = key.expect("a key").sign(&random, signed.as_bytes()).expect("signed");
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+fn at(seconds: i64) -> i64 {
+    time::OffsetDateTime::now_utc().unix_timestamp() + seconds
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_proves_who_they_are_gets_what_binding_rules_say() {
+    let server = Guarded::start(None).await;
+    let root = server.done("PUT", "/v1/acl/bootstrap", "", Value::Null).await;
+    let root = root["SecretID"].as_str().expect("a secret").to_owned();
+    let (own, other) = (rcgen::KeyPair::generate(), rcgen::KeyPair::generate());
+    let (own, other) = (own.expect("a key"), other.expect("a key"));
+    let method = json!({
+        "Name": "ci", "Type": "jwt", "MaxTokenTTL": "10m", "Description": "builds",
+        "Config": {
+            "JWTValidationPubKeys": [own.public_key_pem()],
+            "JWTSupportedAlgs": ["ES256"],
+            "BoundIssuer": "ci.example", "BoundAudiences": ["mesh"],
+            "ClaimMappings": { "/project/name": "project", "branch": "branch" },
+            "ListClaimMappings": { "groups": "groups" },
+        },
+    });
+    let made = server.done("PUT", "/v1/acl/auth-method", &root, method.clone()).await;
+    assert_eq!((&made["MaxTokenTTL"], &made["TokenLocality"]), (&json!("10m0s"), &json!("local")));
+    assert_eq!(server.done("GET", "/v1/acl/auth-method/ci", &root, Value::Null).await, made);
+    let role = json!({ "Name": "release", "ServiceIdentities": [{ "ServiceName": "gate" }] });
+    server.done("PUT", "/v1/acl/role", &root, role).await;
+    let rules = [
+        json!({ "AuthMethod": "ci", "BindType": "service", "BindName": "${value.project}",
+                "Selector": "value.branch == main" }),
+        json!({ "AuthMethod": "ci", "BindType": "role", "BindName": "release",
+                "Selector": "\"ops\" in list.groups" }),
+        json!({ "AuthMethod": "ci", "BindType": "role", "BindName": "not-there" }),
+    ];
+    let mut ids = Vec::new();
+    for rule in rules {
+        let made = server.done("PUT", "/v1/acl/binding-rule", &root, rule).await;
+        ids.push(made["ID"].as_str().expect("an id").to_owned());
+    }
+    let claims = |branch: &str, groups: &[&str]| {
+        json!({ "iss": "ci.example", "aud": ["mesh"], "exp": at(300), "branch": branch,
+                "project": { "name": "Web" }, "groups": groups })
+    };
+    let with = |name: &str, value: Value| {
+        let mut claims = claims("main", &[]);
+        claims[name] = value;
+        claims
+    };
+    let refused = [
+        // claims, the issuer's key, what is said of it
+        (claims("main", &["ops"]), &other, "no key signed it"),
+        (with("iss", json!("other")), &own, "BoundIssuer"),
+        (with("aud", json!("other")), &own, "BoundAudiences"),
+        (with("exp", json!(at(-300))), &own, "expired"),
+        (with("nbf", json!(at(300))), &own, "not hold yet"),
+        (with("exp", json!("soon")), &own, "no JSON Web Token"),
+        (claims("other", &["dev"]), &own, "no binding rule"),
+    ];
+    for (claims, key, said) in refused {
+        let body = json!({ "AuthMethod": "ci", "BearerToken": jwt(key, &claims) });
+        let reply = server.ask("POST", "/v1/acl/login", "", &body).await;
+        assert_eq!(reply.status, 403, "{claims}: {}", reply.text);
+        assert!(reply.text.contains(said), "{claims}: {}", reply.text);
+    }
+    let unsigned = format!("{}.{}.", URL_SAFE_NO_PAD.encode("{\"alg\":\"none\"}"), "e30");
+    for bearer in [unsigned.as_str(), "x", &"x".repeat(1 << 16)] {
+        let body = json!({ "AuthMethod": "ci", "BearerToken": bearer });
+        assert_eq!(server.ask("POST", "/v1/acl/login", "", &body).await.status, 403);
+    }
+    let bearer = jwt(&own, &claims("main", &["ops"]));
+    let body = json!({ "AuthMethod": "ci", "BearerToken": bearer, "Meta": { "run": "7" } });
+    let token = server.done("POST", "/v1/acl/login", "", body.clone()).await;
+    assert_eq!((&token["AuthMethod"], &token["Local"]), (&json!("ci"), &json!(true)), "{token}");
+    assert_eq!(token["ServiceIdentities"], json!([{ "ServiceName": "web" }]));
+    assert_eq!(token["Roles"][0]["Name"], "release");
+    assert_eq!(token["Description"], "token created via login: {\"run\":\"7\"}");
+    assert!(token["ExpirationTime"].is_string(), "{token}");
+    let secret = token["SecretID"].as_str().expect("a secret").to_owned();
+    let accessor = token["AccessorID"].as_str().expect("one").to_owned();
+    let register = json!({ "Node": "n", "Address": "10.0.0.1", "Service": { "Service": "web" } });
+    server.done("PUT", "/v1/catalog/register", &root, register.clone()).await;
+    server.done("PUT", "/v1/catalog/register", &secret, register).await;
+    let clone = format!("/v1/acl/token/{accessor}/clone");
+    assert_eq!(server.ask("PUT", &clone, &root, &Value::Null).await.status, 400);
+    let listed = server.get("/v1/acl/tokens?authmethod=ci", &root).await;
+    assert_eq!(listed.body.as_array().map(Vec::len), Some(1), "{}", listed.text);
+    server.done("POST", "/v1/acl/logout", &secret, Value::Null).await;
+    assert_eq!(server.get("/v1/acl/token/self", &secret).await.status, 403);
+    for token in [&secret, &root, &String::new()] {
+        let again = server.ask("POST", "/v1/acl/logout", token, &Value::Null).await;
+        assert_eq!(again.status, 403, "{}", again.text);
+    }
+    // The method goes, and everything that came of it.
+    let token = server.done("POST", "/v1/acl/login", "", body.clone()).await;
+    let secret = token["SecretID"].as_str().expect("a secret").to_owned();
+    server.done("DELETE", "/v1/acl/auth-method/ci", &root, Value::Null).await;
+    assert_eq!(server.get("/v1/acl/token/self", &secret).await.status, 403);
+    let rule = server.get(&format!("/v1/acl/binding-rule/{}", ids[0]), &root).await;
+    assert_eq!(rule.status, 404, "{}", rule.text);
+    let gone = server.ask("POST", "/v1/acl/login", "", &body).await;
+    assert_eq!(gone.status, 403, "{}", gone.text);
+    let log = std::fs::read_to_string(server.folder.path().join("audit.log")).expect("a log");
+    assert!(!log.contains(&secret) && !log.contains(&bearer), "no secret is noted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_auth_method_or_rule_that_makes_no_sense_is_refused_by_its_field() {
+    let server = Guarded::start(None).await;
+    let root = server.done("PUT", "/v1/acl/bootstrap", "", Value::Null).await;
+    let root = root["SecretID"].as_str().expect("a secret").to_owned();
+    let keys = json!({ "JWKSURL": "https://ci.example/keys",
+                       "ClaimMappings": { "sub": "user" } });
+    let good = json!({ "Name": "ci", "Type": "jwt", "Config": keys });
+    server.done("PUT", "/v1/acl/auth-method", &root, good).await;
+    let methods = [
+        (json!({ "Name": "a", "Type": "oidc", "Config": {} }), "oidc"),
+        (json!({ "Name": "a", "Type": "jwt" }), "Config"),
+        (json!({ "Name": "a", "Type": "jwt", "Config": {} }), "exactly one"),
+        (
+            json!({ "Name": "a", "Type": "jwt", "Config": { "JWTValidationPubKeys": ["x"] } }),
+            "JWTValidationPubKeys[0]",
+        ),
+        (json!({ "Name": "a", "Type": "aws-iam", "Config": {} }), "BoundIAMPrincipalARNs"),
+        (json!({ "Name": "a b", "Type": "jwt", "Config": keys }), "Name"),
+        (json!({ "Name": "a", "Type": "jwt", "Config": keys, "MaxTokenTTL": "1s" }), "MaxTokenTTL"),
+        (
+            json!({ "Name": "a", "Type": "jwt", "Config": keys, "TokenLocality": "here" }),
+            "TokenLocality",
+        ),
+    ];
+    for (body, names) in methods {
+        let refused = server.ask("PUT", "/v1/acl/auth-method", &root, &body).await;
+        assert_eq!(refused.status, 400, "{body}: {}", refused.text);
+        assert!(refused.text.contains(names), "{body}: {}", refused.text);
+    }
+    let rule = |kind: &str, name: &str, selector: &str| json!({ "AuthMethod": "ci", "BindType": kind, "BindName": name, "Selector": selector });
+    let rules = [
+        (json!({ "AuthMethod": "no", "BindType": "role", "BindName": "r" }), "AuthMethod"),
+        (rule("team", "x", ""), "BindType"),
+        (rule("role", "", ""), "BindName"),
+        (rule("role", "x", "value.user ="), "Selector"),
+        (rule("service", "${value.team}", ""), "value.team"),
+        (rule("service", "Not A Name", ""), "BindName"),
+        (rule("templated-policy", "builtin/none", ""), "BindName"),
+    ];
+    for (body, names) in rules {
+        let refused = server.ask("PUT", "/v1/acl/binding-rule", &root, &body).await;
+        assert_eq!(refused.status, 400, "{body}: {}", refused.text);
+        assert!(refused.text.contains(names), "{body}: {}", refused.text);
+    }
 }

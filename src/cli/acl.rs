@@ -1,6 +1,8 @@
 //! `hawser acl`: tokens, policies and roles, as Consul's users type it.
 
+mod binding;
 mod grants;
+mod method;
 mod policy;
 mod role;
 mod template;
@@ -34,6 +36,12 @@ enum What {
     /// Make tokens and look after them.
     #[command(subcommand)]
     Token(Box<token::What>),
+    /// Say by which proofs somebody may log in.
+    #[command(subcommand)]
+    AuthMethod(Box<method::What>),
+    /// Say what those get who log in.
+    #[command(subcommand)]
+    BindingRule(Box<binding::What>),
     /// Look at policies that are made for a name.
     #[command(subcommand)]
     TemplatedPolicy(template::What),
@@ -65,6 +73,8 @@ pub(crate) async fn run(arguments: Arguments, client: &Client) -> Result<ExitCod
         What::Policy(what) => policy::run(what, client).await?,
         What::Role(what) => role::run(what, client).await?,
         What::Token(what) => token::run(*what, client).await?,
+        What::AuthMethod(what) => method::run(*what, client).await?,
+        What::BindingRule(what) => binding::run(*what, client).await?,
         What::TemplatedPolicy(what) => template::run(what, client).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -205,6 +215,36 @@ mod tests {
             ("token read --self", vec!["{}"], vec!["GET /v1/acl/token/self"]),
             ("token clone --accessor-id a1", vec!["{}"], vec!["PUT /v1/acl/token/a1/clone {}"]),
             ("token delete --id a1", vec!["true"], vec!["DELETE /v1/acl/token/a1"]),
+            (
+                "auth-method create --name ci --type jwt --max-token-ttl 10m --config {}",
+                vec!["{}"],
+                vec![concat!(
+                    r#"PUT /v1/acl/auth-method {"Config":{},"MaxTokenTTL":"10m","Name":"ci","#,
+                    r#""Type":"jwt"}"#
+                )],
+            ),
+            (
+                "auth-method update --name ci --description d",
+                vec![r#"{"Name":"ci","Type":"jwt"}"#, "{}"],
+                vec![
+                    "GET /v1/acl/auth-method/ci",
+                    r#"PUT /v1/acl/auth-method/ci {"Description":"d","Name":"ci","Type":"jwt"}"#,
+                ],
+            ),
+            ("auth-method delete --name ci", vec!["true"], vec!["DELETE /v1/acl/auth-method/ci"]),
+            (
+                "binding-rule create --method ci --bind-type role --bind-name ops",
+                vec!["{}"],
+                vec![concat!(
+                    r#"PUT /v1/acl/binding-rule {"AuthMethod":"ci","BindName":"ops","#,
+                    r#""BindType":"role"}"#
+                )],
+            ),
+            (
+                "binding-rule list --method ci",
+                vec!["[]"],
+                vec!["GET /v1/acl/binding-rules?authmethod=ci"],
+            ),
             ("templated-policy list", vec!["{}"], vec!["GET /v1/acl/templated-policies"]),
         ];
         for (line, replies, expected) in cases {

@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 
 use super::connection::Connection;
 use super::{
-    acl, agent_calls, catalog, connect, entries, event, intention, kv, lock, maint, map, members,
-    operator, peering, services, snapshot, token, watch,
+    acl, agent_calls, catalog, connect, entries, event, intention, kv, lock, login, maint, map,
+    members, operator, peering, services, snapshot, token, watch,
 };
 
 /// A command that is a client of the API.
@@ -46,6 +46,10 @@ pub(crate) enum Ask {
     Snapshot(With<snapshot::Arguments>),
     /// Say who may use the API: tokens, policies and roles.
     Acl(With<acl::Arguments>),
+    /// Get a token for a proof of who you are.
+    Login(With<login::Arguments>),
+    /// End a token that was logged in for.
+    Logout(With<login::Logout>),
     /// Make join tokens for new hosts.
     Token(With<token::Arguments>),
     /// Print a token with which one host may join, once: `token create`.
@@ -114,6 +118,8 @@ async fn answer(ask: Ask) -> Result<ExitCode> {
         Ask::Operator(with) => with_client!(with, operator::run),
         Ask::Snapshot(with) => with_client!(with, snapshot::run),
         Ask::Acl(with) => with_client!(with, acl::run),
+        Ask::Login(with) => with_client!(with, login::run),
+        Ask::Logout(with) => with_client!(with, login::log_out),
         Ask::Token(with) => with_client!(with, token::run),
         Ask::JoinToken(with) => with_client!(with, token::create),
         Ask::Map(with) => with_client!(with, map::run),

@@ -25,6 +25,7 @@ mod join;
 mod keygen;
 mod kv;
 mod lock;
+mod login;
 mod maint;
 mod map;
 mod members;

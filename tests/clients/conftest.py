@@ -36,12 +36,12 @@ def eventually(check, what: str):
 class Agent:
     """A running agent with a server inside, and where it listens."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, **more):
         self.port = free_port()
         self.dns = free_port()
         ports = {"http": self.port, "dns": self.dns, "server": free_port()}
         ports |= {"https": -1, "grpc_tls": -1}
-        config = {"ports": ports, "node_name": "n1", "enable_script_checks": True}
+        config = {"ports": ports, "node_name": "n1", "enable_script_checks": True} | more
         self.log = folder / "agent.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

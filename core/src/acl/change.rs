@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::method::{AuthMethod, BindingRule};
 use super::model::{Policy, Role, Token};
 use super::table::{Refusal, Tables};
 use crate::clock::Index;
@@ -29,6 +30,14 @@ pub enum Change {
     PutRole(Role),
     /// Removes a role, by id.
     DropRole(Arc<str>),
+    /// Stores an auth method.
+    PutMethod(AuthMethod),
+    /// Removes an auth method by name, with its binding rules and the tokens that it gave.
+    DropMethod(Arc<str>),
+    /// Stores a binding rule.
+    PutBinding(BindingRule),
+    /// Removes a binding rule, by id.
+    DropBinding(Arc<str>),
     /// Stores a token, policy or role in the place of the one that is there, while that is as of
     /// `expected`: what was deleted meanwhile does not come back.
     Replace {
@@ -37,6 +46,19 @@ pub enum Change {
         /// What stores it.
         change: Box<Change>,
     },
+}
+
+impl Change {
+    /// The level that a cluster must have reached for it: see [`crate::operation::LEVEL`].
+    pub fn level(&self) -> u32 {
+        match self {
+            Self::PutMethod(_) | Self::DropMethod(_) => 2,
+            Self::PutBinding(_) | Self::DropBinding(_) => 2,
+            Self::PutToken(token) if token.method.is_some() => 2,
+            Self::Replace { change, .. } => change.level(),
+            _ => 0,
+        }
+    }
 }
 
 impl Tables {
@@ -53,11 +75,23 @@ impl Tables {
                 self.drop_role(&id, at);
                 Ok(())
             }
+            Change::PutMethod(method) => self.put_method(method, at),
+            Change::DropMethod(name) => {
+                self.drop_method(&name, at);
+                Ok(())
+            }
+            Change::PutBinding(rule) => self.put_binding(rule, at),
+            Change::DropBinding(id) => {
+                self.drop_binding(&id, at);
+                Ok(())
+            }
             Change::Replace { expected, change } => {
                 let modified = match &*change {
                     Change::PutToken(token) => self.token(&token.accessor).map(|row| row.modified),
                     Change::PutPolicy(policy) => self.policy(&policy.id).map(|row| row.modified),
                     Change::PutRole(role) => self.role(&role.id).map(|row| row.modified),
+                    Change::PutMethod(method) => self.method(&method.name).map(|row| row.modified),
+                    Change::PutBinding(rule) => self.binding(&rule.id).map(|row| row.modified),
                     _ => None,
                 };
                 if modified != Some(expected) {

@@ -7,15 +7,20 @@ mod rule;
 mod template;
 mod authorizer;
 mod model;
+mod method;
 mod table;
 mod change;
 
 pub use authorizer::{Authorizer, DefaultPolicy, Denied};
 pub use change::Change;
+pub use method::{
+    AuthMethod, AwsConfig, BindKind, BindingRule, Identity, InvalidBindKind, InvalidBinding,
+    InvalidConfig, InvalidKind, JwtConfig, KeySource, MethodKind,
+};
 pub use model::{
     ANONYMOUS_ACCESSOR, ANONYMOUS_SECRET, Grants, MANAGEMENT_ID, NodeIdentity, Policy,
     READ_ONLY_ID, Role, Secret, ServiceIdentity, Templated, Token,
 };
 pub use rule::{Access, InvalidAccess, Resource, Rule, Rules, Segment};
-pub use table::{Dump, Refusal, Resolved, Tables};
+pub use table::{BindError, BindFault, Dump, Refusal, Resolved, Tables};
 pub use template::{InvalidTemplate, Template};

@@ -96,6 +96,8 @@ pub struct Token {
     pub roles: Vec<Arc<str>>,
     /// Whether it holds in this datacenter only.
     pub is_local: bool,
+    /// The auth method that it was logged in by.
+    pub method: Option<Arc<str>>,
     /// When it was made.
     pub created_at: UnixTime,
     /// The moment from which it is worthless.

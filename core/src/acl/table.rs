@@ -6,19 +6,26 @@ use std::sync::Arc;
 use rpds::RedBlackTreeMapSync;
 
 use super::authorizer::{Authorizer, DefaultPolicy};
-use super::model::{ANONYMOUS_ACCESSOR, Grants, MANAGEMENT_ID, Policy, Role, Token};
+use super::method::{AuthMethod, BindKind, BindingRule, Identity, InvalidBinding};
+use super::model::{
+    ANONYMOUS_ACCESSOR, Grants, MANAGEMENT_ID, NodeIdentity, Policy, Role, ServiceIdentity,
+    Templated, Token,
+};
 use super::rule::Rules;
-use super::template::Template;
+use super::template::{InvalidTemplate, Template};
 use crate::catalog::Row;
 use crate::clock::{Index, UnixTime};
+use crate::filter::{Filter, InvalidFilter};
 
-/// Every token, policy and role.
+/// Every token, policy and role, and every way to log in.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     tokens: RedBlackTreeMapSync<Arc<str>, Row<Token>>,
     by_secret: RedBlackTreeMapSync<[u8; 32], Arc<str>>,
     policies: RedBlackTreeMapSync<Arc<str>, Row<Policy>>,
     roles: RedBlackTreeMapSync<Arc<str>, Row<Role>>,
+    methods: RedBlackTreeMapSync<Arc<str>, Row<AuthMethod>>,
+    bindings: RedBlackTreeMapSync<Arc<str>, Row<BindingRule>>,
     bootstrapped: Option<Index>,
     index: Index,
 }
@@ -60,6 +67,30 @@ pub enum Refusal {
         /// The bound.
         max: usize,
     },
+}
+
+/// A binding rule that is about somebody, and makes no sense for them.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("binding rule {rule}: {why}")]
+pub struct BindError {
+    /// Its id.
+    pub rule: Arc<str>,
+    /// What is wrong.
+    pub why: BindFault,
+}
+
+/// What is wrong with a binding rule.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum BindFault {
+    /// Its selector cannot be put to who logs in.
+    #[error("Selector: {0}")]
+    Selector(InvalidFilter),
+    /// Its name makes none.
+    #[error("BindName: {0}")]
+    Name(InvalidBinding),
+    /// There is no such templated policy.
+    #[error("BindName: {0}")]
+    Template(InvalidTemplate),
 }
 
 /// What a secret stands for.
@@ -135,6 +166,81 @@ impl Tables {
         self.roles.values().find(|row| &*row.value.name == name)
     }
 
+    /// Every auth method, by name.
+    pub fn methods(&self) -> impl Iterator<Item = &Row<AuthMethod>> {
+        self.methods.values()
+    }
+
+    /// The auth method with the name.
+    pub fn method(&self, name: &str) -> Option<&Row<AuthMethod>> {
+        self.methods.get(name)
+    }
+
+    /// Every binding rule, by id.
+    pub fn bindings(&self) -> impl Iterator<Item = &Row<BindingRule>> {
+        self.bindings.values()
+    }
+
+    /// The binding rule with the id.
+    pub fn binding(&self, id: &str) -> Option<&Row<BindingRule>> {
+        self.bindings.get(id)
+    }
+
+    /// What `identity` gets who logs in by `method` in `datacenter`: grants and roles. Roles and
+    /// policies that are not there are left out; nothing at all is a refusal to who asks.
+    ///
+    /// # Errors
+    /// [`BindError`]: a rule that is about `identity` makes no sense for it.
+    pub fn bind(
+        &self,
+        method: &str,
+        identity: &Identity,
+        datacenter: &str,
+    ) -> Result<(Grants, Vec<Arc<str>>), BindError> {
+        let (mut grants, mut roles) = (Grants::default(), Vec::new());
+        let own = self.bindings.values().map(|row| &row.value);
+        for rule in own.filter(|rule| &*rule.method == method) {
+            let wrong = |why| BindError { rule: rule.id.clone(), why };
+            if !rule.selector.is_empty() {
+                let selects = Filter::parse(&rule.selector)
+                    .and_then(|selector| selector.matches(&identity.fields))
+                    .map_err(|why| wrong(BindFault::Selector(why)))?;
+                if !selects {
+                    continue;
+                }
+            }
+            let (name, variable) =
+                rule.names(identity).map_err(|why| wrong(BindFault::Name(why)))?;
+            match rule.kind {
+                BindKind::Service => grants
+                    .services
+                    .push(ServiceIdentity { service: name.into(), datacenters: Vec::new() }),
+                BindKind::Node => grants
+                    .nodes
+                    .push(NodeIdentity { node: name.into(), datacenter: datacenter.into() }),
+                BindKind::Role => {
+                    roles.extend(self.role_named(&name).map(|row| row.value.id.clone()));
+                }
+                BindKind::Policy => {
+                    grants
+                        .policies
+                        .extend(self.policy_named(&name).map(|row| row.value.id.clone()));
+                }
+                BindKind::Template => {
+                    let template = Template::find(&name, variable.as_deref())
+                        .map_err(|why| wrong(BindFault::Template(why)))?;
+                    let (name, datacenters) = (variable.map(Into::into), Vec::new());
+                    grants.templates.push(Templated { template, name, datacenters });
+                }
+            }
+        }
+        roles.sort();
+        roles.dedup();
+        grants.policies.sort();
+        grants.policies.dedup();
+        Ok((grants, roles))
+    }
+
     /// What the secret with `hash` stands for at `now` in `datacenter`; none when it is of no
     /// token, or of one that expired.
     pub fn resolve(
@@ -204,6 +310,10 @@ impl Tables {
             || held.is_some_and(|held| held.value.secret != token.secret)
         {
             return Err(Refusal::Secret);
+        }
+        // The way that it was logged in by may be gone since.
+        if token.method.as_ref().is_some_and(|method| self.method(method).is_none()) {
+            return Err(Refusal::Changed);
         }
         if held.is_none() && self.tokens.size() >= TOKENS_MAX {
             return Err(Refusal::Full { what: "ACL tokens", max: TOKENS_MAX });
@@ -283,6 +393,58 @@ impl Tables {
         }
     }
 
+    pub(crate) fn put_method(&mut self, method: AuthMethod, at: Index) -> Result<(), Refusal> {
+        let held = self.methods.get(&method.name);
+        if held.is_none() && self.methods.size() >= METHODS_MAX {
+            return Err(Refusal::Full { what: "ACL auth methods", max: METHODS_MAX });
+        }
+        let created = held.map_or(at, |held| held.created);
+        self.index = at;
+        let row = Row { created, modified: at, value: Arc::new(method) };
+        self.methods.insert_mut(row.value.name.clone(), row);
+        Ok(())
+    }
+
+    /// Removes an auth method with its binding rules and the tokens that it gave.
+    pub(crate) fn drop_method(&mut self, name: &str, at: Index) {
+        if !self.methods.remove_mut(name) {
+            return;
+        }
+        self.index = at;
+        let rules = self.bindings.values().filter(|row| &*row.value.method == name);
+        let rules: Vec<Arc<str>> = rules.map(|row| row.value.id.clone()).collect();
+        for id in &rules {
+            self.bindings.remove_mut(id);
+        }
+        let tokens = self.tokens.values().filter(|row| row.value.method.as_deref() == Some(name));
+        let tokens: Vec<Row<Token>> = tokens.cloned().collect();
+        for row in tokens {
+            self.by_secret.remove_mut(row.value.secret.hash());
+            self.tokens.remove_mut(&row.value.accessor);
+        }
+    }
+
+    pub(crate) fn put_binding(&mut self, rule: BindingRule, at: Index) -> Result<(), Refusal> {
+        if self.method(&rule.method).is_none() {
+            return Err(Refusal::Changed);
+        }
+        let held = self.bindings.get(&rule.id);
+        if held.is_none() && self.bindings.size() >= BINDINGS_MAX {
+            return Err(Refusal::Full { what: "ACL binding rules", max: BINDINGS_MAX });
+        }
+        let created = held.map_or(at, |held| held.created);
+        self.index = at;
+        let row = Row { created, modified: at, value: Arc::new(rule) };
+        self.bindings.insert_mut(row.value.id.clone(), row);
+        Ok(())
+    }
+
+    pub(crate) fn drop_binding(&mut self, id: &str, at: Index) {
+        if self.bindings.remove_mut(id) {
+            self.index = at;
+        }
+    }
+
     /// Tokens that are worthless at `now`, at most `max` of them.
     pub fn expired(&self, now: UnixTime, max: usize) -> BTreeSet<Arc<str>> {
         let expired = self.tokens.values().filter(|row| row.value.is_expired(now));
@@ -303,6 +465,8 @@ impl Tables {
             tokens: self.tokens.values().cloned().collect(),
             policies: self.policies.values().cloned().collect(),
             roles: self.roles.values().cloned().collect(),
+            methods: self.methods.values().cloned().collect(),
+            bindings: self.bindings.values().cloned().collect(),
             bootstrapped: self.bootstrapped,
             index: self.index,
         }
@@ -320,6 +484,8 @@ impl Tables {
             tokens: dump.tokens.into_iter().map(|row| (row.value.accessor.clone(), row)).collect(),
             policies: dump.policies.into_iter().map(by_id).collect(),
             roles: dump.roles.into_iter().map(|row| (row.value.id.clone(), row)).collect(),
+            methods: dump.methods.into_iter().map(|row| (row.value.name.clone(), row)).collect(),
+            bindings: dump.bindings.into_iter().map(|row| (row.value.id.clone(), row)).collect(),
             bootstrapped: dump.bootstrapped,
             index: dump.index,
         }
@@ -335,6 +501,10 @@ pub struct Dump {
     pub policies: Vec<Row<Policy>>,
     /// Roles.
     pub roles: Vec<Row<Role>>,
+    /// Auth methods.
+    pub methods: Vec<Row<AuthMethod>>,
+    /// Binding rules.
+    pub bindings: Vec<Row<BindingRule>>,
     /// The entry that made the first token.
     pub bootstrapped: Option<Index>,
     /// The last entry that changed them.
@@ -347,6 +517,8 @@ impl Dump {
         self.tokens.extend(other.tokens);
         self.policies.extend(other.policies);
         self.roles.extend(other.roles);
+        self.methods.extend(other.methods);
+        self.bindings.extend(other.bindings);
         self.bootstrapped = self.bootstrapped.or(other.bootstrapped);
         self.index = self.index.max(other.index);
     }
@@ -355,6 +527,8 @@ impl Dump {
 const TOKENS_MAX: usize = 100_000;
 const POLICIES_MAX: usize = 10_000;
 const ROLES_MAX: usize = 10_000;
+const METHODS_MAX: usize = 1_000;
+const BINDINGS_MAX: usize = 10_000;
 
 #[cfg(test)]
 mod tests {
@@ -373,6 +547,7 @@ mod tests {
             grants: Grants::default(),
             roles: Vec::new(),
             is_local: false,
+            method: None,
             created_at: NOON,
             expires_at: None,
         }

@@ -208,6 +208,8 @@ impl Dump {
         rows(&mut self.acl.tokens, at);
         rows(&mut self.acl.policies, at);
         rows(&mut self.acl.roles, at);
+        rows(&mut self.acl.methods, at);
+        rows(&mut self.acl.bindings, at);
         rows(&mut self.peerings, at);
         rows(self.imports.iter_mut().map(|(_, row)| row), at);
         rows(self.kv.items.iter_mut().map(|(_, row)| row), at);

@@ -78,6 +78,48 @@ pub struct AclToken {
     /// Zero: never.
     #[prost(uint64, tag = "9")]
     pub expires_at_ms: u64,
+    /// The auth method that it was logged in by; empty: none.
+    #[prost(string, tag = "160")]
+    pub auth_method: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AclAuthMethod {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// `jwt` or `aws-iam`.
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub display_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub description: ::prost::alloc::string::String,
+    /// Zero: until it is logged out.
+    #[prost(uint64, tag = "5")]
+    pub token_ttl_ms: u64,
+    #[prost(bool, tag = "6")]
+    pub is_global: bool,
+    /// What the kind needs to know, as JSON.
+    #[prost(string, tag = "7")]
+    pub config: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AclBindingRule {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub description: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub auth_method: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub selector: ::prost::alloc::string::String,
+    /// `service`, `node`, `role`, `policy` or `templated-policy`.
+    #[prost(string, tag = "5")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub name: ::prost::alloc::string::String,
+    /// What a templated policy is made for; empty: none.
+    #[prost(string, tag = "7")]
+    pub variable: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AclPolicy {
@@ -122,7 +164,10 @@ pub struct AclTokens {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AclChange {
-    #[prost(oneof = "acl_change::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 50")]
+    #[prost(
+        oneof = "acl_change::Kind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 30, 31, 32, 33, 50"
+    )]
     pub kind: ::core::option::Option<acl_change::Kind>,
 }
 /// Nested message and enum types in `AclChange`.
@@ -143,6 +188,14 @@ pub mod acl_change {
         PutRole(super::AclRole),
         #[prost(string, tag = "7")]
         DropRole(::prost::alloc::string::String),
+        #[prost(message, tag = "30")]
+        PutAuthMethod(super::AclAuthMethod),
+        #[prost(string, tag = "31")]
+        DropAuthMethod(::prost::alloc::string::String),
+        #[prost(message, tag = "32")]
+        PutBindingRule(super::AclBindingRule),
+        #[prost(string, tag = "33")]
+        DropBindingRule(::prost::alloc::string::String),
         #[prost(message, tag = "50")]
         Replace(::prost::alloc::boxed::Box<super::AclReplace>),
     }
@@ -200,7 +253,7 @@ pub struct AclRow {
     pub created: u64,
     #[prost(uint64, tag = "6")]
     pub modified: u64,
-    #[prost(oneof = "acl_row::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "acl_row::Kind", tags = "1, 2, 3, 4, 27, 28")]
     pub kind: ::core::option::Option<acl_row::Kind>,
 }
 /// Nested message and enum types in `AclRow`.
@@ -215,6 +268,10 @@ pub mod acl_row {
         Role(super::AclRole),
         #[prost(message, tag = "4")]
         Meta(super::AclMeta),
+        #[prost(message, tag = "27")]
+        AuthMethod(super::AclAuthMethod),
+        #[prost(message, tag = "28")]
+        BindingRule(super::AclBindingRule),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use hawser_core::acl::{
-    Access, Change, Dump, Grants, NodeIdentity, Policy, Refusal, Resource, Role, Rules, Secret,
-    ServiceIdentity, Template, Templated, Token,
+    Access, AuthMethod, BindKind, BindingRule, Change, Dump, Grants, MethodKind, NodeIdentity,
+    Policy, Refusal, Resource, Role, Rules, Secret, ServiceIdentity, Template, Templated, Token,
 };
 use hawser_core::catalog::Row;
 use hawser_core::clock::{Index, UnixTime};
@@ -17,6 +17,7 @@ fn token() -> Token {
         grants: grants(),
         roles: vec!["cccccccc-0000-0000-0000-000000000003".into()],
         is_local: true,
+        method: None,
         created_at: UnixTime::from_millis(1_790_000_000_001),
         expires_at: Some(UnixTime::from_millis(1_790_000_600_001)),
     }
@@ -30,6 +31,7 @@ fn bare_token() -> Token {
         grants: Grants::default(),
         roles: Vec::new(),
         is_local: false,
+        method: None,
         created_at: UnixTime::from_millis(1_790_000_000_002),
         expires_at: None,
     }
@@ -80,6 +82,30 @@ fn role() -> Role {
     }
 }
 
+fn method(kind: MethodKind) -> AuthMethod {
+    AuthMethod {
+        name: "ci".into(),
+        kind,
+        display_name: "CI".into(),
+        description: "builds".into(),
+        token_ttl: Some(std::time::Duration::from_secs(600)),
+        is_global: true,
+        config: r#"{"JWKSURL":"https://ci.example/keys"}"#.into(),
+    }
+}
+
+fn binding(kind: BindKind) -> BindingRule {
+    BindingRule {
+        id: "ffffffff-0000-0000-0000-000000000006".into(),
+        description: "of builds".into(),
+        method: "ci".into(),
+        selector: "value.project == web".into(),
+        kind,
+        name: "${value.project}".into(),
+        variable: Some("web".into()),
+    }
+}
+
 /// Every kind of change, by name.
 pub(crate) fn changes() -> Vec<(&'static str, Change)> {
     let all = vec![
@@ -90,6 +116,10 @@ pub(crate) fn changes() -> Vec<(&'static str, Change)> {
         Change::DropPolicy("dddddddd-0000-0000-0000-000000000004".into()),
         Change::PutRole(role()),
         Change::DropRole("cccccccc-0000-0000-0000-000000000003".into()),
+        Change::PutMethod(method(MethodKind::Jwt)),
+        Change::DropMethod("ci".into()),
+        Change::PutBinding(binding(BindKind::Template)),
+        Change::DropBinding("ffffffff-0000-0000-0000-000000000006".into()),
         Change::Replace { expected: Index(9), change: Box::new(Change::PutRole(role())) },
     ];
     let named = all.into_iter().map(|change| (name(&change), change));
@@ -106,6 +136,10 @@ pub(crate) fn name(change: &Change) -> &'static str {
         Change::DropPolicy(_) => "acl-drop-policy",
         Change::PutRole(_) => "acl-put-role",
         Change::DropRole(_) => "acl-drop-role",
+        Change::PutMethod(_) => "acl-put-auth-method",
+        Change::DropMethod(_) => "acl-drop-auth-method",
+        Change::PutBinding(_) => "acl-put-binding-rule",
+        Change::DropBinding(_) => "acl-drop-binding-rule",
         Change::Replace { .. } => "acl-replace",
     }
 }
@@ -122,6 +156,8 @@ pub(crate) fn refusals() -> Vec<Refusal> {
         Refusal::Full { what: "ACL tokens", max: 100_000 },
         Refusal::Full { what: "ACL policies", max: 10_000 },
         Refusal::Full { what: "ACL roles", max: 10_000 },
+        Refusal::Full { what: "ACL auth methods", max: 1_000 },
+        Refusal::Full { what: "ACL binding rules", max: 10_000 },
     ]
 }
 
@@ -146,7 +182,29 @@ pub(crate) fn dump() -> Dump {
         tokens: vec![row(token(), 30), row(bare_token(), 32)],
         policies: vec![row(policy(), 34)],
         roles: vec![row(role(), 36)],
+        methods: vec![],
+        bindings: vec![],
         bootstrapped: Some(Index(30)),
         index: Index(37),
+    }
+}
+
+/// Tables with somebody who logged in, and how.
+pub(crate) fn logins() -> Dump {
+    fn row<T>(value: T, created: u64) -> Row<T> {
+        Row { value: Arc::new(value), created: Index(created), modified: Index(created + 1) }
+    }
+    let aws = AuthMethod { name: "vms".into(), token_ttl: None, ..method(MethodKind::AwsIam) };
+    let kinds = [BindKind::Service, BindKind::Node, BindKind::Role, BindKind::Policy];
+    let bare = |(n, kind): (usize, BindKind)| {
+        let id = format!("ffffffff-0000-0000-0000-00000000000{n}").into();
+        row(BindingRule { id, variable: None, ..binding(kind) }, 44)
+    };
+    Dump {
+        tokens: vec![row(Token { method: Some("ci".into()), ..token() }, 40)],
+        methods: vec![row(method(MethodKind::Jwt), 41), row(aws, 42)],
+        bindings: kinds.into_iter().enumerate().map(bare).collect(),
+        index: Index(45),
+        ..Dump::default()
     }
 }

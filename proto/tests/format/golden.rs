@@ -66,6 +66,8 @@ fn written_today() -> Vec<(String, Vec<u8>)> {
     all.push(("snapshot".into(), samples::snapshot(&samples::dump())));
     let acl = Dump { acl: crate::acl::dump(), ..Dump::default() };
     all.push(("snapshot-acl".into(), samples::snapshot(&acl)));
+    let logins = Dump { acl: crate::acl::logins(), ..Dump::default() };
+    all.push(("snapshot-login".into(), samples::snapshot(&logins)));
     let operated = Dump { operation: samples::operation(), ..Dump::default() };
     all.push(("snapshot-operation".into(), samples::snapshot(&operated)));
     all.push(("snapshot-store".into(), samples::snapshot(&store::dump())));

@@ -1,8 +1,11 @@
 //! `/v1/acl`: tokens, policies and roles.
 
 mod grants;
+mod method;
+mod binding;
 mod shown;
 mod template;
+mod login;
 
 use std::sync::Arc;
 
@@ -16,7 +19,10 @@ use hawser_core::state::{Command, Rejection, State, Topic};
 use http::StatusCode;
 use serde_json::{Value, json};
 
+pub(crate) use self::binding::{binding, bindings, create_binding, delete_binding, update_binding};
 use self::grants::{name, texts, uuid};
+pub(crate) use self::login::{login, logout};
+pub(crate) use self::method::{create_method, delete_method, method, methods, update_method};
 pub(crate) use self::shown::{Stored, shown};
 pub(crate) use self::template::{preview, template, templates};
 use super::ask::{Ask, Draw, Found, Plan, Reply};
@@ -103,7 +109,10 @@ pub(crate) fn tokens<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Ap
             && has("policy", &token.grants.policies)
             && has("role", &token.roles)
             && ask.query.text("servicename").is_none_or(serves)
-            && ask.query.text("authmethod").is_none()
+            && ask
+                .query
+                .text("authmethod")
+                .is_none_or(|method| token.method.as_deref() == Some(&*method))
     };
     list(ask, state, move || {
         let rows = state.acl().tokens().filter(wanted);
@@ -178,6 +187,7 @@ pub(crate) fn create_token(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan
         grants: written.grants,
         roles: written.roles,
         is_local: written.is_local,
+        method: None,
         created_at: draw.now,
         expires_at: written.expires_at,
     })
@@ -213,6 +223,10 @@ pub(crate) fn clone_token(ask: &Ask, state: &State, draw: &Draw) -> Result<Plan,
     let held = &found(live(state, ask.name()))?.value;
     if &*held.accessor == ANONYMOUS_ACCESSOR {
         return Err(ApiError::bad_request("Cloning the anonymous token is not permitted"));
+    }
+    if held.method.is_some() {
+        let why = "Cloning a token that was logged in for is not permitted: log in again";
+        return Err(ApiError::bad_request(why));
     }
     let mut description = None;
     if !ask.body.is_empty() {

@@ -468,6 +468,7 @@ mod tests {
             grants,
             roles: Vec::new(),
             is_local: false,
+            method: None,
             created_at: UnixTime::from_secs(1),
             expires_at: None,
         };

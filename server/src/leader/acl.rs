@@ -45,6 +45,7 @@ fn due(duties: &Duties) -> Vec<Change> {
             grants: Grants::default(),
             roles: Vec::new(),
             is_local: false,
+            method: None,
             created_at: now,
             expires_at: None,
         }));

@@ -125,7 +125,7 @@ impl Play {
                     }
                 }
             }
-            std::thread::sleep(Duration::from_millis(5 + draw.below(20) as u64));
+            std::thread::sleep(Duration::from_millis(10 + draw.below(30) as u64));
         }
     }
 
@@ -179,7 +179,7 @@ impl Play {
                 self.fault(format!("a watch saw {seen} and never {last}, the last change"));
                 return;
             }
-            let target = format!("{}?index={asked}&wait=1s", self.path(WATCHED));
+            let target = format!("{}?index={asked}&wait=300ms", self.path(WATCHED));
             let answer = ask(self.servers[server], "GET", &target, "", WATCH_PATIENCE);
             let read = answer.ok().and_then(|answer| Some((answer.index, parse(&answer)?)));
             let Some((index, (value, modified))) = read else {
@@ -285,7 +285,7 @@ impl Draw {
     }
 }
 
-const CLIENTS: u64 = 6;
+const CLIENTS: u64 = 5;
 const WATCHERS: usize = 2;
 const KEYS: usize = 4;
 /// The key that is watched.

@@ -286,9 +286,9 @@ fn a_build_that_reads_stale_is_found() {
 }
 
 /// Acknowledged writes before, during and after a fault.
-const STEP: usize = 20;
+const STEP: usize = 12;
 /// How long a fault lasts when nothing goes on meanwhile.
-const SHORT: Duration = Duration::from_secs(2);
+const SHORT: Duration = Duration::from_millis(1_700);
 const LONG: Duration = Duration::from_secs(60);
 /// How many hosts a cluster may ever have.
 const HOSTS: u8 = 60;

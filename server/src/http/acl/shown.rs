@@ -11,6 +11,8 @@ use hawser_core::state::State;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use super::{binding, method};
+
 /// Which row a write is answered with.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Stored {
@@ -20,6 +22,10 @@ pub(crate) enum Stored {
     Policy(Arc<str>),
     /// A role, by id.
     Role(Arc<str>),
+    /// An auth method, by name.
+    Method(Arc<str>),
+    /// A binding rule, by id.
+    Binding(Arc<str>),
 }
 
 /// What was stored, as who wrote it reads it; null when it is gone again already.
@@ -29,6 +35,8 @@ pub(crate) fn shown(state: &State, stored: &Stored) -> Value {
         Stored::Token(accessor) => tables.token(accessor).map(|row| token(tables, row, true)),
         Stored::Policy(id) => tables.policy(id).map(|row| policy(&row, true)),
         Stored::Role(id) => tables.role(id).map(|row| role(tables, row)),
+        Stored::Method(name) => tables.method(name).map(|row| method::shown(row, true)),
+        Stored::Binding(id) => tables.binding(id).map(binding::shown),
     };
     shown.unwrap_or_default()
 }
@@ -51,6 +59,9 @@ pub(super) fn token(tables: &Tables, row: &Row<Token>, reveals_secret: bool) -> 
         roles.map(|row| json!({ "ID": row.value.id, "Name": row.value.name })).collect();
     if !roles.is_empty() {
         shown["Roles"] = roles.into();
+    }
+    if let Some(method) = &token.method {
+        shown["AuthMethod"] = json!(method);
     }
     if let Some(at) = token.expires_at {
         shown["ExpirationTime"] = timestamp(at).into();
