@@ -37,6 +37,8 @@ pub struct Settings {
     pub date: Rc<Date>,
     /// Fields of the answer to a request that breaks a rule, each with its CR LF.
     pub refusal: &'static str,
+    /// Whether trailers are sent to whoever asks: the peer takes them for others.
+    pub passes_trailers: bool,
 }
 
 /// Answers the requests of one connection by `service` until either side has had enough.
@@ -91,7 +93,14 @@ where
             Err(error) => return Err(error),
         };
         timer.has_served = true;
-        let exchange = Exchange { connection: &connection, settings, drain, manner, upgrade: None };
+        let exchange = Exchange {
+            connection: &connection,
+            settings,
+            drain,
+            manner,
+            upgrade: None,
+            half_closed: None,
+        };
         // Boxed: a connection that waits for a request holds none of what answers one.
         Box::pin(exchange.run(request, &mut service)).await?;
         if !connection.borrow().keeps_alive {
@@ -269,6 +278,8 @@ struct Exchange<'a, IO> {
     drain: &'a CancellationToken,
     manner: Manner,
     upgrade: Option<oneshot::Sender<Upgraded>>,
+    /// Set while the client has closed its end and nothing was sent to it since.
+    half_closed: Option<Pin<Box<Sleep>>>,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<'_, IO> {
@@ -374,7 +385,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<'_, IO> {
     /// Whether the client has gone while its answer was being made.
     ///
     /// What it sends meanwhile are requests before their turn: a few are kept, and then it waits.
-    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<Error> {
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         let connection = &mut *self.connection.borrow_mut();
         if !connection.output.is_empty()
             && let Poll::Ready(Err(error)) = connection.poll_flush(cx)
@@ -386,9 +397,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<'_, IO> {
             connection.wait(cx);
             return Poll::Pending;
         }
+        if let Some(timer) = &mut self.half_closed {
+            return timer.as_mut().poll(cx).map(|()| Error::Incomplete);
+        }
         while connection.input.len() < AHEAD_BYTES_MAX {
             match ready!(connection.poll_fill(cx, 1)) {
-                Ok(0) => return Poll::Ready(Error::Incomplete),
+                // It has no more requests, or has gone: nobody can tell until something is sent.
+                Ok(0) => {
+                    connection.keeps_alive = false;
+                    let timer = Box::pin(tokio::time::sleep(HALF_CLOSED));
+                    let timer = self.half_closed.insert(timer);
+                    return timer.as_mut().poll(cx).map(|()| Error::Incomplete);
+                }
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(error.into()),
             }
@@ -397,11 +417,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<'_, IO> {
     }
 
     /// Sends the body of an answer, beginning with the head that waits to be sent.
-    async fn send<B>(&self, mut encoder: Encoder, mut body: Pin<&mut B>) -> Result<(), Error>
+    async fn send<B>(&mut self, mut encoder: Encoder, mut body: Pin<&mut B>) -> Result<(), Error>
     where
         B: http_body::Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let takes_trailers = self.manner.takes_trailers || self.settings.passes_trailers;
         let mut is_over = body.is_end_stream() || encoder == Encoder::Empty;
         if is_over {
             let output = &mut self.connection.borrow_mut().output;
@@ -418,13 +439,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<'_, IO> {
                     let frame =
                         frame.transpose().map_err(|error| Error::Message(Some(error.into())))?;
                     // Trailers are for those who say that they take them.
-                    let frame = frame.filter(|frame| frame.is_data() || self.manner.takes_trailers);
+                    let frame = frame.filter(|frame| frame.is_data() || takes_trailers);
                     let is_last = body.is_end_stream();
                     let output = &mut self.connection.borrow_mut().output;
                     is_over = encode_frame(&mut encoder, output, frame)?;
                     if is_last && !is_over {
                         is_over = encode_frame(&mut encoder, output, None)?;
                     }
+                }
+                if !self.connection.borrow().output.is_empty() {
+                    self.half_closed = None;
                 }
                 ready!(self.connection.borrow_mut().poll_flush(cx))?;
                 if is_over {
@@ -452,6 +476,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Exchange<'_, IO> {
 
 /// Requests before their turn are kept up to this many bytes.
 const AHEAD_BYTES_MAX: usize = 8 * 1024;
+/// How long an answer is waited for whose client has closed its end: it may have gone.
+const HALF_CLOSED: Duration = Duration::from_secs(2);
 /// How long the peer may take to read a last answer.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES_MAX: usize = 1024 * 1024;

@@ -15,10 +15,20 @@ pub enum Side {
     Callee,
 }
 
+/// Who lets a stream in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Entry {
+    /// The callee decides about each stream before any byte of it passes.
+    Judged,
+    /// Every stream is let in, and bytes may pass at once: what they say is judged by itself.
+    Open,
+}
+
 /// What came of reading. `T` is what the reader keeps with the stream.
 #[derive(Debug)]
 pub enum Event<'a, T> {
-    /// The peer asks for a stream: [`Session::accept`] it or [`Session::refuse`] it.
+    /// The peer asks for a stream: [`Session::accept`] it or [`Session::refuse`] it. Where every
+    /// stream is let in, say that it is taken up by [`Session::accept`].
     Opened(StreamId, T),
     /// The peer accepts a stream with 0, or says why not; then the stream is over.
     Verdict(T, u8),
@@ -38,6 +48,7 @@ pub enum Event<'a, T> {
 #[derive(Debug)]
 pub struct Session<T> {
     side: Side,
+    entry: Entry,
     streams: BTreeMap<StreamId, Stream<T>>,
     /// The highest number that was opened.
     last: u32,
@@ -61,8 +72,10 @@ pub struct Session<T> {
 #[derive(Debug)]
 struct Stream<T> {
     value: T,
-    /// The callee has decided.
+    /// The callee has decided; where every stream is let in, it has taken it up.
     is_decided: bool,
+    /// Bytes pass before the callee has decided.
+    is_open: bool,
     /// What may still be sent.
     credit: u32,
     window: Window,
@@ -90,10 +103,11 @@ struct Due {
 }
 
 impl<T: Clone + Default> Session<T> {
-    /// One end of a new connection.
-    pub fn new(side: Side) -> Self {
+    /// One end of a new connection. Both ends must agree on `entry`.
+    pub fn new(side: Side, entry: Entry) -> Self {
         Self {
             side,
+            entry,
             streams: BTreeMap::new(),
             last: 0,
             live: 0,
@@ -193,7 +207,7 @@ impl<T: Clone + Default> Session<T> {
     /// Ends what this end sends in a stream.
     pub fn finish(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if stream.is_decided && !stream.has_finished && !stream.is_reset {
+        if stream.is_let_in() && !stream.has_finished && !stream.is_reset {
             stream.has_finished = true;
             self.say(id, |due| due.finish = true);
         }
@@ -379,7 +393,7 @@ impl<T: Clone + Default> Session<T> {
         credit: NonZeroU32,
     ) -> Result<Option<Event<'static, T>>, Violation> {
         let Some(stream) = self.known(id)? else { return Ok(None) };
-        if !stream.is_decided {
+        if !stream.is_let_in() {
             return Err(Violation::OutOfTurn);
         }
         let had_none = stream.credit == 0;
@@ -439,15 +453,23 @@ impl<T: Clone + Default> Session<T> {
         let value = T::default();
         self.last = id.get();
         self.live += 1;
-        self.streams.insert(id, Stream::new(value.clone()));
+        let mut stream = Stream::new(value.clone());
+        stream.is_open = self.entry == Entry::Open;
+        stream.is_decided = stream.is_open && self.side == Side::Caller;
+        self.streams.insert(id, stream);
         value
     }
 
     fn decide(&mut self, id: StreamId, code: u8) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if !stream.is_decided && !stream.is_reset {
-            stream.is_decided = true;
-            self.say(id, |due| due.verdict = Some(code));
+        if stream.is_decided || stream.is_reset {
+            return;
+        }
+        stream.is_decided = true;
+        match self.entry {
+            Entry::Judged => self.say(id, |due| due.verdict = Some(code)),
+            // It waited for its turn: a caller that gives it up now gives up what is under way.
+            Entry::Open => self.resets = self.resets.saturating_sub(1),
         }
     }
 
@@ -537,6 +559,7 @@ impl<T> Stream<T> {
         Self {
             value,
             is_decided: false,
+            is_open: false,
             credit: WINDOW_FIRST,
             window: Window::new(),
             has_finished: false,
@@ -554,14 +577,19 @@ impl<T> Stream<T> {
         self.due.open || self.due.verdict.is_some()
     }
 
+    /// Whether bytes may pass.
+    fn is_let_in(&self) -> bool {
+        self.is_decided || self.is_open
+    }
+
     fn may_send(&self) -> bool {
-        self.is_decided && !self.is_untold() && !self.has_finished && !self.is_reset
+        self.is_let_in() && !self.is_untold() && !self.has_finished && !self.is_reset
     }
 
     /// # Errors
     /// [`Violation::OutOfTurn`] when the peer may send no bytes, nor their end.
     fn hears(&self) -> Result<(), Violation> {
-        let may = self.is_decided && !self.is_untold() && !self.peer_has_finished;
+        let may = self.is_let_in() && !self.is_untold() && !self.peer_has_finished;
         if may { Ok(()) } else { Err(Violation::OutOfTurn) }
     }
 
@@ -624,7 +652,8 @@ impl Writer<'_> {
 
 /// Most streams in one connection. More would share the fate of one lost packet.
 pub const STREAMS_MAX: usize = 128;
-/// Most streams that a caller may give up before their verdict, less those that waited for it.
+/// Most streams that a caller may give up before they are decided about, less those that waited
+/// for that.
 pub const RESETS_MAX: u32 = 128;
 /// What one stream carries in one turn when it is in bulk.
 pub const BULK_BYTES: u32 = 512 * 1024;

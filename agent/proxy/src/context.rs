@@ -61,18 +61,29 @@ pub(crate) struct Context {
 pub(crate) struct Http1 {
     pub(crate) inbound: Settings,
     pub(crate) outbound: Settings,
+    /// Of streams between proxies.
+    pub(crate) between: Settings,
     pub(crate) client: Rc<hawser_http1::Limits>,
 }
 
 impl Http1 {
     pub(crate) fn new(limits: &Limits) -> Self {
         let (limits, date) = (Rc::new(limits.http1()), Rc::default());
-        let settings =
-            |refusal| Settings { limits: limits.clone(), date: Rc::clone(&date), refusal };
+        let settings = |refusal| Settings {
+            limits: limits.clone(),
+            date: Rc::clone(&date),
+            refusal,
+            passes_trailers: false,
+        };
+        let inbound =
+            settings("x-hawser-reason: bad_request\r\nx-hawser-decided-by: server_proxy\r\n");
+        // Callers close what they do not use, for they know that they have asked for nothing.
+        let patient = hawser_http1::Limits { idle: STREAM_IDLE, ..(*limits).clone() };
+        let between =
+            Settings { limits: Rc::new(patient), passes_trailers: true, ..inbound.clone() };
         Self {
-            inbound: settings(
-                "x-hawser-reason: bad_request\r\nx-hawser-decided-by: server_proxy\r\n",
-            ),
+            between,
+            inbound,
             outbound: settings(
                 "x-hawser-reason: bad_request\r\nx-hawser-decided-by: client_proxy\r\n",
             ),
@@ -206,6 +217,8 @@ impl Context {
     }
 }
 
+/// How long a stream between proxies may wait for a request: the caller ends it long before.
+const STREAM_IDLE: Duration = Duration::from_secs(24 * 3_600);
 /// Copies of requests that one worker has under way: none is worth more than what is copied.
 const MIRRORS_MAX: usize = 64;
 /// Flow-control windows: enough for a full stream over a region, bounded for a slow reader.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hawser_core::normal::Forwarded;
 use hawser_core::reason::{DecidedBy, Reason};
+use hawser_http1::Fault;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
@@ -381,7 +382,7 @@ impl Outgoing {
     }
 
     /// The body for one try.
-    pub(crate) fn body(&mut self, sent: &Rc<Cell<u64>>) -> Sending {
+    pub(crate) fn body(&mut self, sent: &Rc<Passed>) -> Sending {
         let kind = match self {
             Self::Empty => Kind::Full(None),
             Self::Kept(bytes) => Kind::Full(Some(bytes.clone())),
@@ -407,7 +408,26 @@ pub(crate) struct Sending {
     kind: Kind,
     /// What may follow it; none where nothing can.
     trailers: Option<Rc<Trailers>>,
-    sent: Rc<Cell<u64>>,
+    sent: Rc<Passed>,
+}
+
+/// What passed of a request's body.
+#[derive(Default)]
+pub(crate) struct Passed {
+    pub(crate) bytes: Cell<u64>,
+    /// The rule of its sender's protocol that it broke.
+    fault: Cell<Option<Fault>>,
+}
+
+impl Passed {
+    /// What a request is refused with that could not be sent on for `reason`: with that, unless it
+    /// broke off because its body breaks a rule.
+    pub(crate) fn refusal(&self, reason: Reason) -> (StatusCode, Reason) {
+        match self.fault.get() {
+            Some(fault) => (fault.status(), Reason::BadRequest),
+            None => (status(reason), reason),
+        }
+    }
 }
 
 enum Kind {
@@ -446,10 +466,13 @@ impl http_body::Body for Sending {
             Kind::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Kind::Stream(incoming) => ready!(Pin::new(incoming).poll_frame(cx)),
         };
+        if let Some(Err(Broken::Http1(error))) = &frame {
+            this.sent.fault.set(error.fault());
+        }
         Poll::Ready(frame.map(|frame| {
             frame.map(|mut frame| {
                 if let Some(data) = frame.data_ref() {
-                    this.sent.set(this.sent.get() + data.len() as u64);
+                    this.sent.bytes.set(this.sent.bytes.get() + data.len() as u64);
                 } else if let Some(trailers) = frame.trailers_mut() {
                     // Some applications take them for fields of the head.
                     strip(trailers, Forwarded::Replace);

@@ -25,7 +25,7 @@ use hawser_core::normal::Forwarded;
 use hawser_core::policy::Policies;
 use hawser_core::reason::{DecidedBy, Reason};
 use hawser_core::view::ServiceView;
-use hawser_http1::{OnUpgrade, client, server};
+use hawser_http1::{Fault, OnUpgrade, client, server};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::Authority;
 use http::{Request, Response, StatusCode, Uri, Version};
@@ -42,7 +42,7 @@ use self::streams::Carrier;
 use crate::admit::{admit, sound};
 use crate::context::Context;
 use crate::guard::{Admitted, Guard, Intake, Load, Refused};
-use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Manner, Outgoing};
+use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Manner, Outgoing, Passed};
 use crate::judge::{UnderWay, judge};
 use crate::lifespan::Lifespan;
 use crate::pool::{Idle, Line, Lines};
@@ -392,8 +392,10 @@ impl Connection {
     async fn serve_http(self, stream: TlsStream<Wide>, wire: Wire, superseded: CancellationToken) {
         let (context, listed) = (self.port.context.clone(), self.listed.clone());
         let renewed = context.after(superseded, RENEWED_WITHIN);
-        if wire != Wire::H2 {
-            return self.serve_http1(stream, renewed).await;
+        match wire {
+            Wire::H2 => {}
+            Wire::Requests => return Box::pin(self.serve_requests(stream, renewed)).await,
+            _ => return self.serve_http1(stream, renewed).await,
         }
         let cut = &listed.0.watched.cut;
         let service = service_fn(move |request: Request<_>| {
@@ -440,10 +442,14 @@ impl Connection {
             }
         };
         if let Some(fault) = ended.err().and_then(|error| error.fault()) {
-            let record = connection.record(Reason::BadRequest, context.clock.now());
-            let status = Some(fault.status().as_u16());
-            connection.pair.record(&Record { status, ..record });
+            connection.broken_request(fault);
         }
+    }
+
+    /// Reports a request that breaks a rule of HTTP/1.1.
+    fn broken_request(&self, fault: Fault) {
+        let record = self.record(Reason::BadRequest, self.port.context.clock.now());
+        self.pair.record(&Record { status: Some(fault.status().as_u16()), ..record });
     }
 
     /// Answers one request, and reports it once its answer has ended.
@@ -495,7 +501,7 @@ impl Connection {
         if address(&mut request, &authority, is_http1 || upgrade.is_some()).is_none() {
             return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
         }
-        let sent = Rc::new(Cell::new(0));
+        let sent = Rc::<Passed>::default();
         let unanswered = Unanswered::then(|| self.abandoned(started, trail.as_ref()));
         let sending =
             self.send(request, upgrade, &chain, Limit::of(within, is_grpc, &chain), &sent);
@@ -503,7 +509,10 @@ impl Connection {
         unanswered.answered();
         let (mut response, on_end) = match sending {
             Ok(sent) => sent,
-            Err(reason) => return refuse(hygiene::status(reason), reason),
+            Err(reason) => {
+                let (status, reason) = sent.refusal(reason);
+                return refuse(status, reason);
+            }
         };
         let mut held = Some((slot, admitted.answered(context.clock.now())));
         let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -524,7 +533,7 @@ impl Connection {
             self.pair.record(&Record {
                 decided_by: DecidedBy::Application,
                 status: Some(status),
-                bytes_sent: sent.get(),
+                bytes_sent: sent.bytes.get(),
                 bytes_received: bytes,
                 first_byte,
                 trail: noted,
@@ -542,7 +551,7 @@ impl Connection {
         upgrade: Option<(HeaderValue, Rc<UnderWay>)>,
         chain: &Chain,
         limit: Option<Limit>,
-        sent: &Rc<Cell<u64>>,
+        sent: &Rc<Passed>,
     ) -> Result<Sent, Reason> {
         let is_http1 = chain.protocol == Protocol::Http;
         let sending = async {
@@ -607,7 +616,7 @@ impl Connection {
         &self,
         request: Request<Incoming>,
         chain: &Chain,
-        sent: &Rc<Cell<u64>>,
+        sent: &Rc<Passed>,
     ) -> Result<Sent, Reason> {
         let (port, context) = (&self.port, &self.port.context);
         let limits = &context.limits;
@@ -658,7 +667,7 @@ impl Connection {
         &self,
         request: Request<Incoming>,
         chain: &Chain,
-        sent: &Rc<Cell<u64>>,
+        sent: &Rc<Passed>,
     ) -> Result<Sent, Reason> {
         let port = &self.port;
         let limits = &port.context.limits;
@@ -685,7 +694,8 @@ impl Connection {
             let most = limits.connections_per_endpoint;
             let place = port.lines.place(most, limits.streams, connect).await?;
             let try_ = Request::from_parts(parts.clone(), body.body(sent));
-            match place.sender().try_send_request(try_).await {
+            let Some(mut sender) = place.sender() else { break };
+            match sender.try_send_request(try_).await {
                 Ok(response) => {
                     let response = response.map(Incoming::Http2);
                     return Ok((response, Box::new(move |_| drop(place))));
@@ -714,7 +724,7 @@ impl Connection {
         to: HeaderValue,
         became: Rc<UnderWay>,
         chain: &Chain,
-        sent: &Rc<Cell<u64>>,
+        sent: &Rc<Passed>,
     ) -> Result<Sent, Reason> {
         let port = &self.port;
         let stream = port.dial(chain.local_connect_timeout).await?;

@@ -1,4 +1,4 @@
-//! Pools: HTTP/2 connections that many requests share, HTTP/1.1 connections that one has at once.
+//! Pools: connections that many requests share, HTTP/1.1 connections that one has at once.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -8,19 +8,61 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::{LocalBoxFuture, Shared};
 use hawser_core::reason::Reason;
-use hawser_http1::client::SendRequest;
+use hawser_http1::client::{self, SendRequest};
 use hyper::client::conn::http2;
 use tokio::net::TcpStream;
 
 use crate::gateways::Gateway;
 use crate::http::Sending;
+use crate::limits::Limits;
+use crate::streams::{Channel, Pings, Session};
 
-/// One HTTP/2 connection.
+/// One connection that many requests share.
 pub(crate) struct Line {
-    sender: http2::SendRequest<Sending>,
+    carrier: Carrier,
     in_flight: Cell<u32>,
     /// The gateway that it passes.
     gateway: Option<Rc<Gateway>>,
+}
+
+/// What carries requests.
+enum Carrier {
+    H2(http2::SendRequest<Sending>),
+    Streams(Channels),
+}
+
+/// Streams of one session, each of which carries one request after another.
+pub(crate) struct Channels {
+    session: Rc<Session>,
+    limits: Rc<hawser_http1::Limits>,
+    /// Those without a request, with when they had their last.
+    idle: RefCell<Vec<(SendRequest<Channel>, Duration)>>,
+    /// The clock as the last sweep saw it.
+    now: Cell<Duration>,
+}
+
+impl Channels {
+    pub(crate) fn new(session: Rc<Session>, limits: Rc<hawser_http1::Limits>) -> Self {
+        Self { session, limits, idle: RefCell::default(), now: Cell::default() }
+    }
+
+    /// A stream without a request, or a new one.
+    fn take(&self) -> Option<SendRequest<Channel>> {
+        let mut idle = self.idle.borrow_mut();
+        while let Some((mut sender, _)) = idle.pop() {
+            if sender.is_ready() {
+                return Some(sender);
+            }
+        }
+        let stream = self.session.open()?;
+        Some(client::handshake(Channel::new(stream), self.limits.clone()))
+    }
+
+    fn keep(&self, sender: SendRequest<Channel>) {
+        if !sender.is_closed() && self.session.is_usable() {
+            self.idle.borrow_mut().push((sender, self.now.get()));
+        }
+    }
 }
 
 impl Line {
@@ -33,47 +75,120 @@ impl Line {
         sender: http2::SendRequest<Sending>,
         gateway: Option<Rc<Gateway>>,
     ) -> Self {
-        Self { sender, in_flight: Cell::new(0), gateway }
+        Self { carrier: Carrier::H2(sender), in_flight: Cell::new(0), gateway }
+    }
+
+    /// The same, with streams of HTTP/1.1.
+    pub(crate) fn streams(channels: Channels, gateway: Option<Rc<Gateway>>) -> Self {
+        Self { carrier: Carrier::Streams(channels), in_flight: Cell::new(0), gateway }
     }
 
     fn is_usable(&self) -> bool {
-        !self.sender.is_closed() && !self.gateway.as_ref().is_some_and(|gateway| gateway.is_bad())
+        let takes_more = match &self.carrier {
+            Carrier::H2(sender) => !sender.is_closed(),
+            Carrier::Streams(channels) => channels.session.is_usable(),
+        };
+        takes_more && !self.gateway.as_ref().is_some_and(|gateway| gateway.is_bad())
     }
 
-    /// A sender for one request.
-    pub(crate) fn sender(&self) -> http2::SendRequest<Sending> {
-        self.sender.clone()
+    /// Whether there is a place beside the requests under way, of which there may be `most`.
+    fn has_room(&self, most: u32) -> bool {
+        let has_room = match &self.carrier {
+            Carrier::H2(_) => true,
+            Carrier::Streams(channels) => {
+                channels.session.has_room() || !channels.idle.borrow().is_empty()
+            }
+        };
+        has_room && self.in_flight.get() < most
+    }
+
+    fn sweep(&self, now: Duration, pings: Pings, limits: &Limits) {
+        if let Carrier::Streams(channels) = &self.carrier {
+            channels.now.set(now);
+            let is_fresh = |since: &Duration| now.saturating_sub(*since) <= limits.session_idle;
+            channels.idle.borrow_mut().retain(|(_, since)| is_fresh(since));
+            channels.session.tick(now, pings, limits);
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Carrier::Streams(channels) = &self.carrier {
+            channels.idle.borrow_mut().clear();
+            channels.session.leave();
+        }
     }
 }
 
 /// One request's place in a connection.
-pub(crate) struct Place(Rc<Line>);
+pub(crate) struct Place {
+    line: Rc<Line>,
+    /// The stream that it has, in a connection with streams.
+    channel: Option<SendRequest<Channel>>,
+    /// Where in that connection it begins.
+    mark: u64,
+}
 
 impl Place {
-    fn new(line: &Rc<Line>) -> Self {
+    fn new(line: &Rc<Line>) -> Option<Self> {
+        let (channel, mark) = match &line.carrier {
+            Carrier::H2(_) => (None, 0),
+            Carrier::Streams(channels) => (Some(channels.take()?), channels.session.mark()),
+        };
         line.in_flight.set(line.in_flight.get() + 1);
-        Self(line.clone())
+        Some(Self { line: line.clone(), channel, mark })
     }
 
-    pub(crate) fn sender(&self) -> http2::SendRequest<Sending> {
-        self.0.sender()
+    /// What sends requests in HTTP/2; none in a connection with streams.
+    pub(crate) fn sender(&self) -> Option<http2::SendRequest<Sending>> {
+        match &self.line.carrier {
+            Carrier::H2(sender) => Some(sender.clone()),
+            Carrier::Streams(_) => None,
+        }
+    }
+
+    /// What sends requests in HTTP/1.1, in a connection with streams.
+    pub(crate) fn channel(&mut self) -> Option<&mut SendRequest<Channel>> {
+        self.channel.as_mut()
+    }
+
+    /// In a connection with streams: whether it took anything of the request, as far as is known.
+    pub(crate) fn was_sent(&self) -> bool {
+        match &self.line.carrier {
+            Carrier::H2(_) => true,
+            Carrier::Streams(channels) => channels.session.has_sent(self.mark),
+        }
+    }
+
+    /// In a connection with streams: whether it died of silence.
+    pub(crate) fn was_silent(&self) -> bool {
+        match &self.line.carrier {
+            Carrier::H2(_) => false,
+            Carrier::Streams(channels) => channels.session.was_silent(),
+        }
     }
 
     /// The gateway that it passes.
     pub(crate) fn gateway(&self) -> Option<&Gateway> {
-        self.0.gateway.as_deref()
+        self.line.gateway.as_deref()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.in_flight.set(self.0.in_flight.get().saturating_sub(1));
+        self.line.in_flight.set(self.line.in_flight.get().saturating_sub(1));
+        if let (Some(sender), Carrier::Streams(channels)) =
+            (self.channel.take(), &self.line.carrier)
+        {
+            channels.keep(sender);
+        }
     }
 }
 
 type Connecting = Shared<LocalBoxFuture<'static, Result<(), Reason>>>;
 
-/// The HTTP/2 connections of one worker to one instance, or to one application.
+/// The connections of one worker to one instance, or to one application, that requests share.
 #[derive(Default)]
 pub(crate) struct Lines {
     lines: RefCell<Vec<Rc<Line>>>,
@@ -146,8 +261,15 @@ impl Lines {
     pub(crate) fn free(&self, streams: u32) -> Option<Place> {
         let mut lines = self.lines.borrow_mut();
         lines.retain(|line| line.is_usable());
-        let least = lines.iter().min_by_key(|line| line.in_flight.get())?;
-        (least.in_flight.get() < streams).then(|| Place::new(least))
+        let free = lines.iter().filter(|line| line.has_room(streams));
+        free.min_by_key(|line| line.in_flight.get()).and_then(Place::new)
+    }
+
+    /// Looks after the connections, a few times a second.
+    pub(crate) fn sweep(&self, now: Duration, pings: Pings, limits: &Limits) {
+        let mut lines = self.lines.borrow_mut();
+        lines.iter().for_each(|line| line.sweep(now, pings, limits));
+        lines.retain(|line| line.is_usable());
     }
 }
 

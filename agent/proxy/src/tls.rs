@@ -24,6 +24,9 @@ pub const ALPN_TCP: &[u8] = b"hawser-tcp/1";
 /// Many streams of bytes between proxies in one connection, each after its own verdict.
 pub const ALPN_STREAMS: &[u8] = b"hawser-tcp/2";
 
+/// Many streams of HTTP/1.1 messages between proxies in one connection.
+pub const ALPN_REQUESTS: &[u8] = b"hawser-http/1";
+
 /// Whom this host's proxy trusts: services alone, those of its own cluster by the roots of `trust`
 /// and those of each peer by that peer's. Roots that cannot be read are left out: less is trusted,
 /// not more.
@@ -58,7 +61,7 @@ pub struct Identity {
     pub superseded: CancellationToken,
     anchors: Arc<Anchors>,
     key: Arc<CertifiedKey>,
-    accept: [Arc<ServerConfig>; 5],
+    accept: [Arc<ServerConfig>; 6],
 }
 
 impl Identity {
@@ -81,6 +84,7 @@ impl Identity {
             accept(&[ALPN_HTTP1])?,
             accept(&[ALPN_TCP])?,
             accept(&[ALPN_STREAMS])?,
+            accept(&[ALPN_REQUESTS])?,
         ];
         Ok(Self {
             id: leaf.id.clone(),
@@ -140,24 +144,28 @@ pub enum Wire {
     Tcp = 3,
     /// Streams of bytes, each after a verdict.
     Streams = 4,
+    /// Streams of HTTP/1.1 messages.
+    Requests = 5,
 }
 
 impl Wire {
     /// What a callee of the given kind speaks with a caller that offers `alpn`.
     pub fn choose<'a>(is_http: bool, alpn: impl Iterator<Item = &'a [u8]>) -> Self {
-        let (mut offers_http1, mut offers_tcp) = (false, false);
+        let (mut offers_h2, mut offers_http1, mut offers_tcp) = (false, false, false);
         for name in alpn {
             match name {
-                ALPN_H2 if is_http => return Self::H2,
+                ALPN_REQUESTS if is_http => return Self::Requests,
+                ALPN_H2 if is_http => offers_h2 = true,
                 ALPN_HTTP1 if is_http => offers_http1 = true,
                 ALPN_STREAMS if !is_http => return Self::Streams,
                 ALPN_TCP if !is_http => offers_tcp = true,
                 _ => {}
             }
         }
-        match (offers_http1, offers_tcp) {
-            (true, _) => Self::Http1,
-            (_, true) => Self::Tcp,
+        match (offers_h2, offers_http1, offers_tcp) {
+            (true, ..) => Self::H2,
+            (_, true, _) => Self::Http1,
+            (.., true) => Self::Tcp,
             _ => Self::Native,
         }
     }
@@ -244,6 +252,7 @@ mod tests {
     #[test]
     fn what_is_spoken_is_what_both_know() {
         let cases: &[(bool, &[&[u8]], Wire, &str)] = &[
+            (true, &[ALPN_H2, ALPN_REQUESTS], Wire::Requests, "streams of HTTP, in whatever order"),
             (true, &[ALPN_H2, ALPN_HTTP1], Wire::H2, "HTTP/2 where it is offered"),
             (true, &[ALPN_HTTP1, ALPN_H2], Wire::H2, "in whatever order"),
             (true, &[ALPN_HTTP1], Wire::Http1, "or HTTP/1.1"),

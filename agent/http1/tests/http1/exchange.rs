@@ -181,7 +181,30 @@ async fn nobody_is_asked_to_go_on_after_the_answer_has_begun() {
     assert_eq!(ended.get(), Some(false));
 }
 
-/// A peer that has nothing more to say has gone: whoever waits would still hold its connection.
+/// It has no more requests, and still wants its answer.
+#[tokio::test(start_paused = true)]
+async fn who_closes_its_own_end_gets_its_answer() {
+    let service = |_| async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // Its end may take as long again, once it was seen that somebody takes it.
+        let slowly = async {
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"late")))
+        };
+        Response::new(StreamBody::new(Box::pin(futures_util::stream::once(slowly))))
+    };
+    let test = async |mut stream: DuplexStream| {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("room");
+        stream.shutdown().await.expect("open");
+        all(stream).await
+    };
+    let (answer, served) = with(service, 1 << 16, test).await;
+    assert!(answer.contains("late") && answer.contains("connection: close\r\n"), "{answer}");
+    assert!(served.is_ok(), "{served:?}");
+}
+
+/// A peer that says nothing more may have gone: whoever waits for long would still hold its
+/// connection.
 #[tokio::test(start_paused = true)]
 async fn who_closes_before_its_answer_has_gone() {
     let dropped = Rc::new(Cell::new(false));

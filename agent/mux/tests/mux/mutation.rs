@@ -1,7 +1,7 @@
 //! Changed and broken transcripts: whatever comes, a session refuses or goes on, within bounds.
 
 use hawser_fuzz::Target;
-use hawser_mux::{STREAMS_MAX, Session, Side};
+use hawser_mux::{Entry, STREAMS_MAX, Session, Side};
 
 use super::{Shown, feed, said};
 
@@ -10,8 +10,14 @@ use super::{Shown, feed, said};
 fn run(bytes: &[u8]) -> bool {
     let piece = bytes.first().map_or(1, |first| usize::from(*first) % 13 + 1);
     let mut is_good = false;
-    for side in [Side::Caller, Side::Callee] {
-        let mut session = Session::<Shown>::new(side);
+    let ends = [
+        (Side::Caller, Entry::Judged),
+        (Side::Callee, Entry::Judged),
+        (Side::Caller, Entry::Open),
+        (Side::Callee, Entry::Open),
+    ];
+    for (side, entry) in ends {
+        let mut session = Session::<Shown>::new(side, entry);
         for _ in 0..3 {
             session.open();
         }

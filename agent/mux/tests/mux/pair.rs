@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use hawser_mux::{HEADER_BYTES, STREAMS_MAX, Session, Side, StreamId};
+use hawser_mux::{Entry, HEADER_BYTES, STREAMS_MAX, Session, Side, StreamId};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -30,7 +30,7 @@ struct Mine {
 impl End {
     fn new(side: Side) -> Self {
         let (streams, wire) = (BTreeMap::new(), VecDeque::new());
-        Self { session: Session::new(side), streams, wire, lost: 0 }
+        Self { session: Session::new(side, Entry::Judged), streams, wire, lost: 0 }
     }
 
     fn add(&mut self, id: StreamId, seen: Shown, is_open: bool) {

@@ -1,6 +1,8 @@
 //! What no sound peer does ends the session, and says which it was.
 
-use hawser_mux::{RESETS_MAX, STREAMS_MAX, Session, Side, Violation, WINDOW_FIRST, WINDOWS_SPARE};
+use hawser_mux::{
+    Entry, RESETS_MAX, STREAMS_MAX, Session, Side, Violation, WINDOW_FIRST, WINDOWS_SPARE,
+};
 
 use super::{Shown, feed, said};
 
@@ -24,7 +26,7 @@ const RESET: u8 = 6;
 
 /// A callee with stream 1 asked for and let in, and 2 asked for.
 fn callee() -> Session<Shown> {
-    let mut session = Session::new(Side::Callee);
+    let mut session = Session::new(Side::Callee, Entry::Judged);
     let both = [frame(OPEN, 0, 1), frame(OPEN, 0, 2)].concat();
     let opened = feed(&mut session, &both).expect("sound");
     session.accept(opened[0].0);
@@ -34,7 +36,7 @@ fn callee() -> Session<Shown> {
 
 /// A caller with streams 1 and 2, of which 1 is let in.
 fn caller() -> Session<Shown> {
-    let mut session = Session::new(Side::Caller);
+    let mut session = Session::new(Side::Caller, Entry::Judged);
     session.open().expect("room");
     session.open().expect("room");
     said(&mut session);
@@ -93,10 +95,56 @@ fn what_a_caller_refuses() {
         let mut session = caller();
         assert_eq!(&feed(&mut session, input).map(drop), expected, "{why}");
     }
-    let mut early = Session::<Shown>::new(Side::Caller);
+    let mut early = Session::<Shown>::new(Side::Caller, Entry::Judged);
     early.open().expect("room");
     let fed = feed(&mut early, &frame(VERDICT, 0, 1)).map(drop);
     assert_eq!(fed, Err(V::OutOfTurn), "an answer to what was not asked yet");
+}
+
+#[test]
+fn where_every_stream_is_let_in_nobody_decides() {
+    use Violation as V;
+    let opened = frame(OPEN, 0, 1);
+    let cases: &[(&[u8], Result<(), V>, &str)] = &[
+        (&data(1), Ok(()), "bytes at once"),
+        (&frame(FINISH, 0, 1), Ok(()), "an end at once"),
+        (&number(4, 1, 1), Ok(()), "credit at once"),
+        (&frame(VERDICT, 0, 1), Err(V::OutOfTurn), "a caller decides nothing"),
+        (&data(2), Err(V::UnknownStream), "bytes of a stream that nobody opened"),
+    ];
+    for (input, expected, why) in cases {
+        let mut callee = Session::<Shown>::new(Side::Callee, Entry::Open);
+        let fed = feed(&mut callee, &[&opened[..], input].concat()).map(drop);
+        assert_eq!(&fed, expected, "{why}");
+    }
+    let mut caller = Session::<Shown>::new(Side::Caller, Entry::Open);
+    let (id, _) = caller.open().expect("room");
+    assert_eq!(caller.data(id, 1), None, "what is said goes first: that there is a stream");
+    said(&mut caller);
+    assert!(caller.data(id, 1).is_some(), "then its bytes, without an answer");
+    feed(&mut caller, &data(1)).expect("bytes come as they are");
+    assert_eq!(feed(&mut caller, &frame(VERDICT, 0, 1)).map(drop), Err(V::OutOfTurn), "a verdict");
+}
+
+#[test]
+fn streams_that_nobody_took_up_are_given_up_only_so_often() {
+    let round = [frame(OPEN, 0, 0), frame(RESET, 0, 0)];
+    let feed_round = |session: &mut Session<Shown>, nth: u32, takes: bool| {
+        let mut bytes = round;
+        bytes.iter_mut().for_each(|frame| frame[4..].copy_from_slice(&(nth + 1).to_be_bytes()));
+        let [open, reset] = bytes;
+        for (id, _) in feed(session, &open)? {
+            if takes {
+                session.accept(id);
+            }
+        }
+        feed(session, &reset).map(drop)
+    };
+    for (takes, expected) in [(true, Ok(())), (false, Err(Violation::ResetFlood))] {
+        let mut session = Session::<Shown>::new(Side::Callee, Entry::Open);
+        let mut all = (0..2 * RESETS_MAX).map(|nth| feed_round(&mut session, nth, takes));
+        assert_eq!(all.find(Result::is_err).unwrap_or(Ok(())), expected, "taken up: {takes}");
+    }
 }
 
 #[test]
@@ -112,7 +160,7 @@ fn nobody_sends_more_than_there_is_credit_for() {
 
 #[test]
 fn what_is_not_read_is_bounded_however_windows_grow() {
-    let mut session = Session::new(Side::Callee);
+    let mut session = Session::new(Side::Callee, Entry::Judged);
     let opens: Vec<u8> = (1..=STREAMS_MAX as u8).flat_map(|id| frame(OPEN, 0, id)).collect();
     let streams = feed(&mut session, &opens).expect("as many as may be");
     streams.iter().for_each(|(id, _)| session.accept(*id));
@@ -146,14 +194,14 @@ fn what_is_not_read_is_bounded_however_windows_grow() {
 
 #[test]
 fn streams_and_resets_are_counted() {
-    let mut session = Session::<Shown>::new(Side::Callee);
+    let mut session = Session::<Shown>::new(Side::Callee, Entry::Judged);
     for id in 1..=STREAMS_MAX as u8 {
         feed(&mut session, &frame(OPEN, 0, id)).expect("room");
     }
     let fed = feed(&mut session, &frame(OPEN, 0, STREAMS_MAX as u8 + 1)).map(drop);
     assert_eq!(fed, Err(Violation::TooManyStreams));
 
-    let mut session = Session::<Shown>::new(Side::Callee);
+    let mut session = Session::<Shown>::new(Side::Callee, Entry::Judged);
     let flood = |session: &mut Session<Shown>, id: u32, waits: bool| {
         let [a, b, c, d] = id.to_be_bytes();
         let opened = feed(session, &[OPEN, 0, 0, 0, a, b, c, d])?;
@@ -175,7 +223,7 @@ fn streams_and_resets_are_counted() {
 
 #[test]
 fn resets_that_cross_each_other_take_no_room() {
-    let mut callee = Session::<Shown>::new(Side::Callee);
+    let mut callee = Session::<Shown>::new(Side::Callee, Entry::Judged);
     for id in 1..=STREAMS_MAX as u8 {
         let opened = feed(&mut callee, &frame(OPEN, 0, id)).expect("room");
         callee.accept(opened[0].0);

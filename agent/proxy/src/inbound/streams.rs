@@ -3,19 +3,23 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use hawser_core::name::ServiceName;
 use hawser_core::reason::{DecidedBy, Reason};
 use hawser_core::spiffe::SpiffeId;
+use hawser_http1::server;
+use http::Request;
 use http::header::HeaderValue;
 use tokio::io::AsyncWriteExt as _;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{Connection, FAREWELL, Open, Port, RENEWED_WITHIN};
+use crate::http::Incoming;
 use crate::lifespan::Lifespan;
 use crate::report::{Pair, Record, Reporter};
 use crate::socket::Wide;
-use crate::streams::{Session, Side, Stream};
+use crate::streams::{Channel, Entry, Session, Side, Stream};
 use crate::watch::{OnList, Ruled};
 
 /// One authenticated connection that carries streams.
@@ -40,7 +44,7 @@ impl Carrier {
         let (context, carrier) = (self.port.context.clone(), Rc::new(self));
         // What is counted is what applications take for connections.
         context.report.connections(Reporter::Server, -1);
-        let session = Session::new(Side::Callee, &context.buffers);
+        let session = Session::new(Side::Callee, Entry::Judged, &context.buffers);
         let watched = carrier.listed.watched.clone();
         let idle = context.limits.session_idle.saturating_mul(CALLERS_FIRST);
         let why = {
@@ -105,6 +109,61 @@ impl Carrier {
 }
 
 impl Connection {
+    /// Serves a caller whose proxy sends requests in streams of this connection; until its leaf is
+    /// to be shown anew, when `renewed` ends, or it drains.
+    ///
+    /// Then the caller is told to ask elsewhere. It closes the connection when it has its last
+    /// answer, so nothing that it has asked for meanwhile is lost.
+    pub(super) async fn serve_requests(
+        self,
+        mut stream: TlsStream<Wide>,
+        renewed: impl Future<Output = ()>,
+    ) {
+        let (context, listed) = (self.port.context.clone(), self.listed.clone());
+        let session = Session::new(Side::Callee, Entry::Open, &context.buffers);
+        let watched = &listed.0.watched;
+        let why = {
+            let mut driving = std::pin::pin!(session.drive(&mut stream, |stream| {
+                context.tracker.spawn_local(self.clone().serve_channel(stream));
+            }));
+            let first = tokio::select! {
+                biased;
+                () = watched.cut.cancelled() => Some(watched.why()),
+                why = driving.as_mut() => Some(why),
+                () = context.drain.cancelled() => None,
+                () = renewed => None,
+            };
+            match first {
+                Some(why) => why,
+                None => {
+                    session.leave();
+                    tokio::select! {
+                        biased;
+                        () = watched.cut.cancelled() => watched.why(),
+                        why = driving => why,
+                    }
+                }
+            }
+        };
+        session.end(why);
+        let _ = tokio::time::timeout(FAREWELL, stream.shutdown()).await;
+    }
+
+    /// Answers the requests of one stream, one after another.
+    async fn serve_channel(self, stream: Stream) {
+        stream.accept();
+        let (context, connection) = (self.port.context.clone(), self.clone());
+        let answer = move |request: Request<_>| self.clone().answer(request.map(Incoming::Http1));
+        let settings = &context.http1.between;
+        let (channel, ahead) = (Channel::new(stream), BytesMut::new());
+        // The caller ends it, for it knows whether it has asked for anything.
+        let never = std::future::pending();
+        let ended = server::serve(channel, ahead, settings, answer, &context.drain, never).await;
+        if let Some(fault) = ended.err().and_then(|error| error.fault()) {
+            connection.broken_request(fault);
+        }
+    }
+
     /// Carries one stream. The order is the security argument: authorize, only then dial.
     async fn serve_stream(self, stream: Stream, before: usize, is_full: bool) {
         let context = &self.port.context;

@@ -1,6 +1,5 @@
 //! Requests of HTTP services: each is sent to one instance after another until one answers.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,6 +13,7 @@ use hawser_core::retry;
 use hawser_core::traffic::{Policy, Retries};
 use hawser_http1::{ReadAhead, client, server};
 use http::header::{self, HeaderValue};
+use http::uri::Authority;
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::client::conn::http2;
 use hyper::service::service_fn;
@@ -30,14 +30,17 @@ use super::terms::{self, Affinity, Terms};
 use super::{Picked, Port};
 use crate::admit::{admit, sound};
 use crate::context::Slot;
-use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Manner, Outgoing, Sending};
+use crate::http::{
+    self as hygiene, Body, End, Incoming, LocalExecutor, Manner, Outgoing, Passed, Sending,
+};
 use crate::inbound::{address, is_leaving, is_unprocessed, relay_upgraded};
 use crate::lifespan::Lifespan;
-use crate::pool::{Line, Place};
+use crate::pool::{Channels, Line, Place};
 use crate::relay::Moved;
 use crate::report::{Owner, Record, Trail, Try, Unanswered, Upstream, answered, forward};
 use crate::socket::Severable;
-use crate::tls::{self, ALPN_H2};
+use crate::streams::{self, Entry, Session, Side};
+use crate::tls::{self, ALPN_H2, ALPN_REQUESTS};
 use crate::usage::Held;
 
 impl Port {
@@ -144,7 +147,7 @@ impl Port {
             return refuse(hygiene::status(reason), reason, 0);
         }
         let upgrade = upgrade.filter(|_| request.body().is_upgrade());
-        if upgrade.is_none() && address(&mut request, &authority, false).is_none() {
+        if upgrade.is_none() && address(&mut request, &authority, true).is_none() {
             return refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, 0);
         }
         let admitted = Admitted { request, source, upgrade, slot, was_retried, started, id, trail };
@@ -213,7 +216,10 @@ impl Port {
                 let told = Told { attempts, sent, started, deadline, slot, held, cookie, trail };
                 hygiene::named(self.clone().deliver(answer, &way, told), &id)
             }
-            Err(reason) => refuse(hygiene::status(reason), reason, attempts),
+            Err(reason) => {
+                let (status, reason) = sent.refusal(reason);
+                refuse(status, reason, attempts)
+            }
         }
     }
 
@@ -239,7 +245,7 @@ impl Port {
             self.pair.record(&Record {
                 decided_by,
                 status: Some(status),
-                bytes_sent: sent.get(),
+                bytes_sent: sent.bytes.get(),
                 bytes_received: bytes,
                 first_byte: Some(at.saturating_sub(started)),
                 attempts,
@@ -409,7 +415,7 @@ struct Switch {
 /// What the report of a request tells beside its answer.
 struct Told {
     attempts: u8,
-    sent: Rc<Cell<u64>>,
+    sent: Rc<Passed>,
     started: Duration,
     /// When the whole answer must have passed.
     deadline: Instant,
@@ -441,7 +447,7 @@ pub(super) struct Exchange<'a> {
     /// How many of the attempts reached no application.
     free: u8,
     pub(super) tried: Vec<PeerId>,
-    sent: Rc<Cell<u64>>,
+    sent: Rc<Passed>,
     trail: Option<Rc<Trail>>,
 }
 
@@ -549,7 +555,7 @@ impl<'a> Exchange<'a> {
             attempts: 0,
             free: 0,
             tried: Vec::new(),
-            sent: Rc::new(Cell::new(0)),
+            sent: Rc::default(),
             trail: None,
         }
     }
@@ -708,17 +714,59 @@ impl Exchange<'_> {
         instance.lines.place(most, streams, connect).await
     }
 
-    /// The request as one try sends it: with how long its caller still waits, and which try it is.
-    fn request(&mut self) -> Request<Sending> {
-        let mut request = Request::from_parts(self.parts.clone(), self.body.body(&self.sent));
+    /// Says in the request how long its caller still waits, and which try it is.
+    fn prepare(&mut self) {
         let left = self.deadline.saturating_duration_since(Instant::now()).as_millis();
         let left = HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX));
-        request.headers_mut().insert(hygiene::DEADLINE_HEADER, left);
+        self.parts.headers.insert(hygiene::DEADLINE_HEADER, left);
         if self.attempts > 1 {
             let attempt = HeaderValue::from(u16::from(self.attempts));
-            request.headers_mut().insert(hygiene::ATTEMPT_HEADER, attempt);
+            self.parts.headers.insert(hygiene::ATTEMPT_HEADER, attempt);
         }
-        request
+    }
+
+    /// The request as HTTP/2 has it.
+    fn request(&mut self) -> Option<Request<Sending>> {
+        let mut request = Request::from_parts(self.parts.clone(), self.body.body(&self.sent));
+        let host = request.headers().get(header::HOST)?;
+        let authority = Authority::try_from(host.as_bytes()).ok()?;
+        address(&mut request, &authority, false)?;
+        Some(request)
+    }
+
+    /// Sends the request over `place`, and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// [`Broke`], and none when the time is over.
+    async fn send(
+        &mut self,
+        place: &mut Place,
+        per_try: Option<Duration>,
+    ) -> Result<Response<Incoming>, Option<Broke>> {
+        self.prepare();
+        if let Some(mut sender) = place.sender() {
+            let request = self.request().ok_or(Some(Broke::unfit()))?;
+            let sending = sender.try_send_request(request);
+            let sent = self.awaited(sending, per_try).await.ok_or(None)?;
+            return sent.map(|response| response.map(Incoming::Http2)).map_err(|mut failed| {
+                let unsent = failed.take_message();
+                let was_taken = unsent.is_none();
+                if let Some(unsent) = unsent {
+                    self.body.restore(unsent.into_body());
+                }
+                Some(Broke::of_http2(&failed.into_error(), was_taken))
+            });
+        }
+        let body = self.body.body(&self.sent);
+        let sender = place.channel().ok_or(Some(Broke::unfit()))?;
+        let sending = sender.try_send_request(&self.parts, body);
+        let sent = self.awaited(sending, per_try).await.ok_or(None)?;
+        sent.map(|response| response.map(Incoming::Http1)).map_err(|failed| {
+            if let Some(unsent) = failed.body {
+                self.body.restore(unsent);
+            }
+            Some(Broke::of_stream(&failed.error, failed.was_sent && place.was_sent(), place))
+        })
     }
 
     /// Makes one try.
@@ -729,30 +777,20 @@ impl Exchange<'_> {
     ) -> Result<Answer, Failure> {
         let context = &self.port.context;
         let (began, upstream) = (context.clock.now(), picked.instance.upstream.clone());
-        let place = match self.place(&picked.instance).await {
+        let mut place = match self.place(&picked.instance).await {
             Ok(place) => place,
             Err(reason) => {
                 picked.failed(reason, began);
                 return Err(Failure::of(reason, retry::End::Unseen));
             }
         };
-        let request = self.request();
-        let mut sender = place.sender();
-        let sending = sender.try_send_request(request);
-        let Some(sent) = self.awaited(sending, per_try).await else {
-            picked.finish(Outcome::Failed);
-            return Err(Failure::of(Reason::RequestTimeout, retry::End::TimedOut));
-        };
-        let response = match sent {
+        let response = match self.send(&mut place, per_try).await {
             Ok(response) => response,
-            Err(mut failed) => {
-                let unsent = failed.take_message();
-                let was_taken = unsent.is_none();
-                if let Some(unsent) = unsent {
-                    self.body.restore(unsent.into_body());
-                }
-                return Err(in_vain(picked, &place, &failed.into_error(), was_taken, began));
+            Err(None) => {
+                picked.finish(Outcome::Failed);
+                return Err(Failure::of(Reason::RequestTimeout, retry::End::TimedOut));
             }
+            Err(Some(broke)) => return Err(in_vain(picked, &place, &broke, began)),
         };
         let now = context.clock.now();
         if let Some(gateway) = place.gateway() {
@@ -760,7 +798,6 @@ impl Exchange<'_> {
         }
         let decided = hygiene::verdict(response.headers());
         let cluster = picked.instance.peer().cloned();
-        let response = response.map(Incoming::Http2);
         let answer = Answer { response, decided, place, upstream, cluster, at: now };
         let latency = now.saturating_sub(began);
         match decided {
@@ -841,46 +878,83 @@ fn end_of(reason: Reason) -> retry::End {
     }
 }
 
+/// How a connection broke before there was an answer.
+struct Broke {
+    reason: Reason,
+    /// The application never saw the request.
+    is_unseen: bool,
+    /// Pings were not answered either.
+    was_silent: bool,
+    /// It never left, or came upon a proxy that is being replaced.
+    was_untaken: bool,
+}
+
+impl Broke {
+    fn new(reason: Reason, is_unseen: bool) -> Self {
+        let is_early = reason.is_before_request() && reason != Reason::HandshakeFailed;
+        let is_unseen = is_unseen || is_early;
+        Self { reason, is_unseen, was_silent: false, was_untaken: false }
+    }
+
+    fn of_http2(error: &hyper::Error, was_taken: bool) -> Self {
+        let is_unseen = !was_taken || is_unprocessed(error);
+        // A proxy that is replaced ends its connections so, whatever waits to be sent in them.
+        let was_untaken = !was_taken || is_leaving(error);
+        let was_silent = error.is_timeout();
+        Self { was_silent, was_untaken, ..Self::new(peer_reason(error), is_unseen) }
+    }
+
+    fn of_stream(error: &hawser_http1::Error, was_sent: bool, place: &Place) -> Self {
+        let reason = match error {
+            hawser_http1::Error::Io(error) => streams::reason(error),
+            error => http1_reason(error),
+        };
+        let was_silent = place.was_silent();
+        Self { was_silent, was_untaken: !was_sent, ..Self::new(reason, !was_sent) }
+    }
+
+    /// It has no place for the request after all.
+    fn unfit() -> Self {
+        Self { was_untaken: true, ..Self::new(Reason::UpstreamReset, true) }
+    }
+}
+
 /// A try whose connection broke before there was an answer.
-fn in_vain(
-    picked: Picked<'_>,
-    place: &Place,
-    error: &hyper::Error,
-    was_taken: bool,
-    began: Duration,
-) -> Failure {
-    let reason = peer_reason(error);
-    let is_unseen = !was_taken
-        || is_unprocessed(error)
-        || (reason.is_before_request() && reason != Reason::HandshakeFailed);
-    // A proxy that is replaced ends its connections so, whatever waits to be sent in them.
-    let was_untaken = !was_taken || is_leaving(error);
+fn in_vain(picked: Picked<'_>, place: &Place, broke: &Broke, began: Duration) -> Failure {
+    let reason = broke.reason;
     let outcome = match reason {
         Reason::DownstreamReset => Outcome::Unknown,
-        // Pings were not answered either.
-        _ if error.is_timeout() => {
+        _ if broke.was_silent => {
             let now = picked.port.context.clock.now();
             let silent = place.gateway().filter(|gateway| gateway.is_silent_since(began));
             silent.inspect(|gateway| gateway.failed(began, now));
             picked.silence_since(began)
         }
-        _ if was_untaken => Outcome::Unknown,
+        _ if broke.was_untaken => Outcome::Unknown,
         _ => Outcome::Failed,
     };
     picked.finish(outcome);
-    let end = if is_unseen { retry::End::Unseen } else { retry::End::Reset };
-    Failure { was_silent: error.is_timeout(), was_untaken, ..Failure::of(reason, end) }
+    let end = if broke.is_unseen { retry::End::Unseen } else { retry::End::Reset };
+    let (was_silent, was_untaken) = (broke.was_silent, broke.was_untaken);
+    Failure { was_silent, was_untaken, ..Failure::of(reason, end) }
 }
 
 impl Port {
-    /// Opens an HTTP/2 connection to an instance's proxy.
+    /// Opens a connection to an instance's proxy that requests share.
     async fn line(&self, instance: &Instance, within: Duration) -> Result<Line, Reason> {
         let context = &self.context;
-        let config = instance.reach()?.h2.clone();
+        let config = instance.reach()?.shared.clone();
         let Dialled { stream, listed, gateway } =
             Box::pin(dial(context, instance, config, within)).await?;
-        if stream.get_ref().1.alpn_protocol() != Some(ALPN_H2) {
-            return Err(Reason::UpstreamProtocol);
+        match stream.get_ref().1.alpn_protocol() {
+            Some(ALPN_REQUESTS) => {
+                let session = Session::new(Side::Caller, Entry::Open, &context.buffers);
+                let channels = Channels::new(session.clone(), context.http1.client.clone());
+                tokio::task::spawn_local(Box::pin(super::streams::drive(session, stream, listed)));
+                return Ok(Line::streams(channels, gateway));
+            }
+            Some(ALPN_H2) => {}
+            _ => return Err(Reason::UpstreamProtocol),
         }
         let mut builder = http2::Builder::new(LocalExecutor);
         context.tune_http2_client(&mut builder);

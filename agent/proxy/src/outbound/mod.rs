@@ -366,7 +366,7 @@ impl Port {
         }
         self.spoken_here().iter().for_each(|port| port.sweep());
         for instance in self.instances.borrow().values() {
-            instance.sessions.sweep(&self.context, instance.peer().is_some());
+            instance.sweep(&self.context);
         }
         let ejected = self.balancer.borrow_mut().sweep(self.context.clock.now());
         for (peer, span) in ejected {

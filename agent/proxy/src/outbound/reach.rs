@@ -25,7 +25,8 @@ use crate::gateways::{Choice, Gateway};
 use crate::pool::Lines;
 use crate::report::Upstream;
 use crate::select::Selector;
-use crate::tls::{ALPN_H2, ALPN_HTTP1, ALPN_STREAMS, ALPN_TCP, Identity};
+use crate::streams::Pings;
+use crate::tls::{ALPN_H2, ALPN_HTTP1, ALPN_REQUESTS, ALPN_STREAMS, ALPN_TCP, Identity};
 
 /// How one target is called as one service: who must answer, under which name, and which way.
 pub(super) struct Reach {
@@ -36,7 +37,8 @@ pub(super) struct Reach {
     calls_us: Option<PeerName>,
     identity: Rc<Identity>,
     pub(super) name: ServerName<'static>,
-    pub(super) h2: Arc<ClientConfig>,
+    /// For connections that requests share.
+    pub(super) shared: Arc<ClientConfig>,
     pub(super) http1: Arc<ClientConfig>,
     pub(super) tcp: Arc<ClientConfig>,
     /// The gateways that lead to it; none where its instances are called at their own addresses.
@@ -71,7 +73,7 @@ impl Reach {
             target: target.clone(),
             identity: identity.clone(),
             name,
-            h2: dial(&callee, &[ALPN_H2])?,
+            shared: dial(&callee, &[ALPN_REQUESTS, ALPN_H2])?,
             http1: dial(&callee, &[ALPN_HTTP1])?,
             tcp: dial(&callee, &[ALPN_STREAMS, ALPN_TCP])?,
             callee,
@@ -170,6 +172,18 @@ impl Instance {
         };
         let (upstream, lines, gone) = (Rc::new(upstream), Rc::default(), CancellationToken::new());
         Self { address, upstream, lines, sessions: Sessions::default(), reach, name, gone }
+    }
+
+    /// Looks after the connections to it, ten times a second.
+    pub(super) fn sweep(&self, context: &Context) {
+        let limits = &context.limits;
+        let pings = match self.peer() {
+            Some(_) => Pings { after: limits.peer_ping_interval, within: limits.peer_ping_timeout },
+            None => Pings { after: limits.ping_interval, within: limits.ping_timeout },
+        };
+        let now = context.clock.now();
+        self.sessions.sweep(now, pings, limits);
+        self.lines.sweep(now, pings, limits);
     }
 
     /// Forgets all connections to it: what is under way in them ends in peace.

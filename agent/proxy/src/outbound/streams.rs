@@ -16,8 +16,9 @@ use super::dial::{Dialled, dial};
 use super::reach::Instance;
 use crate::context::Context;
 use crate::gateways::Gateway;
+use crate::limits::Limits;
 use crate::socket::Wide;
-use crate::streams::{Pings, Session, Side, Stream};
+use crate::streams::{Entry, Pings, Session, Side, Stream};
 use crate::tls::ALPN_STREAMS;
 use crate::watch::OnList;
 
@@ -108,7 +109,7 @@ impl Sessions {
         if is_single {
             *pool.single.borrow_mut() = Some((Box::new(stream), listed));
         } else {
-            let session = Session::new(Side::Caller, &context.buffers);
+            let session = Session::new(Side::Caller, Entry::Judged, &context.buffers);
             let line = Line { session: session.clone(), gateway };
             pool.lines.borrow_mut().push(line);
             // What is said at last must be sent before the worker ends.
@@ -138,17 +139,10 @@ impl Sessions {
     }
 
     /// Looks after the connections, ten times a second.
-    pub(super) fn sweep(&self, context: &Context, is_peer: bool) {
+    pub(super) fn sweep(&self, now: Duration, pings: Pings, limits: &Limits) {
         if self.lines.borrow().is_empty() && self.single.borrow().is_none() {
             return;
         }
-        let limits = &context.limits;
-        let pings = if is_peer {
-            Pings { after: limits.peer_ping_interval, within: limits.peer_ping_timeout }
-        } else {
-            Pings { after: limits.ping_interval, within: limits.ping_timeout }
-        };
-        let now = context.clock.now();
         let mut lines = self.lines.borrow_mut();
         lines.iter().for_each(|line| line.session.tick(now, pings, limits));
         lines.retain(Line::stays);
@@ -168,7 +162,19 @@ impl Line {
     }
 }
 
-/// Drives a session until it ends.
+/// Drives a session until it ends, or is cut.
+pub(super) async fn drive(session: Rc<Session>, mut stream: TlsStream<Wide>, listed: OnList) {
+    let watched = &listed.watched;
+    let why = tokio::select! {
+        biased;
+        () = watched.cut.cancelled() => watched.why(),
+        why = session.drive(&mut stream, drop) => why,
+    };
+    session.end(why);
+    let _ = tokio::time::timeout(FAREWELL, stream.shutdown()).await;
+}
+
+/// The same, which ends with its last stream once the worker drains.
 async fn run(
     context: Rc<Context>,
     session: Rc<Session>,

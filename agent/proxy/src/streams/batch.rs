@@ -39,11 +39,12 @@ impl Batch {
         }
     }
 
-    /// Room for a frame, header first; none when those before it must leave first. Say
-    /// [`Batch::filled`] or [`Batch::release`] afterwards.
-    pub(super) fn room(&mut self) -> Option<&mut [u8]> {
+    /// Room for a frame, header first, of `least` bytes or of so many that it is worth it; none
+    /// when those before it must leave first. Say [`Batch::filled`] or [`Batch::release`]
+    /// afterwards.
+    pub(super) fn room(&mut self, least: usize) -> Option<&mut [u8]> {
         let to = self.to;
-        Some(&mut self.lend()[to..]).filter(|room| room.len() >= ROOM_MIN)
+        Some(&mut self.lend()[to..]).filter(|room| room.len() >= least.min(ROOM_MIN))
     }
 
     /// Notes that a frame of `count` bytes was put into [`Batch::room`].

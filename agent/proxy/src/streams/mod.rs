@@ -5,8 +5,10 @@
 //! task reads its application's socket straight into that batch.
 
 mod batch;
+mod gather;
 mod slot;
 mod stream;
+mod channel;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -19,25 +21,31 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use hawser_core::reason::Reason;
-pub(crate) use hawser_mux::Side;
+pub(crate) use hawser_mux::{Entry, Side};
 use hawser_mux::{Event, Session as Machine, Violation};
 use tokio::io::{AsyncBufRead, AsyncWrite};
 
 use self::batch::Batch;
+use self::gather::Gather;
 use self::slot::Slot;
 use crate::limits::Limits;
 use crate::socket::{BUFFER_BYTES, Buffers};
 use crate::tls;
 
+pub(crate) use self::channel::{Channel, reason};
 pub(crate) use self::stream::{Lost, Stream};
 
 /// One end of an mTLS connection with streams.
 pub(crate) struct Session {
     side: Side,
+    entry: Entry,
     machine: RefCell<Machine<Rc<Slot>>>,
     batch: RefCell<Batch>,
+    buffers: Arc<Buffers>,
     driver: RefCell<Option<Waker>>,
     is_woken: Cell<bool>,
+    /// Bytes that the connection took since it was made.
+    sent: Cell<u64>,
     /// Streams that wait for room in the batch, in this order. Each leaves when it finds some.
     waiting: RefCell<VecDeque<Rc<Slot>>>,
     /// No streams are opened any more; a caller closes it with the last.
@@ -74,13 +82,16 @@ pub(crate) struct Pings {
 }
 
 impl Session {
-    pub(crate) fn new(side: Side, buffers: &Arc<Buffers>) -> Rc<Self> {
+    pub(crate) fn new(side: Side, entry: Entry, buffers: &Arc<Buffers>) -> Rc<Self> {
         Rc::new(Self {
             side,
-            machine: RefCell::new(Machine::new(side)),
+            entry,
+            machine: RefCell::new(Machine::new(side, entry)),
             batch: RefCell::new(Batch::new(buffers.clone())),
+            buffers: buffers.clone(),
             driver: RefCell::default(),
             is_woken: Cell::new(false),
+            sent: Cell::new(0),
             waiting: RefCell::default(),
             is_leaving: Cell::new(false),
             ended: Cell::new(None),
@@ -133,6 +144,26 @@ impl Session {
         Some(Stream::new(self.clone(), id, slot))
     }
 
+    /// Whether another stream may be opened now.
+    pub(crate) fn has_room(&self) -> bool {
+        self.is_usable() && self.machine.borrow().has_room()
+    }
+
+    /// Where in what is sent the next byte will stand.
+    pub(crate) fn mark(&self) -> u64 {
+        self.sent.get() + self.batch.borrow().bytes().len() as u64
+    }
+
+    /// Whether the connection took anything that stands at `mark` or behind it.
+    pub(crate) fn has_sent(&self, mark: u64) -> bool {
+        self.sent.get() > mark
+    }
+
+    /// Whether it ended because the peer said nothing.
+    pub(crate) fn was_silent(&self) -> bool {
+        self.silence.get().is_dead
+    }
+
     /// Ends with its last stream, and has no more. A callee says so to the caller, who closes it.
     pub(crate) fn leave(&self) {
         if self.is_leaving.replace(true) {
@@ -178,8 +209,14 @@ impl Session {
             self.wake();
         }
         let is_suspect = is_asking && silent >= pings.after + pings.within;
-        let is_dead = is_suspect && silent >= pings.after + pings.within + limits.user_timeout;
-        if is_suspect && !self.silence.get().is_suspect {
+        // What waits for an answer must hear soon that there will be none. What only carries bytes
+        // may wait for the network to come back.
+        let grace = match self.entry {
+            Entry::Open => Duration::ZERO,
+            Entry::Judged => limits.user_timeout,
+        };
+        let is_dead = is_suspect && silent >= pings.after + pings.within + grace;
+        if is_suspect && !self.silence.get().is_suspect && self.entry == Entry::Judged {
             // Who waits to be let in has lost nothing yet, and may try elsewhere.
             machine.streams().for_each(|slot| slot.despair(Reason::ConnectTimeout));
         }
@@ -233,6 +270,7 @@ impl Session {
     where
         S: AsyncBufRead + Unpin,
     {
+        let mut gather = Gather::new(&self.buffers, &self.machine);
         for _ in 0..READS_MAX {
             let bytes = match ready!(Pin::new(&mut *tls).poll_fill_buf(cx)) {
                 Ok([]) => return Poll::Ready(Reason::Ok),
@@ -241,7 +279,7 @@ impl Session {
             };
             let count = bytes.len();
             self.has_heard.set(true);
-            if let Err(violation) = self.take(bytes, on_open) {
+            if let Err(violation) = self.take(bytes, on_open, &mut gather) {
                 tracing::warn!(%violation, "session ended");
                 self.machine.borrow_mut().leave(violation.code());
                 return Poll::Ready(Reason::UpstreamProtocol);
@@ -257,6 +295,7 @@ impl Session {
         self: &Rc<Self>,
         mut bytes: &[u8],
         on_open: &mut impl FnMut(Stream),
+        gather: &mut Gather<'_>,
     ) -> Result<(), Violation> {
         while !bytes.is_empty() {
             let (used, event) = self.machine.borrow_mut().read(bytes)?;
@@ -271,10 +310,7 @@ impl Session {
                     self.has_served.set(true);
                     slot.decided(code);
                 }
-                Some(Event::Data(id, slot, bytes)) => {
-                    let count = slot.give(bytes);
-                    self.machine.borrow_mut().consumed(id, count);
-                }
+                Some(Event::Data(id, slot, bytes)) => gather.add(id, slot, bytes),
                 Some(Event::Credit(slot)) => slot.wake(),
                 Some(Event::Finished(slot)) => slot.finished(),
                 Some(Event::Reset(slot, code)) => slot.reset(code),
@@ -311,6 +347,7 @@ impl Session {
             }
             *must_flush = true;
             batch.sent(count);
+            self.sent.set(self.sent.get() + count as u64);
             if batch.bytes().is_empty() {
                 self.waiting.borrow().iter().for_each(|slot| slot.wake());
             }

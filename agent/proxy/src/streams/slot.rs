@@ -23,6 +23,8 @@ pub(super) enum Broken {
 #[derive(Default)]
 pub(crate) struct Slot {
     task: RefCell<Option<Waker>>,
+    /// Who waits to write, where that may be another task.
+    writer: RefCell<Option<Waker>>,
     verdict: Cell<Option<u8>>,
     /// The application's.
     pub(super) socket: RefCell<Option<TcpStream>>,
@@ -46,15 +48,19 @@ pub(crate) struct Slot {
 impl Slot {
     /// Has this stream's task woken when something happens.
     pub(super) fn wait(&self, cx: &Context<'_>) {
-        let mut task = self.task.borrow_mut();
-        if task.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
-            *task = Some(cx.waker().clone());
-        }
+        note(&self.task, cx);
+    }
+
+    /// Has the task woken that waits to write.
+    pub(super) fn wait_to_write(&self, cx: &Context<'_>) {
+        note(&self.writer, cx);
     }
 
     pub(super) fn wake(&self) {
-        if let Some(task) = &*self.task.borrow() {
-            task.wake_by_ref();
+        for waiting in [&self.task, &self.writer] {
+            if let Some(task) = &*waiting.borrow() {
+                task.wake_by_ref();
+            }
         }
     }
 
@@ -97,6 +103,11 @@ impl Slot {
         self.wake();
     }
 
+    /// Whether bytes go straight to a socket.
+    pub(super) fn takes_straight(&self) -> bool {
+        self.socket.borrow().is_some() && self.inbox.borrow().is_empty()
+    }
+
     /// Passes bytes on, straight to the socket where it takes them and nothing waits before them.
     /// Answers how many need not be kept any more.
     pub(super) fn give(&self, bytes: &[u8]) -> usize {
@@ -130,6 +141,14 @@ impl Slot {
     pub(super) fn discard(&self) {
         self.inbox.take();
         self.task.take();
+        self.writer.take();
         self.socket.take();
+    }
+}
+
+fn note(place: &RefCell<Option<Waker>>, cx: &Context<'_>) {
+    let mut place = place.borrow_mut();
+    if place.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+        *place = Some(cx.waker().clone());
     }
 }

@@ -21,12 +21,12 @@ use crate::relay::Moved;
 
 /// One end of one stream. Dropped before its end, it is given up.
 pub(crate) struct Stream {
-    session: Rc<Session>,
-    id: StreamId,
-    slot: Rc<Slot>,
+    pub(super) session: Rc<Session>,
+    pub(super) id: StreamId,
+    pub(super) slot: Rc<Slot>,
     /// What the peer is told where it is given up.
     code: Cell<u8>,
-    is_over: Cell<bool>,
+    pub(super) is_over: Cell<bool>,
 }
 
 /// Why there is no verdict.
@@ -219,7 +219,8 @@ impl Stream {
                 batch.release();
                 return Poll::Pending;
             }
-            let Some(room) = batch.room().filter(|_| has_said_all && share != Some(0)) else {
+            let room = batch.room(usize::MAX);
+            let Some(room) = room.filter(|_| has_said_all && share != Some(0)) else {
                 session.queue(slot);
                 return Poll::Pending;
             };

@@ -8,7 +8,7 @@ use hawser_core::entry::{GatewayMode, Target};
 use hawser_core::intention::Action;
 use hawser_core::sni::InstanceLabel;
 use hyper::StatusCode;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::world::region::{Passage, Region};
@@ -108,6 +108,35 @@ async fn a_gateway_passes_it_on_without_a_key() {
         InstanceLabel::of(&"host-0".parse().expect("a name"), &"db-0".parse().expect("an id"));
     let asked = format!("{label}.db.default.default.home.external.{}", east.domain);
     assert!(hello.contains(&asked), "it does not ask for {asked}: {hello:?}");
+}
+
+/// A gateway sees one connection, whatever is in it; each stream in it ends by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_share_a_connection_through_a_gateway() {
+    let mut world = World::new(Protocol::Tcp);
+    let mut east = Region::new(&world, "east", '2', Protocol::Tcp);
+    east.tcp_echo().await;
+    east.start().await;
+    let (passage, nobody) = (Passage::to(east.proxied()).await, east.instance(None));
+    east.only(nobody);
+    east.gateways = vec![passage.address];
+    east.announce(&mut world);
+    world.start().await;
+    let mut streams = Vec::new();
+    for nth in 0..20_u8 {
+        let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+        stream.write_all(&[nth]).await.expect("open");
+        assert_eq!(stream.read_u8().await.expect("echoed"), nth);
+        streams.push(stream);
+    }
+    for (nth, stream) in (0..).zip(&mut streams) {
+        stream.write_all(&[nth, 7]).await.expect("open");
+        stream.shutdown().await.expect("open");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.expect("it ends");
+        assert_eq!(rest, [nth, 7]);
+    }
+    assert_eq!(passage.passed.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::world::tap::Tap;
-use crate::world::{World, eventually, listener, tls};
+use crate::world::{World, eventually, get, listener, tls};
 
 async fn world() -> (World, Tap) {
     let mut world = World::new(Protocol::Tcp);
@@ -189,6 +189,31 @@ async fn a_proxy_that_knows_no_streams_gets_a_connection_for_each() {
     futures_util::future::join_all(all).await;
     let connections = count.load(Ordering::Relaxed);
     assert!((20..30).contains(&connections), "{connections} connections");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_knows_no_streams_of_requests_is_asked_in_http2() {
+    let mut world = World::new(Protocol::Http);
+    world.old_http_proxy().await;
+    world.start().await;
+    let answer = get(world.outbound, "/x?y").await;
+    let text = String::from_utf8(answer.into_body().to_vec()).expect("text");
+    assert!(text.starts_with("old http://") && text.ends_with("/x?y false"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_share_a_connection() {
+    let mut world = World::new(Protocol::Http);
+    world.http_slow(Duration::from_millis(100)).await;
+    let tap = world.tap().await;
+    world.start().await;
+    for _ in 0..2 {
+        let all = (0..50).map(|_| get(world.outbound, "/"));
+        for answer in futures_util::future::join_all(all).await {
+            assert_eq!(&answer.into_body()[..], b"slow");
+        }
+    }
+    assert_eq!(tap.accepted(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -640,11 +640,36 @@ impl World {
         (gate, count)
     }
 
+    /// What a proxy of `db` that speaks nothing but `wire` accepts with.
+    fn acceptor(&mut self, wire: tls::Wire) -> tokio_rustls::TlsAcceptor {
+        self.publish();
+        tokio_rustls::TlsAcceptor::from(self.identity_of_db().accept(wire))
+    }
+
+    /// An instance whose proxy is of the version before requests in streams: it answers in HTTP/2.
+    pub(crate) async fn old_http_proxy(&mut self) {
+        let acceptor = self.acceptor(tls::Wire::H2);
+        let (listener, address) = listener().await;
+        self.instances.push((address, None));
+        let answer = |request: Request<Incoming>| async move {
+            let text = format!("old {} {}", request.uri(), request.headers().contains_key("host"));
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
+        };
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let stream = TokioIo::new(acceptor.accept(socket).await.expect("a caller"));
+                    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    let _ = builder.serve_connection(stream, service_fn(answer)).await;
+                });
+            }
+        });
+    }
+
     /// An instance whose proxy is of the version before streams: it echoes, and counts connections.
     pub(crate) async fn old_proxy(&mut self) -> Arc<AtomicUsize> {
-        self.publish();
-        let acceptor = self.identity_of_db().accept(tls::Wire::Tcp);
-        let acceptor = tokio_rustls::TlsAcceptor::from(acceptor);
+        let acceptor = self.acceptor(tls::Wire::Tcp);
         let (listener, address) = listener().await;
         self.instances.push((address, None));
         let count = Arc::new(AtomicUsize::new(0));
