@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use hawser_core::normal::Forwarded;
 use hawser_core::reason::{DecidedBy, Reason};
-use hawser_http1::Fault;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
@@ -415,18 +414,15 @@ pub(crate) struct Sending {
 #[derive(Default)]
 pub(crate) struct Passed {
     pub(crate) bytes: Cell<u64>,
-    /// The rule of its sender's protocol that it broke.
-    fault: Cell<Option<Fault>>,
+    /// Whether it broke a rule of its sender's protocol.
+    is_faulty: Cell<bool>,
 }
 
 impl Passed {
-    /// What a request is refused with that could not be sent on for `reason`: with that, unless it
-    /// broke off because its body breaks a rule.
-    pub(crate) fn refusal(&self, reason: Reason) -> (StatusCode, Reason) {
-        match self.fault.get() {
-            Some(fault) => (fault.status(), Reason::BadRequest),
-            None => (status(reason), reason),
-        }
+    /// Why a request could not be sent on: for `reason`, unless it broke off because its body
+    /// breaks a rule.
+    pub(crate) fn why(&self, reason: Reason) -> Reason {
+        if self.is_faulty.get() { Reason::BadRequest } else { reason }
     }
 }
 
@@ -467,7 +463,7 @@ impl http_body::Body for Sending {
             Kind::Stream(incoming) => ready!(Pin::new(incoming).poll_frame(cx)),
         };
         if let Some(Err(Broken::Http1(error))) = &frame {
-            this.sent.fault.set(error.fault());
+            this.sent.is_faulty.set(error.fault().is_some());
         }
         Poll::Ready(frame.map(|frame| {
             frame.map(|mut frame| {

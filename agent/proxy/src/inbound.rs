@@ -507,12 +507,9 @@ impl Connection {
             self.send(request, upgrade, &chain, Limit::of(within, is_grpc, &chain), &sent);
         let sending = self.until_cut(under_way.as_deref(), sending).await;
         unanswered.answered();
-        let (mut response, on_end) = match sending {
+        let (mut response, on_end) = match sending.map_err(|reason| sent.why(reason)) {
             Ok(sent) => sent,
-            Err(reason) => {
-                let (status, reason) = sent.refusal(reason);
-                return refuse(status, reason);
-            }
+            Err(reason) => return refuse(hygiene::status(reason), reason),
         };
         let mut held = Some((slot, admitted.answered(context.clock.now())));
         let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;

@@ -210,16 +210,13 @@ impl Port {
         let exchanged = Box::pin(exchange.run()).await;
         unanswered.answered();
         let (attempts, sent) = (exchange.attempts, exchange.sent.clone());
-        match exchanged {
+        match exchanged.map_err(|reason| sent.why(reason)) {
             Ok(answer) => {
                 let (trail, cookie) = (trail.clone(), affinity.cookie);
                 let told = Told { attempts, sent, started, deadline, slot, held, cookie, trail };
                 hygiene::named(self.clone().deliver(answer, &way, told), &id)
             }
-            Err(reason) => {
-                let (status, reason) = sent.refusal(reason);
-                refuse(status, reason, attempts)
-            }
+            Err(reason) => refuse(hygiene::status(reason), reason, attempts),
         }
     }
 
