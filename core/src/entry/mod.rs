@@ -23,6 +23,7 @@ mod exported_services;
 mod jwt_provider;
 mod mesh;
 mod entries;
+mod reading;
 
 use std::collections::BTreeMap;
 use std::fmt;

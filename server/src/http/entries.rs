@@ -8,7 +8,7 @@ use hawser_api::fields::{Field, Fields, InvalidField, normal};
 use hawser_core::acl::Access;
 use hawser_core::catalog::Row;
 use hawser_core::clock::Index;
-use hawser_core::entry::{Body, Entry, EntryKey, Kind};
+use hawser_core::entry::{Entry, EntryKey, Kind};
 use hawser_core::intention::{Changes, Expected, Intention, Pair, Side};
 use hawser_core::name::PeerName;
 use hawser_core::permission::Permission;
@@ -110,11 +110,7 @@ pub(crate) fn put(ask: &Ask, _: &State, draw: &Draw) -> Result<Plan, ApiError> {
         Spoken::Stored(kind) => {
             let name = name.or_else(|| kind.fixed_name().map(str::to_owned));
             let name = name.ok_or_else(|| missing_name(kind.as_str()))?;
-            let body = Body::read(kind, Value::Object(object)).map_err(|why| {
-                let why = format_args!("Request decode failed: {kind}/{name}: {why}");
-                ApiError::bad_request(why)
-            })?;
-            let entry = Entry::new(&name, body).map_err(ApiError::bad_request)?;
+            let entry = Entry::written(kind, &name, object).map_err(ApiError::bad_request)?;
             Command::PutEntry { entry, expected, fits: None }
         }
     };
