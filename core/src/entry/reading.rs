@@ -261,7 +261,7 @@ mod tests {
             ),
             (
                 "service-router/web",
-                r#"{"Routes":[{"Match":{"HTTP":{"Header":[{"Exact":"a,\"]}b\\"},[]]}}}]}"#,
+                r#"{"Routes":[{"Match":{"HTTP":{"Header":[{"Exact":"a,\"]}b\\"},"x"]}}}]}"#,
                 "Routes[0].Match.HTTP.Header[1]: ",
             ),
             (
