@@ -504,6 +504,15 @@ impl Agent for Fake {
         Ok(Response::new(v1::ReportReply {}))
     }
 
+    async fn lease(
+        &self,
+        request: Request<v1::LeaseRequest>,
+    ) -> Result<Response<v1::LeaseReply>, Status> {
+        node_of(&request)?;
+        // As a server of a release that does not know it.
+        Err(Status::unimplemented("no shares are leased here"))
+    }
+
     async fn resolve(
         &self,
         _: Request<v1::ResolveRequest>,

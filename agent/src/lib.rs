@@ -2,7 +2,7 @@
 //! local API; DNS and the proxy run beside it and never wait for it.
 //!
 //! Tasks, all spawned in [`Agent::run`]: session, heartbeat, anti-entropy, subscription, view
-//! keeper, node and leaf renewal, checks, status keeper, plan, report, readiness, traces, ECS task,
+//! keeper, node and leaf renewal, checks, status keeper, plan, report, shares, readiness, traces, ECS task,
 //! HTTP, DNS.
 
 #![forbid(unsafe_code)]
@@ -29,6 +29,7 @@ mod anti_entropy;
 mod heartbeat;
 mod subscribe;
 mod report;
+mod shares;
 mod keys;
 mod plan;
 mod host;
@@ -487,6 +488,13 @@ impl Agent {
         let servers = host.servers.clone();
         let reporting = report::run(servers, take, host.metrics.clone(), until.speaks.clone());
         tasks.spawn(named("report", reporting));
+        let shared =
+            proxy.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Proxy::shares);
+        if let Some(shares) = shared {
+            let (servers, speaks) = (host.servers.clone(), until.speaks.clone());
+            let asking = shares::run(servers, shares, host.metrics.clone(), speaks);
+            tasks.spawn(named("shares", asking));
+        }
         self.tracing.export(&host, &mut tasks, serves);
         tasks.spawn(named("readiness", readiness(host.clone(), ready, serves.clone())));
         for bound in http.bound {

@@ -1,6 +1,8 @@
 //! What the agent counts about itself.
 
-use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector};
+use prometheus::{
+    GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
+};
 
 /// The agent's own metrics.
 #[derive(Clone)]
@@ -23,6 +25,8 @@ pub(crate) struct Metrics {
     pub(crate) heartbeat_errors: IntCounter,
     /// Edges dropped because they could not be reported.
     pub(crate) edges_dropped: IntCounter,
+    /// Rates of all instances together, by whether a share of them is leased.
+    pub(crate) rate_shares: IntGaugeVec,
     /// Spans that the collector took.
     pub(crate) spans_exported: IntCounter,
     /// Spans that it did not, by why.
@@ -47,7 +51,13 @@ impl Metrics {
             "Spans that were dropped: too many waited, the collector refused them, or it was \
              unreachable when the agent stopped.",
         );
+        let shares = Opts::new(
+            "hawser_agent_rate_shares",
+            "Rates of all instances together that are counted here, by whether a share is leased \
+             or the fair share is taken.",
+        );
         Ok(Self {
+            rate_shares: registered(registry, IntGaugeVec::new(shares, &["share"])?)?,
             server_connected: gauge(
                 "hawser_agent_server_connected",
                 "1 while the agent is connected to a server.",

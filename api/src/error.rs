@@ -53,6 +53,18 @@ pub enum ApiError {
     /// The server is stopping, or has too much to do: another may answer.
     #[error("{0}")]
     Unavailable(String),
+    /// A `control-plane-request-limit` does not allow as much; the text is what clients look for.
+    #[error(
+        "rate limit exceeded, try again later or against a different server: \
+         control-plane-request-limit/{by} allows no more in the next {} s",
+        after.as_millis().div_ceil(1_000)
+    )]
+    Limited {
+        /// The entry.
+        by: String,
+        /// When more is allowed.
+        after: std::time::Duration,
+    },
     /// A write that the state of the cluster refuses.
     #[error("{0}")]
     Refused(String),
@@ -75,6 +87,7 @@ impl ApiError {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
             // Go's client takes a 500, and nothing else, for worth trying again.
             Self::NoLeader | Self::UnknownDatacenter | Self::Unknown | Self::Refused(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR

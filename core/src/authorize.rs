@@ -78,6 +78,7 @@ pub fn entry_read(may: &Authorizer, key: &EntryKey) -> bool {
         Kind::ExportedServices | Kind::JwtProvider | Kind::Mesh => {
             may.demand(Resource::Mesh, Access::Read, "").is_ok()
         }
+        Kind::RequestLimit => may.demand(Resource::Operator, Access::Read, "").is_ok(),
     }
 }
 
@@ -90,6 +91,7 @@ fn entry_write(may: &Authorizer, key: &EntryKey) -> Result<(), Denied> {
         | Kind::ServiceResolver
         | Kind::ServiceSplitter
         | Kind::ServiceRouter => may.demand(Resource::Service, Access::Write, &key.name),
+        Kind::RequestLimit => may.demand(Resource::Operator, Access::Write, ""),
     }
 }
 

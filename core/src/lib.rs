@@ -45,5 +45,6 @@ pub mod traffic;
 pub mod balance;
 pub mod budget;
 pub mod rate;
+pub mod share;
 pub mod shed;
 pub mod dns;

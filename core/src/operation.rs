@@ -11,7 +11,8 @@ use crate::clock::Index;
 /// What this release understands. A cluster's level is the least of its servers'; commands above
 /// it are not proposed, so that no server ever meets one that it cannot read.
 ///
-/// 0: before levels were told. 1: autopilot, levels. 2: auth methods, intentions changed together.
+/// 0: before levels were told. 1: autopilot, levels. 2: auth methods, intentions changed together,
+/// request limits, rates of all instances together.
 pub const LEVEL: u32 = 2;
 
 /// The level from which intentions change together, and entries are checked against them.

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{
-    Connections, Entries, InboundLimits, LoadBalancer, RateLimits, Retries, UpstreamConfig,
+    Connections, Entries, GlobalRateLimits, InboundLimits, LoadBalancer, RateLimits, Retries,
+    UpstreamConfig,
 };
 use crate::name::ServiceName;
 
@@ -24,6 +25,10 @@ pub struct Policies {
     /// How many requests a second its instances take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rates: Option<RateLimits>,
+    /// How many requests a second all of them together take. By itself, because older agents know
+    /// `rates` without it and refuse what they do not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global_rates: Option<GlobalRateLimits>,
     /// How much its instances have to do at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inbound: Option<InboundLimits>,
@@ -43,11 +48,13 @@ impl Policies {
     pub fn of(entries: &Entries, service: &ServiceName) -> Self {
         let resolver = entries.service_resolver(service);
         let defaults = entries.service_defaults(service);
+        let rates = defaults.and_then(|entry| entry.rate_limits.as_deref());
         Self {
             load_balancer: resolver.and_then(|entry| entry.load_balancer.as_deref().cloned()),
             upstreams: defaults.and_then(|entry| entry.upstream_config.as_deref().cloned()),
             retries: defaults.and_then(|entry| entry.retries.as_deref().cloned()),
-            rates: defaults.and_then(|entry| entry.rate_limits.as_deref().cloned()),
+            rates: rates.and_then(RateLimits::of_instance),
+            global_rates: rates.and_then(|rates| rates.global.clone()),
             inbound: defaults.and_then(|entry| entry.inbound_limits.as_deref().cloned()),
             takes_plaintext: entries.takes_plaintext(service),
             detects_protocol: entries.detects_protocol(service),

@@ -35,7 +35,26 @@ impl Rate {
             _ => Ok(next),
         }
     }
+
+    /// This part of it, in parts per million, for one of those who share it: of the burst as much
+    /// as of the rate, and never less than one. None for nothing.
+    pub fn share(self, ppm: u32) -> Option<Self> {
+        let each = self.each.saturating_mul(WHOLE_PPM).checked_div(ppm.into())?;
+        Some(Self { each, ahead: self.ahead.max(each) })
+    }
+
+    /// What to keep in place of `kept` when this rate takes the place of `before`: as many may
+    /// come at once as might have before, up to this one's burst. None for a rate of nothing.
+    pub fn instead_of(self, before: Option<Self>, kept: u64, now: u64) -> u64 {
+        let full = now.saturating_add(self.ahead);
+        let Some(before) = before else { return full };
+        let saved = u128::from(before.ahead.saturating_sub(kept.saturating_sub(now)));
+        let saved = saved * u128::from(self.each) / u128::from(before.each.max(1));
+        full - u64::try_from(saved).unwrap_or(u64::MAX).min(self.ahead)
+    }
 }
+
+const WHOLE_PPM: u64 = 1_000_000;
 
 #[cfg(test)]
 mod tests {
@@ -73,6 +92,36 @@ mod tests {
             assert_eq!(passed(rate, at.into_iter()), expected, "{why}");
         }
         assert_eq!(Rate::new(0, 5), None);
+    }
+
+    #[test]
+    fn a_share_that_changes_neither_makes_nor_loses_what_was_saved() {
+        let (second, whole) = (1_000_000_000, Rate::new(100, 50).expect("above zero"));
+        let at_once = |rate: Option<Rate>, mut kept: u64, now: u64| {
+            let mut passed = 0;
+            while let Some(next) = rate.and_then(|rate| rate.take(kept, now).ok()) {
+                (kept, passed) = (next, passed + 1);
+            }
+            passed
+        };
+        let cases = [
+            // share before, what it had saved, share after, what passes at once, why
+            (1_000_000, 50, 100_000, 5, "no more than its own burst"),
+            (100_000, 5, 1_000_000, 5, "a greater share saves from then on"),
+            (100_000, 0, 1_000_000, 0, "nothing comes of nothing"),
+            (0, 0, 1_000_000, 0, "who had no share has saved nothing"),
+            (1_000, 1, 500_000, 1, "one at least, of any share"),
+            (500_000, 25, 0, 0, "no share lets nothing through"),
+        ];
+        for (before, saved, after, expected, why) in cases {
+            let (old, new) = (whole.share(before), whole.share(after));
+            let mut kept = 0;
+            for _ in saved..at_once(old, 0, second) {
+                kept = old.expect("a share").take(kept, second).expect("saved");
+            }
+            let kept = new.map_or(kept, |new| new.instead_of(old, kept, second));
+            assert_eq!(at_once(new, kept, second), expected, "{before} to {after}: {why}");
+        }
     }
 
     #[test]

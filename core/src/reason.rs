@@ -137,6 +137,8 @@ reasons! {
     RateLimited = 75 "rate_limited",
     /// More requests came from this caller than `RateLimits` allow it.
     CallerRateLimited = 76 "caller_rate_limited",
+    /// More requests came to all instances of the service together than `RateLimits.Global` allow.
+    GlobalRateLimited = 150 "global_rate_limited",
     /// The time that the caller had was over before the application answered.
     DeadlineExceeded = 77 "deadline_exceeded",
     /// A fault that `FaultInjection` of the route makes on purpose.
@@ -165,7 +167,7 @@ impl Reason {
             | Self::NotExported
             | Self::PermissionDenied
             | Self::PermissionsNeedHttp => 403,
-            Self::RateLimited | Self::CallerRateLimited => 429,
+            Self::RateLimited | Self::CallerRateLimited | Self::GlobalRateLimited => 429,
             Self::RequestTimeout | Self::DeadlineExceeded => 504,
             Self::UpstreamReset | Self::UpstreamProtocol => 502,
             _ => 503,
@@ -191,7 +193,8 @@ impl Reason {
             | Self::ConcurrencyLimit
             | Self::LoadShed
             | Self::RateLimited
-            | Self::CallerRateLimited => 8,
+            | Self::CallerRateLimited
+            | Self::GlobalRateLimited => 8,
             _ => 14,
         }
     }

@@ -460,6 +460,7 @@ impl Command {
             Self::SetAutopilot { .. } | Self::SetLevel(_) => 1,
             Self::ChangeIntentions { .. } => INTENTIONS_LEVEL,
             Self::Acl(change) => change.level(),
+            Self::PutEntry { entry, .. } => entry.body().level(),
             _ => 0,
         }
     }
@@ -1336,6 +1337,7 @@ fn entry_topics(key: &EntryKey) -> Vec<Topic> {
         | Kind::ServiceSplitter
         | Kind::ServiceRouter => chain(),
         Kind::ExportedServices => Topic::Exports,
+        Kind::RequestLimit => return vec![Topic::Entries],
     };
     vec![Topic::Entries, topic]
 }

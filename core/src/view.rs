@@ -132,6 +132,11 @@ impl ServiceView {
         }
     }
 
+    /// How many of its instances may take traffic.
+    pub fn alive(&self) -> usize {
+        self.endpoints.iter().filter(|endpoint| endpoint.status != Status::Critical).count()
+    }
+
     /// The service as a target among those that stand in for it.
     pub fn target(&self) -> Target {
         Target { service: self.chain.service.clone(), peer: self.peer.clone() }

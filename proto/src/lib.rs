@@ -24,6 +24,7 @@ mod rejection;
 mod view;
 mod routing;
 mod edge;
+mod share;
 pub mod member;
 pub mod codec;
 

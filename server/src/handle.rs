@@ -20,7 +20,9 @@ use crate::leader::Leases;
 use crate::operate::Operator;
 use crate::propose::{ProposeError, Proposer, RETRY_EVERY};
 use crate::read::{Consistency, Reader};
+use crate::request_limits::RequestLimits;
 use crate::roster::Roster;
+use crate::shares::Shares;
 use crate::watch::Watches;
 
 /// A running server, to those in its own process. Clones share it.
@@ -47,6 +49,8 @@ pub struct Handle {
     pub(crate) operator: Operator,
     pub(crate) dialer: Dialer,
     pub(crate) contacts: Contacts,
+    pub(crate) shares: Shares,
+    pub(crate) limits: RequestLimits,
 }
 
 /// Why there is no join token.

@@ -24,6 +24,8 @@ pub mod read;
 mod roster;
 mod autopilot;
 mod operate;
+mod shares;
+mod request_limits;
 mod leader;
 mod contacts;
 mod handle;

@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) forwarded: IntCounter,
     pub(crate) watches: IntGauge,
     pub(crate) connections_refused: IntCounterVec,
+    pub(crate) requests_limited: IntCounterVec,
     pub(crate) disk_free_bytes: IntGauge,
     pub(crate) snapshots_written: IntCounter,
     pub(crate) snapshots_installed: IntCounter,
@@ -80,6 +81,14 @@ impl Metrics {
                 let refused = IntCounterVec::new(options, &["reason"])?;
                 registry.register(Box::new(refused.clone()))?;
                 refused
+            },
+            requests_limited: {
+                let help = "Requests that were more than a control-plane-request-limit allows, by \
+                            its mode and by what was asked for.";
+                let options = Opts::new("hawser_server_requests_limited_total", help);
+                let limited = IntCounterVec::new(options, &["mode", "access"])?;
+                registry.register(Box::new(limited.clone()))?;
+                limited
             },
             disk_free_bytes: gauge(
                 "hawser_disk_free_bytes",

@@ -38,9 +38,11 @@ use crate::peering::{self, PeeringRpc};
 use crate::propose::Proposer;
 use crate::raft::{Raft, Setup};
 use crate::read::{Contact, Reader};
+use crate::request_limits::RequestLimits;
 use crate::roster::Roster;
 use crate::rpc::agent::AgentRpc;
 use crate::rpc::raft::Answers;
+use crate::shares::Shares;
 use crate::snapshot::Snapshots;
 use crate::space::Space;
 use crate::store::{self, Store};
@@ -167,6 +169,7 @@ impl Server {
         let reader =
             Reader::new(raft.clone(), dialer.clone(), published.clone(), contact.clone(), &config);
         let pilot = Pilot::new(raft.id(), lease);
+        let limited = metrics.requests_limited.clone();
         let handle = Handle {
             proposer: Proposer::new(
                 raft.clone(),
@@ -184,6 +187,8 @@ impl Server {
             ca: Arc::new(Ca::new(identity.clone(), config.leaf_lifetime)),
             history,
             acl: Arc::new(Acl::new(config.acl.clone())),
+            shares: Shares::new(raft.clone(), dialer.clone(), reader.clone(), lease),
+            limits: RequestLimits::new(reader.clone(), limited),
             operator: Operator { raft: raft.clone(), dialer: dialer.clone(), pilot, reader },
             dialer: dialer.clone(),
             contacts: Contacts::default(),
@@ -203,6 +208,7 @@ impl Server {
             acquaintances: acquaintances.clone(),
             silence: lease * 2,
             operator: handle.operator.clone(),
+            shares: handle.shares.clone(),
         };
         let (trusted, _) = watch::channel(trusted_by(&handle));
         let duties = duties(&config, &handle, &own, space);

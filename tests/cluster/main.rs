@@ -9,6 +9,7 @@ mod dev;
 mod ecs;
 mod harness;
 mod histories;
+mod limits;
 mod operate;
 mod ports;
 mod score;

@@ -28,4 +28,8 @@ impl Monotonic {
     pub(crate) fn now(self) -> Duration {
         self.0.elapsed()
     }
+
+    pub(crate) fn now_ns(self) -> u64 {
+        u64::try_from(self.now().as_nanos()).unwrap_or(u64::MAX)
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hawser_core::entry::{ANY_CALLER, InboundLimits, RateLimits, Shedding};
+use hawser_core::entry::{ANY_CALLER, GlobalRateLimits, InboundLimits, RateLimits, Shedding};
 use hawser_core::name::ServiceName;
 use hawser_core::policy::Policies;
 use hawser_core::rate::Rate;
@@ -15,18 +15,25 @@ use hawser_core::reason::Reason;
 use hawser_core::shed::{self, Gate};
 
 use crate::clock::Monotonic;
+use crate::global::{Global, Tap};
 use crate::usage::{Count, Held};
 
 /// What all workers count for one instance.
 pub(crate) struct Intake {
-    clock: Monotonic,
+    pub(crate) clock: Monotonic,
     requests: Count,
     rates: Mutex<Option<Arc<Rates>>>,
+    global: Mutex<Option<Arc<Global>>>,
 }
 
 impl Default for Intake {
     fn default() -> Self {
-        Self { clock: Monotonic::start(), requests: Count::default(), rates: Mutex::default() }
+        Self {
+            clock: Monotonic::start(),
+            requests: Count::default(),
+            rates: Mutex::default(),
+            global: Mutex::default(),
+        }
     }
 }
 
@@ -38,6 +45,21 @@ impl Intake {
             Some(known) if known.limits == *limits => known.clone(),
             _ => rates.insert(Arc::new(Rates::new(limits))).clone(),
         }
+    }
+
+    /// The same for the rates of all instances together; none where there are none.
+    fn share(&self, limits: Option<&GlobalRateLimits>) -> Option<Arc<Global>> {
+        let mut global = self.global.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = global.as_ref().map(|known| &known.limits) == limits;
+        if !is_same {
+            *global = limits.map(|limits| Arc::new(Global::new(limits)));
+        }
+        global.clone()
+    }
+
+    /// This instance's part of the rates of all together; none where there are none.
+    pub(crate) fn global(&self) -> Option<Arc<Global>> {
+        self.global.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -117,6 +139,9 @@ pub(crate) struct Guard {
     rates: Option<Arc<Rates>>,
     /// The buckets of callers that this worker has met.
     callers: RefCell<BTreeMap<ServiceName, Option<Arc<Bucket>>>>,
+    global: Option<Arc<Global>>,
+    /// The same for what all instances count together.
+    taps: RefCell<BTreeMap<ServiceName, Option<Arc<Tap>>>>,
     limits: InboundLimits,
     load: Rc<RefCell<Load>>,
     clock: Monotonic,
@@ -145,8 +170,17 @@ impl Guard {
         clock: Monotonic,
     ) -> Self {
         let rates = policies.rates.as_ref().map(|limits| intake.rates(limits));
+        let global = intake.share(policies.global_rates.as_ref());
         let limits = policies.inbound.clone().unwrap_or_default();
-        Self { rates, limits, intake, callers: RefCell::default(), load, clock }
+        let (callers, taps) = (RefCell::default(), RefCell::default());
+        Self { rates, limits, intake, callers, global, taps, load, clock }
+    }
+
+    /// Notes how many instances of the service there are.
+    pub(crate) fn among(&self, instances: impl FnOnce() -> usize) {
+        if let Some(global) = &self.global {
+            global.among(instances());
+        }
     }
 
     /// Takes a request, or says why not. `now` is the worker's.
@@ -158,6 +192,9 @@ impl Guard {
     ) -> Result<Admitted, Refused> {
         if let Some(rates) = &self.rates {
             self.check_rates(rates, path, caller)?;
+        }
+        if let Some(global) = &self.global {
+            self.check_global(global, caller)?;
         }
         let busy = |reason| Refused { reason, after: BUSY_AFTER };
         let most = self.limits.max_concurrent_requests;
@@ -178,8 +215,22 @@ impl Guard {
         Ok(Admitted { held, waiting: Some(waiting) })
     }
 
+    fn check_global(&self, global: &Global, caller: &ServiceName) -> Result<(), Refused> {
+        let now = self.intake.clock.now_ns();
+        let refused = |(reason, after)| Refused { reason, after };
+        if global.limits.callers.is_empty() {
+            return global.take(None, now).map_err(refused);
+        }
+        let mut taps = self.taps.borrow_mut();
+        if !taps.contains_key(caller) && taps.len() >= CALLERS_MAX {
+            taps.clear();
+        }
+        let tap = taps.entry(caller.clone()).or_insert_with(|| global.of_caller(caller));
+        global.take(tap.as_deref(), now).map_err(refused)
+    }
+
     fn check_rates(&self, rates: &Rates, path: &str, caller: &ServiceName) -> Result<(), Refused> {
-        let now = u64::try_from(self.intake.clock.now().as_nanos()).unwrap_or(u64::MAX);
+        let now = self.intake.clock.now_ns();
         let refused = |reason| move |after| Refused { reason, after };
         if !rates.limits.callers.is_empty() {
             let mut callers = self.callers.borrow_mut();

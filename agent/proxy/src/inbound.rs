@@ -128,6 +128,7 @@ impl Port {
         let policies = service.as_ref().map(policies).unwrap_or_default();
         let (intake, load) = (self.intake.clone(), self.load.clone());
         let guard = Guard::new(&policies, intake, load, self.context.clock);
+        guard.among(|| service.as_ref().map_or(1, |service| service.alive()));
         *current = (service, Rc::new(guard));
     }
 

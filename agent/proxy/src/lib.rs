@@ -44,6 +44,7 @@ mod streams;
 mod gateways;
 mod pool;
 mod usage;
+mod global;
 mod guard;
 mod context;
 mod inbound;
@@ -51,10 +52,12 @@ mod plain;
 mod outbound;
 mod gateway;
 mod worker;
+mod shares;
 
 pub use crate::inherit::{Inherited, Listening, Socket};
 pub use crate::limits::Limits;
 pub use crate::report::{AccessLog, LogSink, ReportError};
+pub use crate::shares::{Asked, Shares};
 pub use crate::trace::{Attribute, Span, SpanKind};
 
 /// How the data plane runs.
@@ -288,6 +291,11 @@ impl Proxy {
     /// What can be changed while it runs, by a handle that outlives the proxy.
     pub fn telemetry(&self) -> Telemetry {
         Telemetry(self.shared.clone())
+    }
+
+    /// What the instances here count of rates that hold for all instances of their services.
+    pub fn shares(&self) -> Shares {
+        Shares::of(&self.board)
     }
 
     /// Every listener, and why it is not bound where it is not.

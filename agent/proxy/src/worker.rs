@@ -153,6 +153,12 @@ impl Board {
         all.entry(instance.clone()).or_default().clone()
     }
 
+    /// What the instances here count of rates that hold for all instances of their services.
+    pub(crate) fn intakes(&self) -> Vec<(InstanceId, Arc<Intake>)> {
+        let all = self.intakes.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(instance, intake)| (instance.clone(), intake.clone())).collect()
+    }
+
     /// All listeners, with the error of whichever worker could not bind.
     pub(crate) fn listeners(&self) -> Vec<ListenerStatus> {
         let bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);

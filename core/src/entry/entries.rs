@@ -9,6 +9,7 @@ use super::fault::DETECTED;
 use super::jwt_provider::JwtProvider;
 use super::mesh_gateway::GatewayMode;
 use super::mutual_tls::MutualTlsMode;
+use super::request_limit::RequestLimit;
 use super::service_defaults::ServiceDefaults;
 use super::service_resolver::{ServiceResolver, Subset};
 use super::service_router::ServiceRouter;
@@ -31,6 +32,16 @@ impl Entries {
     /// The last entry of the log that changed any of them.
     pub fn index(&self) -> Index {
         self.index
+    }
+
+    /// How much one host may ask of each server, by the names of the entries that say so.
+    pub fn request_limits(&self) -> impl Iterator<Item = (&str, &RequestLimit)> {
+        let from = EntryKey { kind: Kind::RequestLimit, name: "".into() };
+        let rows = self.rows.range(from..);
+        rows.filter_map(|(key, row)| match row.value.body() {
+            Body::RequestLimit(entry) => Some((&*key.name, entry)),
+            _ => None,
+        })
     }
 
     /// Every entry, by kind and name.

@@ -22,6 +22,7 @@ mod service_router;
 mod exported_services;
 mod jwt_provider;
 mod mesh;
+mod request_limit;
 mod entries;
 mod reading;
 
@@ -55,8 +56,9 @@ pub use self::mesh_gateway::{GatewayMode, MeshGatewayConfig};
 pub use self::mutual_tls::MutualTlsMode;
 pub use self::proxy_defaults::{ProxyDefaults, ProxyDefaultsConfig};
 pub use self::rate_limits::{
-    ANY_CALLER, CallerRateLimit, InstanceRateLimits, RateLimits, RouteRateLimit,
+    ANY_CALLER, CallerRateLimit, GlobalRateLimits, InstanceRateLimits, RateLimits, RouteRateLimit,
 };
+pub use self::request_limit::{AreaLimit, LimitMode, PerSecond, RequestLimit};
 #[cfg(test)]
 pub(crate) use self::retries::RETRY_CONDITIONS;
 pub use self::retries::Retries;
@@ -96,6 +98,8 @@ pub enum Kind {
     JwtProvider,
     /// What holds for the whole mesh; its one entry is named `mesh`.
     Mesh,
+    /// How much one host may ask of each server.
+    RequestLimit,
 }
 
 impl Kind {
@@ -110,6 +114,7 @@ impl Kind {
             Self::ExportedServices => "exported-services",
             Self::JwtProvider => "jwt-provider",
             Self::Mesh => "mesh",
+            Self::RequestLimit => "control-plane-request-limit",
         }
     }
 
@@ -123,12 +128,13 @@ impl Kind {
             | Self::ServiceResolver
             | Self::ServiceSplitter
             | Self::ServiceRouter
-            | Self::JwtProvider => None,
+            | Self::JwtProvider
+            | Self::RequestLimit => None,
         }
     }
 
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ProxyDefaults,
         Self::ServiceDefaults,
         Self::ServiceResolver,
@@ -137,6 +143,7 @@ impl Kind {
         Self::ExportedServices,
         Self::JwtProvider,
         Self::Mesh,
+        Self::RequestLimit,
     ];
 }
 
@@ -192,6 +199,8 @@ pub enum Body {
     JwtProvider(JwtProvider),
     /// For the whole mesh.
     Mesh(Mesh),
+    /// For the servers.
+    RequestLimit(RequestLimit),
 }
 
 impl Body {
@@ -206,6 +215,16 @@ impl Body {
             Self::ExportedServices(_) => Kind::ExportedServices,
             Self::JwtProvider(_) => Kind::JwtProvider,
             Self::Mesh(_) => Kind::Mesh,
+            Self::RequestLimit(_) => Kind::RequestLimit,
+        }
+    }
+
+    /// The level that a cluster must have reached for it: see [`crate::operation::LEVEL`].
+    pub(crate) fn level(&self) -> u32 {
+        match self {
+            Self::RequestLimit(_) => 2,
+            Self::ServiceDefaults(entry) => entry.level(),
+            _ => 0,
         }
     }
 
@@ -223,6 +242,7 @@ impl Body {
             Kind::ExportedServices => Self::ExportedServices(Deserialize::deserialize(json)?),
             Kind::JwtProvider => Self::JwtProvider(Deserialize::deserialize(json)?),
             Kind::Mesh => Self::Mesh(Deserialize::deserialize(json)?),
+            Kind::RequestLimit => Self::RequestLimit(Deserialize::deserialize(json)?),
         })
     }
 
@@ -236,6 +256,7 @@ impl Body {
             Self::ExportedServices(entry) => entry.check(),
             Self::JwtProvider(entry) => entry.check(),
             Self::Mesh(_) => Ok(()),
+            Self::RequestLimit(entry) => entry.check(),
         }
     }
 }
@@ -252,6 +273,7 @@ impl Serialize for Body {
             Self::ExportedServices(entry) => entry.serialize(serializer),
             Self::JwtProvider(entry) => entry.serialize(serializer),
             Self::Mesh(entry) => entry.serialize(serializer),
+            Self::RequestLimit(entry) => entry.serialize(serializer),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `RateLimits` of `service-defaults`: how many requests a second an instance takes.
+//! `RateLimits` of `service-defaults`: how many requests a second an instance takes, and all of them.
 
 use std::collections::BTreeSet;
 
@@ -16,6 +16,25 @@ pub struct RateLimits {
     pub instance_level: Option<InstanceRateLimits>,
     /// Ours: for each caller of an instance by itself. The caller's own row counts, else the one
     /// named `*`, of which each caller then has one of its own.
+    #[serde(alias = "callers", skip_serializing_if = "Vec::is_empty")]
+    pub callers: Vec<CallerRateLimit>,
+    /// Ours: for all instances of the service together, which the servers lease shares of it to.
+    #[serde(alias = "global", skip_serializing_if = "Option::is_none")]
+    pub global: Option<GlobalRateLimits>,
+}
+
+/// What all instances of a service together take.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
+pub struct GlobalRateLimits {
+    /// Requests a second; zero limits only what `callers` name.
+    #[serde(alias = "requests_per_second")]
+    pub requests_per_second: u32,
+    /// How many may come at once; zero is as many as in a second.
+    #[serde(alias = "requests_max_burst")]
+    pub requests_max_burst: u32,
+    /// Of each caller, over all instances. The caller's own row counts, else the one named `*`, of
+    /// which each caller then has one of its own.
     #[serde(alias = "callers", skip_serializing_if = "Vec::is_empty")]
     pub callers: Vec<CallerRateLimit>,
 }
@@ -73,24 +92,45 @@ impl RateLimits {
         if let Some(instance) = &self.instance_level {
             instance.check()?;
         }
-        if self.callers.len() > CALLERS_MAX {
-            return Err(Fault::new("RateLimits.Callers", "1024 are the most"));
-        }
-        let mut seen = BTreeSet::new();
-        for (n, caller) in self.callers.iter().enumerate() {
-            let at = |field: &str| format!("RateLimits.Callers[{n}].{field}");
-            if caller.name != ANY_CALLER && ServiceName::in_mesh(&caller.name).is_err() {
-                return Err(Fault::new(at("Name"), "use a service's name, or * for all others"));
-            }
-            if !seen.insert(&caller.name) {
-                return Err(Fault::new(at("Name"), "it is listed before: merge the two"));
-            }
-            if caller.requests_per_second == 0 {
-                return Err(Fault::new(at("RequestsPerSecond"), RATE_RULE));
-            }
-        }
-        Ok(())
+        check_callers("RateLimits.Callers", &self.callers)?;
+        self.global.as_ref().map_or(Ok(()), GlobalRateLimits::check)
     }
+
+    /// What each instance counts by itself; none where only all together are limited.
+    pub fn of_instance(&self) -> Option<Self> {
+        let own = Self { global: None, ..self.clone() };
+        (own != Self::default()).then_some(own)
+    }
+}
+
+impl GlobalRateLimits {
+    fn check(&self) -> Result<(), Fault> {
+        let unlimited = self.callers.is_empty() || self.requests_max_burst > 0;
+        if self.requests_per_second == 0 && unlimited {
+            return Err(Fault::new("RateLimits.Global.RequestsPerSecond", RATE_RULE));
+        }
+        check_callers("RateLimits.Global.Callers", &self.callers)
+    }
+}
+
+fn check_callers(list: &str, callers: &[CallerRateLimit]) -> Result<(), Fault> {
+    if callers.len() > CALLERS_MAX {
+        return Err(Fault::new(list, "1024 are the most"));
+    }
+    let mut seen = BTreeSet::new();
+    for (n, caller) in callers.iter().enumerate() {
+        let at = |field: &str| format!("{list}[{n}].{field}");
+        if caller.name != ANY_CALLER && ServiceName::in_mesh(&caller.name).is_err() {
+            return Err(Fault::new(at("Name"), "use a service's name, or * for all others"));
+        }
+        if !seen.insert(&caller.name) {
+            return Err(Fault::new(at("Name"), "it is listed before: merge the two"));
+        }
+        if caller.requests_per_second == 0 {
+            return Err(Fault::new(at("RequestsPerSecond"), RATE_RULE));
+        }
+    }
+    Ok(())
 }
 
 impl InstanceRateLimits {
@@ -154,6 +194,16 @@ mod tests {
             ),
             (r#"{"Callers":[{"Name":"a b"}]}"#.to_owned(), "RateLimits.Callers[0].Name"),
             (r#"{"Callers":[{"Name":"*"}]}"#.to_owned(), "RateLimits.Callers[0].RequestsPerSecond"),
+            (r#"{"Global":{}}"#.to_owned(), "RateLimits.Global.RequestsPerSecond"),
+            (
+                r#"{"Global":{"RequestsMaxBurst":9,"Callers":[{"Name":"*","RequestsPerSecond":1}]}}"#
+                    .to_owned(),
+                "RateLimits.Global.RequestsPerSecond",
+            ),
+            (
+                r#"{"Global":{"RequestsPerSecond":9,"Callers":[{"Name":"web"}]}}"#.to_owned(),
+                "RateLimits.Global.Callers[0].RequestsPerSecond",
+            ),
         ];
         for (json, expected) in cases {
             let parsed: RateLimits = serde_json::from_str(&json).expect(&json);

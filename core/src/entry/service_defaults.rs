@@ -64,6 +64,14 @@ pub struct ServiceDefaults {
 }
 
 impl ServiceDefaults {
+    /// The level that its fields need: see [`crate::operation::LEVEL`].
+    pub(super) fn level(&self) -> u32 {
+        match self.rate_limits.as_deref() {
+            Some(rates) if rates.global.is_some() => 2,
+            _ => 0,
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), Fault> {
         check_protocol("Protocol", self.protocol.as_deref())?;
         self.upstream_config.as_deref().map_or(Ok(()), UpstreamConfig::check)?;

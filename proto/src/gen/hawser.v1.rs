@@ -2268,6 +2268,55 @@ impl PeerConflict {
         }
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LeaseRequest {
+    #[prost(message, repeated, tag = "1")]
+    pub instances: ::prost::alloc::vec::Vec<InstanceShares>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct InstanceShares {
+    #[prost(string, tag = "1")]
+    pub instance: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub asks: ::prost::alloc::vec::Vec<ShareAsk>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShareAsk {
+    /// Empty: the rate of all callers together.
+    #[prost(string, tag = "1")]
+    pub caller: ::prost::alloc::string::String,
+    /// What came lately, in millionths of the whole rate.
+    #[prost(uint64, tag = "2")]
+    pub demand_ppm: u64,
+    /// What it holds now; none where it takes its fair share.
+    #[prost(message, optional, tag = "3")]
+    pub holds: ::core::option::Option<ShareLease>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShareLease {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// In millionths of the whole rate. It holds for 5 s since it was asked for.
+    #[prost(uint32, tag = "2")]
+    pub share_ppm: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LeaseReply {
+    /// As many as were asked about, in the same order.
+    #[prost(message, repeated, tag = "1")]
+    pub instances: ::prost::alloc::vec::Vec<InstanceLeases>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct InstanceLeases {
+    #[prost(message, repeated, tag = "1")]
+    pub leases: ::prost::alloc::vec::Vec<LeasedShare>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeasedShare {
+    /// None: it goes on with what it has.
+    #[prost(message, optional, tag = "1")]
+    pub lease: ::core::option::Option<ShareLease>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogId {
     #[prost(uint64, tag = "1")]
@@ -2604,6 +2653,13 @@ pub struct LatencySketch {
     #[prost(uint64, repeated, tag = "2")]
     pub counts: ::prost::alloc::vec::Vec<u64>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LeaseSharesRequest {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub request: ::core::option::Option<LeaseRequest>,
+}
 /// Generated client implementations.
 pub mod raft_client {
     #![allow(
@@ -2921,6 +2977,28 @@ pub mod raft_client {
             req.extensions_mut().insert(GrpcMethod::new("hawser.v1.Raft", "HandOver"));
             self.inner.unary(req, path, codec).await
         }
+        /// Asks the leader for shares of rates, for a node whose agent asked the caller.
+        pub async fn lease_shares(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LeaseSharesRequest>,
+        ) -> std::result::Result<tonic::Response<super::LeaseReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hawser.v1.Raft/LeaseShares",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hawser.v1.Raft", "LeaseShares"));
+            self.inner.unary(req, path, codec).await
+        }
         /// One server's share of the traffic history.
         pub async fn history(
             &mut self,
@@ -3011,6 +3089,11 @@ pub mod raft_server {
             &self,
             request: tonic::Request<super::HandOverRequest>,
         ) -> std::result::Result<tonic::Response<super::HandOverReply>, tonic::Status>;
+        /// Asks the leader for shares of rates, for a node whose agent asked the caller.
+        async fn lease_shares(
+            &self,
+            request: tonic::Request<super::LeaseSharesRequest>,
+        ) -> std::result::Result<tonic::Response<super::LeaseReply>, tonic::Status>;
         /// One server's share of the traffic history.
         async fn history(
             &self,
@@ -3614,6 +3697,49 @@ pub mod raft_server {
                     };
                     Box::pin(fut)
                 }
+                "/hawser.v1.Raft/LeaseShares" => {
+                    #[allow(non_camel_case_types)]
+                    struct LeaseSharesSvc<T: Raft>(pub Arc<T>);
+                    impl<T: Raft> tonic::server::UnaryService<super::LeaseSharesRequest>
+                    for LeaseSharesSvc<T> {
+                        type Response = super::LeaseReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LeaseSharesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Raft>::lease_shares(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LeaseSharesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/hawser.v1.Raft/History" => {
                     #[allow(non_camel_case_types)]
                     struct HistorySvc<T: Raft>(pub Arc<T>);
@@ -4184,6 +4310,26 @@ pub mod agent_client {
             req.extensions_mut().insert(GrpcMethod::new("hawser.v1.Agent", "Report"));
             self.inner.unary(req, path, codec).await
         }
+        /// Shares of rates that all instances of a service count together, for instances of the caller's
+        /// own node. An older server does not know it; the instances then take their fair share.
+        pub async fn lease(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LeaseRequest>,
+        ) -> std::result::Result<tonic::Response<super::LeaseReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hawser.v1.Agent/Lease");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hawser.v1.Agent", "Lease"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Who a token of the API is, for the agent's own API.
         pub async fn resolve(
             &mut self,
@@ -4301,6 +4447,12 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::ReportRequest>,
         ) -> std::result::Result<tonic::Response<super::ReportReply>, tonic::Status>;
+        /// Shares of rates that all instances of a service count together, for instances of the caller's
+        /// own node. An older server does not know it; the instances then take their fair share.
+        async fn lease(
+            &self,
+            request: tonic::Request<super::LeaseRequest>,
+        ) -> std::result::Result<tonic::Response<super::LeaseReply>, tonic::Status>;
         /// Who a token of the API is, for the agent's own API.
         async fn resolve(
             &self,
@@ -4848,6 +5000,49 @@ pub mod agent_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hawser.v1.Agent/Lease" => {
+                    #[allow(non_camel_case_types)]
+                    struct LeaseSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::LeaseRequest>
+                    for LeaseSvc<T> {
+                        type Response = super::LeaseReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LeaseRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::lease(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LeaseSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

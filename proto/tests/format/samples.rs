@@ -12,11 +12,12 @@ use hawser_core::clock::{Index, UnixTime};
 use hawser_core::discovery::{Destination, Misfit};
 use hawser_core::edge::{EdgeKey, Tally};
 use hawser_core::entry::{
-    Body, Consumer, Entry, EntryKey, ExportedService, ExportedServices, Failover, FailoverTarget,
-    GatewayMode, HeaderEdits, HeaderMatch, HttpMatch, IdleTimeout, JwtProvider, Kind, Mesh,
-    MeshGatewayConfig, MutualTlsMode, ProxyDefaults, ProxyDefaultsConfig, QueryMatch,
-    RouteDestination, RouteMatch, ServiceDefaults, ServiceResolver, ServiceRoute, ServiceRouter,
-    ServiceSplit, ServiceSplitter, Sticky, Subset, Target, Weight,
+    AreaLimit, Body, Consumer, Entry, EntryKey, ExportedService, ExportedServices, Failover,
+    FailoverTarget, GatewayMode, HeaderEdits, HeaderMatch, HttpMatch, IdleTimeout, JwtProvider,
+    Kind, LimitMode, Mesh, MeshGatewayConfig, MutualTlsMode, PerSecond, ProxyDefaults,
+    ProxyDefaultsConfig, QueryMatch, RateLimits, RequestLimit, RouteDestination, RouteMatch,
+    ServiceDefaults, ServiceResolver, ServiceRoute, ServiceRouter, ServiceSplit, ServiceSplitter,
+    Sticky, Subset, Target, Weight,
 };
 use hawser_core::health::Status;
 use hawser_core::intention::{Action, Changes, Expected, Intention, Pair};
@@ -173,7 +174,7 @@ pub(crate) fn intention() -> Intention {
     }
 }
 
-fn entries() -> [Entry; 8] {
+fn entries() -> [Entry; 9] {
     let note = || [("owner".to_owned(), "web team".to_owned())].into();
     let bodies = [
         (
@@ -193,7 +194,9 @@ fn entries() -> [Entry; 8] {
                 max_inbound_connections: Some(1000),
                 upstream_config: policies().upstreams.map(Box::new),
                 retries: policies().retries.map(Box::new),
-                rate_limits: policies().rates.map(Box::new),
+                rate_limits: policies()
+                    .rates
+                    .map(|rates| Box::new(RateLimits { global: policies().global_rates, ..rates })),
                 inbound_limits: policies().inbound.map(Box::new),
                 connections: policies().connections.map(Box::new),
                 mesh_gateway: MeshGatewayConfig { mode: GatewayMode::None },
@@ -238,8 +241,32 @@ fn entries() -> [Entry; 8] {
         ),
         ("okta", Body::JwtProvider(jwt_provider())),
         ("mesh", Body::Mesh(mesh())),
+        ("per-host", Body::RequestLimit(request_limit())),
     ];
     bodies.map(|(name, body)| Entry::new(name, body).expect("a good entry"))
+}
+
+fn request_limit() -> RequestLimit {
+    let rate = |milli| PerSecond { milli };
+    let area = || Some(AreaLimit { read_rate: rate(2_000), write_rate: rate(500) });
+    RequestLimit {
+        mode: LimitMode::Enforcing,
+        read_rate: rate(100_000),
+        write_rate: rate(50_000),
+        acl: area(),
+        catalog: area(),
+        config_entry: area(),
+        connect_ca: area(),
+        coordinate: area(),
+        discovery_chain: area(),
+        health: area(),
+        intention: area(),
+        kv: area(),
+        prepared_query: area(),
+        session: area(),
+        txn: area(),
+        meta: [("owner".to_owned(), "ops".to_owned())].into(),
+    }
 }
 
 /// What entries say of traffic, in their own JSON: what travels is that.
@@ -267,6 +294,11 @@ fn policies() -> Policies {
                 "Routes": [{"PathPrefix": "/slow", "RequestsPerSecond": 1, "RequestsMaxBurst": 2}]
             },
             "Callers": [{"Name": "*", "RequestsPerSecond": 10, "RequestsMaxBurst": 20}]
+        },
+        "global_rates": {
+            "RequestsPerSecond": 1000,
+            "RequestsMaxBurst": 50,
+            "Callers": [{"Name": "web", "RequestsPerSecond": 100, "RequestsMaxBurst": 0}]
         },
         "inbound": {"MaxConcurrentRequests": 50, "Shedding": "adaptive", "NeverShed": ["/alive"]},
         "connections": {"IdleTimeout": "5m", "MoveOnChange": true, "MoveWithin": "10s"}
@@ -445,7 +477,7 @@ fn join_token() -> JoinToken {
 /// Every kind of command, by name. The match keeps the table whole: a kind that is added to core
 /// does not compile here until it has a name and a sample.
 pub(crate) fn commands() -> Vec<(&'static str, Command)> {
-    let [global, defaults, resolver, splitter, router, exported, provider, mesh] = entries();
+    let [global, defaults, resolver, splitter, router, exported, provider, mesh, limit] = entries();
     let all = vec![
         Command::Found(cluster()),
         Command::SyncNode(NodeChanges {
@@ -477,6 +509,7 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
         Command::PutEntry { entry: exported, expected: None, fits: None },
         Command::PutEntry { entry: provider, expected: None, fits: None },
         Command::PutEntry { entry: mesh, expected: None, fits: None },
+        Command::PutEntry { entry: limit, expected: None, fits: None },
         Command::PutEntry { entry: splitter, expected: None, fits: None },
         Command::PutEntry { entry: router.clone(), expected: None, fits: None },
         Command::DropEntry {
@@ -528,6 +561,7 @@ pub(crate) fn commands() -> Vec<(&'static str, Command)> {
             Kind::ExportedServices => "put-entry-exported-services",
             Kind::JwtProvider => "put-entry-jwt-provider",
             Kind::Mesh => "put-entry-mesh",
+            Kind::RequestLimit => "put-entry-control-plane-request-limit",
         },
         Command::DropEntry { .. } => "drop-entry",
         Command::SetAuthority { .. } => "set-authority",

@@ -39,9 +39,9 @@ use hawser_core::spiffe::Role;
 use hawser_core::state::{Command, Rejection, State, Topic};
 use http::header::{
     AGE, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue,
-    X_CONTENT_TYPE_OPTIONS,
+    RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{Method, Request, Response, StatusCode};
+use http::{Extensions, Method, Request, Response, StatusCode};
 use std::collections::BTreeSet;
 use tokio::time::{Instant, timeout_at};
 
@@ -53,6 +53,7 @@ use crate::Handle;
 use crate::identity::now;
 use crate::propose::ProposeError;
 use crate::read::{Consistency, ReadError, Reading};
+use crate::request_limits::{Access, Area, Exceeded};
 use crate::tls::Peer;
 
 /// Answers one request whose body is in memory already.
@@ -82,6 +83,10 @@ impl Answer {
         let mut headers = Vec::new();
         if let ApiError::MethodNotAllowed { allow, .. } = refused {
             headers.extend(HeaderValue::from_str(allow).ok().map(|allow| (ALLOW, allow)));
+        }
+        if let ApiError::Limited { after, .. } = refused {
+            let secs = u64::try_from(after.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX);
+            headers.push((RETRY_AFTER, HeaderValue::from(secs.max(1))));
         }
         let body = refused.to_string().into();
         Self { status: refused.status(), headers, body, content_type: TEXT }
@@ -131,6 +136,7 @@ async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiE
         Role::Agent(node) | Role::Server(node) => Some(node.clone()),
         Role::Service(_) | Role::MeshGateway => None,
     });
+    permitted(handle, route, &head.extensions)?;
     let mut ask = ask(handle, route, params, query, (body, from))?;
     if let Freshness::Cached(cached) = &mut ask.options.freshness
         && let Some(header) = head.headers.get(CACHE_CONTROL)
@@ -148,6 +154,21 @@ async fn answer(handle: &Handle, request: Request<Bytes>) -> Result<Answer, ApiE
     entry.index = handle.reader.current().applied().0;
     handle.acl.audit.note(entry).await;
     answered
+}
+
+/// Refuses what is more than a `control-plane-request-limit` allows the host that asks.
+fn permitted(handle: &Handle, route: &Route, from: &Extensions) -> Result<(), ApiError> {
+    let node = from.get().and_then(|peer: &Peer| match &peer.id.role {
+        Role::Agent(node) | Role::Server(node) => Some(node),
+        Role::Service(_) | Role::MeshGateway => None,
+    });
+    let (Some(area), Some(node)) = (Area::of(route.pattern), node) else { return Ok(()) };
+    let access = match route.method.is_safe() || matches!(route.handler, Handler::Read(_)) {
+        true => Access::Read,
+        false => Access::Write,
+    };
+    let taken = handle.limits.take(node, area, access);
+    taken.map_err(|Exceeded { by, after }| ApiError::Limited { by: by.to_string(), after })
 }
 
 /// What is asked, before anybody knows whether it may be.

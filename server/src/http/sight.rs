@@ -97,6 +97,7 @@ impl Sight {
             (false, Kind::ExportedServices | Kind::JwtProvider | Kind::Mesh) => {
                 self.demand(Resource::Mesh, Access::Read, "")
             }
+            (false, Kind::RequestLimit) => self.demand(Resource::Operator, Access::Read, ""),
             (false, _) => self.demand(Resource::Service, Access::Read, &key.name),
         }
     }

@@ -36,6 +36,7 @@ use crate::identity::now;
 use crate::leader::Standing;
 use crate::propose::ProposeError;
 use crate::read::{Consistency, Reader};
+use crate::request_limits::{Access, Area};
 use crate::rpc::status;
 use crate::tls::{Peer, Source};
 use crate::watch::{Watch, Watches};
@@ -238,6 +239,7 @@ impl Agent for AgentRpc {
         request: Request<v1::SignLeafRequest>,
     ) -> Result<Response<v1::CertificateReply>, Status> {
         let node = caller(request.extensions())?;
+        self.handle.limits.permit(&node, Area::ConnectCa, Access::Write)?;
         let v1::SignLeafRequest { service, csr } = request.into_inner();
         let service: ServiceName = parsed("sign_leaf_request.service", &service)?;
         if !self.runs(&node, &service).await? {
@@ -253,6 +255,7 @@ impl Agent for AgentRpc {
         request: Request<v1::DeclaredRequest>,
     ) -> Result<Response<v1::DeclaredReply>, Status> {
         let node = caller(request.extensions())?;
+        self.handle.limits.permit(&node, Area::Catalog, Access::Read)?;
         let reading = self.handle.reader.read(Consistency::Default).await?;
         let rows = rows_of(&reading.state, &node);
         Ok(Response::new((&rows, reading.state.applied()).into()))
@@ -266,6 +269,7 @@ impl Agent for AgentRpc {
         let changes = NodeChanges::try_from(request.into_inner())
             .map_err(|invalid| status::invalid(&invalid))?;
         check_changes(&changes, &node)?;
+        self.handle.limits.permit(&node, Area::Catalog, Access::Write)?;
         let index = self.handle.proposer.propose(Command::SyncNode(changes)).await?;
         self.handle.leases.renew(node);
         Ok(Response::new(v1::SyncReply { index: index.0 }))
@@ -361,6 +365,14 @@ impl Agent for AgentRpc {
             Err(error) => tracing::error!(%error, "recording traffic failed"),
         }
         Ok(Response::new(v1::ReportReply {}))
+    }
+
+    async fn lease(
+        &self,
+        request: Request<v1::LeaseRequest>,
+    ) -> Result<Response<v1::LeaseReply>, Status> {
+        let node = caller(request.extensions())?;
+        self.handle.shares.lease(node, request.into_inner()).await.map(Response::new)
     }
 
     async fn resolve(

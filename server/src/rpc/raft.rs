@@ -22,6 +22,7 @@ use crate::operate::Operator;
 use crate::propose::Proposer;
 use crate::raft::{Raft, SNAPSHOT_TRANSFER_MAX};
 use crate::read::Contact;
+use crate::shares::Shares;
 use crate::snapshot::Snapshots;
 use crate::space::Space;
 use crate::tls::Peer;
@@ -42,6 +43,7 @@ pub(crate) struct Answers {
     /// A member that was not heard for so long does not keep its name from another.
     pub(crate) silence: Duration,
     pub(crate) operator: Operator,
+    pub(crate) shares: Shares,
 }
 
 impl Answers {
@@ -345,6 +347,18 @@ impl Service for Answers {
             return Err(Status::aborted("this server does not lead"));
         }
         Ok(Response::new(self.operator.assess_here().into()))
+    }
+
+    async fn lease_shares(
+        &self,
+        request: Request<v1::LeaseSharesRequest>,
+    ) -> Result<Response<v1::LeaseReply>, Status> {
+        caller(&request)?;
+        let v1::LeaseSharesRequest { node, request } = request.into_inner();
+        let node = node.parse().map_err(|why: hawser_core::name::InvalidName| {
+            Status::invalid_argument(format!("lease_shares_request.node: {why}"))
+        })?;
+        Ok(Response::new(self.shares.lease_here(&node, request.unwrap_or_default())?))
     }
 
     async fn remove_member(

@@ -254,6 +254,12 @@ async fn what_is_above_a_rate_is_told_when_to_come_again() {
         ),
         (format!(r#"{{"rates":{{"Callers":[{{"Name":"web",{rate}}}]}}}}"#), "caller_rate_limited"),
         (format!(r#"{{"rates":{{"Callers":[{{"Name":"*",{rate}}}]}}}}"#), "caller_rate_limited"),
+        // Without servers: the fair share, which for one instance is all.
+        (format!(r#"{{"global_rates":{{{rate}}}}}"#), "global_rate_limited"),
+        (
+            format!(r#"{{"global_rates":{{"Callers":[{{"Name":"*",{rate}}}]}}}}"#),
+            "caller_rate_limited",
+        ),
     ];
     for (json, expected) in cases {
         let mut world = World::new(Protocol::Http);
