@@ -2,8 +2,8 @@
 //! local API; DNS and the proxy run beside it and never wait for it.
 //!
 //! Tasks, all spawned in [`Agent::run`]: session, heartbeat, anti-entropy, subscription, view
-//! keeper, node and leaf renewal, checks, status keeper, plan, report, shares, readiness, traces, ECS task,
-//! HTTP, DNS.
+//! keeper, node and leaf renewal, checks, status keeper, plan, report, shares, readiness, traces, ECS
+//! task, HTTP, DNS.
 
 #![forbid(unsafe_code)]
 
@@ -488,13 +488,7 @@ impl Agent {
         let servers = host.servers.clone();
         let reporting = report::run(servers, take, host.metrics.clone(), until.speaks.clone());
         tasks.spawn(named("report", reporting));
-        let shared =
-            proxy.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Proxy::shares);
-        if let Some(shares) = shared {
-            let (servers, speaks) = (host.servers.clone(), until.speaks.clone());
-            let asking = shares::run(servers, shares, host.metrics.clone(), speaks);
-            tasks.spawn(named("shares", asking));
-        }
+        share_rates(&host, &proxy, &mut tasks, &until.speaks);
         self.tracing.export(&host, &mut tasks, serves);
         tasks.spawn(named("readiness", readiness(host.clone(), ready, serves.clone())));
         for bound in http.bound {
@@ -724,6 +718,19 @@ impl Tracing {
         let exporting = exporter.run(spans, self.otlp.subscribe(), until.clone());
         tasks.spawn(named("traces", exporting));
     }
+}
+
+/// Asks the servers for shares of the rates that instances here count with others.
+fn share_rates(
+    host: &Host,
+    proxy: &Held,
+    tasks: &mut JoinSet<Result<&'static str, RunError>>,
+    until: &CancellationToken,
+) {
+    let proxy = proxy.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(shares) = proxy.as_ref().map(Proxy::shares) else { return };
+    let (servers, metrics) = (host.servers.clone(), host.metrics.clone());
+    tasks.spawn(named("shares", shares::run(servers, shares, metrics, until.clone())));
 }
 
 /// What every span says of its host.

@@ -51,13 +51,8 @@ impl Metrics {
             "Spans that were dropped: too many waited, the collector refused them, or it was \
              unreachable when the agent stopped.",
         );
-        let shares = Opts::new(
-            "hawser_agent_rate_shares",
-            "Rates of all instances together that are counted here, by whether a share is leased \
-             or the fair share is taken.",
-        );
         Ok(Self {
-            rate_shares: registered(registry, IntGaugeVec::new(shares, &["share"])?)?,
+            rate_shares: shares(registry)?,
             server_connected: gauge(
                 "hawser_agent_server_connected",
                 "1 while the agent is connected to a server.",
@@ -111,4 +106,13 @@ fn registered<C: Collector + Clone + 'static>(
 ) -> Result<C, prometheus::Error> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
+}
+
+fn shares(registry: &Registry) -> Result<IntGaugeVec, prometheus::Error> {
+    let shares = Opts::new(
+        "hawser_agent_rate_shares",
+        "Rates of all instances together that are counted here, by whether a share is leased \
+         or the fair share is taken.",
+    );
+    registered(registry, IntGaugeVec::new(shares, &["share"])?)
 }

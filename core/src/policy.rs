@@ -35,6 +35,9 @@ pub struct Policies {
     /// How long a connection to it may live.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Connections>,
+    /// Whether it speaks UDP: what is relayed are datagrams, each after its length.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub datagrams: bool,
     /// Whether its instances take callers without TLS.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub takes_plaintext: bool,
@@ -56,6 +59,7 @@ impl Policies {
             rates: rates.and_then(RateLimits::of_instance),
             global_rates: rates.and_then(|rates| rates.global.clone()),
             inbound: defaults.and_then(|entry| entry.inbound_limits.as_deref().cloned()),
+            datagrams: entries.speaks_udp(service),
             takes_plaintext: entries.takes_plaintext(service),
             detects_protocol: entries.detects_protocol(service),
             connections: defaults.and_then(|entry| entry.connections.as_deref().cloned()),

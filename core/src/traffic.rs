@@ -4,6 +4,7 @@
 //! costs comparisons only.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use regex::Regex;
@@ -39,6 +40,8 @@ pub struct Table {
 #[derive(Clone, Debug)]
 pub struct Rule {
     condition: Condition,
+    /// The path that it matches, shortened; empty where any does.
+    class: String,
     sticky: Option<Sticky>,
     /// How its requests are sent.
     pub policy: Policy,
@@ -139,9 +142,37 @@ impl Table {
         self.rules.iter().enumerate().next_back()
     }
 
+    /// What the route at a position is called in records: the path that it matches, with a `*`
+    /// after a beginning and a `~` before an expression, or else its number; the same as no other's
+    /// of the table. None for the last, which takes what no other does.
+    pub fn class(&self, at: usize) -> Option<Arc<str>> {
+        let own = self.rules.get(at).filter(|_| at + 1 < self.rules.len())?;
+        let is_taken = self.rules[..at].iter().any(|other| other.class == own.class);
+        Some(match own.class.as_str() {
+            "" => format!("#{at}").into(),
+            class if is_taken => format!("{class}#{at}").into(),
+            class => class.into(),
+        })
+    }
+
     /// The route at a position.
     pub fn rule(&self, at: usize) -> Option<&Rule> {
         self.rules.get(at)
+    }
+}
+
+/// What the requests that `matching` takes are called.
+fn class(matching: &HttpMatch) -> String {
+    let HttpMatch { path_exact, path_prefix, path_regex, .. } = matching;
+    let whole = match (path_exact.as_str(), path_prefix.as_str(), path_regex.as_str()) {
+        ("", "", "") => String::new(),
+        ("", "", regex) => format!("~{regex}"),
+        ("", prefix, _) => format!("{prefix}*"),
+        (exact, ..) => exact.to_owned(),
+    };
+    match whole.char_indices().nth(CLASS_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &whole[..end]),
+        None => whole,
     }
 }
 
@@ -152,6 +183,7 @@ impl Rule {
         let destination = definition.and_then(|it| it.destination.as_ref());
         Self {
             condition: http.map(Condition::new).unwrap_or_default(),
+            class: http.map(class).unwrap_or_default(),
             sticky: route.sticky.clone(),
             policy: destination.map(|it| Policy::new(it, http)).unwrap_or_default(),
             shares: route.splits.iter().map(|split| (split.weight.0, split.end)).collect(),
@@ -443,6 +475,8 @@ impl Rotation {
 
 /// A round may begin at any of so many places.
 const STARTS: u64 = 100;
+/// Of a class; a path may be longer.
+const CLASS_CHARS_MAX: usize = 48;
 
 #[cfg(test)]
 mod tests {
@@ -478,6 +512,27 @@ mod tests {
 
     fn get(target: &'static str, fields: &'static [(&'static str, &'static str)]) -> Request {
         Request { method: "GET", target, fields }
+    }
+
+    #[test]
+    fn routes_are_called_by_the_paths_that_they_match_and_no_two_alike() {
+        let long = format!("/{}", "a".repeat(60));
+        let long_route = format!(r#"{{"Match":{{"HTTP":{{"PathExact":"{long}"}}}}}}"#);
+        let cases = [
+            (r#"{"Match":{"HTTP":{"PathExact":"/a"}}}"#, "/a".to_owned()),
+            (r#"{"Match":{"HTTP":{"PathPrefix":"/a"}}}"#, "/a*".to_owned()),
+            (r#"{"Match":{"HTTP":{"PathRegex":"/a|/b"}}}"#, "~/a|/b".to_owned()),
+            (r#"{"Match":{"HTTP":{"PathPrefix":"/a","Methods":["PUT"]}}}"#, "/a*#3".to_owned()),
+            (r#"{"Match":{"HTTP":{"Methods":["PUT"]}}}"#, "#4".to_owned()),
+            (long_route.as_str(), format!("{}…", &long[..48])),
+        ];
+        let last = std::iter::once(rule("{}", &[10_000]));
+        let rules = cases.iter().map(|(route, _)| rule(route, &[10_000])).chain(last);
+        let table = Table { rules: rules.collect() };
+        for (at, (route, expected)) in cases.iter().enumerate() {
+            assert_eq!(table.class(at).as_deref(), Some(expected.as_str()), "{route}");
+        }
+        assert_eq!(table.class(cases.len()), None, "what no other route takes");
     }
 
     fn rule(definition: &str, weights: &[u16]) -> Rule {

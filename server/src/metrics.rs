@@ -82,14 +82,7 @@ impl Metrics {
                 registry.register(Box::new(refused.clone()))?;
                 refused
             },
-            requests_limited: {
-                let help = "Requests that were more than a control-plane-request-limit allows, by \
-                            its mode and by what was asked for.";
-                let options = Opts::new("hawser_server_requests_limited_total", help);
-                let limited = IntCounterVec::new(options, &["mode", "access"])?;
-                registry.register(Box::new(limited.clone()))?;
-                limited
-            },
+            requests_limited: limited(registry)?,
             disk_free_bytes: gauge(
                 "hawser_disk_free_bytes",
                 "Room on the disk of the data folder.",
@@ -109,6 +102,15 @@ impl Metrics {
 /// A Raft index or term as a gauge takes it.
 pub(crate) fn level(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn limited(registry: &Registry) -> prometheus::Result<IntCounterVec> {
+    let help = "Requests that were more than a control-plane-request-limit allows, by its mode and \
+                by what was asked for.";
+    let options = Opts::new("hawser_server_requests_limited_total", help);
+    let limited = IntCounterVec::new(options, &["mode", "access"])?;
+    registry.register(Box::new(limited.clone()))?;
+    Ok(limited)
 }
 
 /// From a fast disk's fsync to a client's patience.

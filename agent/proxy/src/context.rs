@@ -1,13 +1,17 @@
 //! What everything in one worker shares: its limits, its view, its report, its counts.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hawser_core::budget::Budget;
 use hawser_core::catalog::Locality;
+use hawser_core::entry::Target;
 use hawser_core::jwt::KeyRing;
+use hawser_core::name::ServiceName;
 use hawser_core::view::View;
 use hawser_http1::server::Settings;
 use hyper_util::rt::TokioTimer;
@@ -41,6 +45,7 @@ pub(crate) struct Context {
     pub(crate) buffers: Arc<Buffers>,
     pub(crate) watched: Rc<Watchlist>,
     pub(crate) gateways: Gateways,
+    pub(crate) budgets: Budgets,
     pub(crate) handshakes: Semaphore,
     pub(crate) random: RefCell<SmallRng>,
     /// Cancelled: accept nothing more, finish what is open.
@@ -55,6 +60,24 @@ pub(crate) struct Context {
     pub(crate) requests_max: usize,
     /// Copies of requests under way.
     pub(crate) mirrors: Rc<Cell<usize>>,
+}
+
+/// Retry budgets: one for each caller and target, whichever way leads there.
+#[derive(Default)]
+pub(crate) struct Budgets(RefCell<BTreeMap<(ServiceName, Target), Weak<RefCell<Budget>>>>);
+
+impl Budgets {
+    pub(crate) fn of(&self, caller: &ServiceName, target: &Target) -> Rc<RefCell<Budget>> {
+        let mut all = self.0.borrow_mut();
+        all.retain(|_, budget| budget.strong_count() > 0);
+        let key = (caller.clone(), target.clone());
+        let known = all.get(&key).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let budget = Rc::<RefCell<Budget>>::default();
+            all.insert(key, Rc::downgrade(&budget));
+            budget
+        })
+    }
 }
 
 /// What HTTP/1.1 connections share.
@@ -228,3 +251,32 @@ pub(crate) const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 pub(crate) const PENDING_RESETS_MAX: usize = 20;
 /// Streams that were reset for the peer's errors (CVE-2025-8671): no honest peer makes many.
 pub(crate) const ERROR_RESETS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_of_caller_and_target() {
+        let budgets = Budgets::default();
+        let target = |service: &str, peer: Option<&str>| Target {
+            service: service.parse().expect("a name"),
+            peer: peer.map(|peer| peer.parse().expect("a name")),
+        };
+        let (web, cron) = ("web".parse().expect("a name"), "cron".parse().expect("a name"));
+        let db = budgets.of(&web, &target("db", None));
+        let cases = [
+            (&web, target("db", None), true, "the same, whichever upstream leads there"),
+            (&cron, target("db", None), false, "another caller"),
+            (&web, target("api", None), false, "another target"),
+            (&web, target("db", Some("west")), false, "of another cluster"),
+        ];
+        for (caller, target, expected, why) in cases {
+            assert_eq!(Rc::ptr_eq(&db, &budgets.of(caller, &target)), expected, "{why}");
+        }
+        db.borrow_mut().request(Duration::ZERO);
+        drop(db);
+        let _other = budgets.of(&cron, &target("db", None));
+        assert_eq!(budgets.0.borrow().len(), 1, "what nobody uses is forgotten");
+    }
+}

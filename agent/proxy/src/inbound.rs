@@ -40,7 +40,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::streams::Carrier;
 use crate::admit::{admit, sound};
+use crate::calm::Calm;
 use crate::context::Context;
+use crate::datagrams;
 use crate::guard::{Admitted, Guard, Intake, Load, Refused};
 use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Manner, Outgoing, Passed};
 use crate::judge::{UnderWay, judge};
@@ -157,6 +159,11 @@ impl Port {
         self.application.borrow().clone()
     }
 
+    fn speaks_udp(&self) -> bool {
+        let current = self.current.borrow();
+        current.0.as_ref().is_some_and(|service| service.chain.policies.datagrams)
+    }
+
     fn chain(&self) -> Option<Chain> {
         let view = self.context.view.borrow();
         let mut chain = view.services.get(&self.service)?.chain.clone();
@@ -271,7 +278,11 @@ impl Port {
     /// Connects to the application.
     pub(crate) async fn dial(&self, within: Duration) -> Result<TcpStream, Reason> {
         let application = self.application();
-        socket::call(&application, within).await.map_err(|_| Reason::ApplicationUnreachable)
+        let dialled = match &*application {
+            Address::Tcp(address) if self.speaks_udp() => datagrams::dial(*address).await,
+            application => socket::call(application, within).await,
+        };
+        dialled.map_err(|_| Reason::ApplicationUnreachable)
     }
 }
 
@@ -405,7 +416,9 @@ impl Connection {
         });
         let mut builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
         context.tune_http2(&mut builder);
-        let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut serving = std::pin::pin!(
+            builder.serve_connection(TokioIo::new(Calm::new(stream, context.clock)), service)
+        );
         tokio::select! {
             biased;
             () = cut.cancelled() => return,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use hawser_core::address::Address;
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::inherit::Socket;
@@ -66,6 +66,20 @@ impl Listen {
             }
         }
     }
+}
+
+/// Binds one worker's socket for datagrams at `address`: the kernel spreads them by who sends them.
+///
+/// # Errors
+/// What the system says: the address is taken, or not this host's.
+pub(crate) fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket =
+        socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    // An agent that takes over binds beside the one that it takes over from.
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    UdpSocket::from_std(socket.into())
 }
 
 /// Binds an address that all workers share: the kernel spreads the connections.

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Monotonic;
-use crate::context::{Context, Http1};
+use crate::context::{Budgets, Context, Http1};
 use crate::gateway::{self, Gateway};
 use crate::gateways::Gateways;
 use crate::guard::Intake;
@@ -260,6 +260,8 @@ struct Listener {
     is_bound: bool,
     /// The mode of its socket's file, where it is one.
     mode: u32,
+    /// What ends its socket for datagrams, where it has one.
+    datagrams: Option<CancellationToken>,
 }
 
 #[derive(Clone)]
@@ -284,6 +286,7 @@ impl Start {
             buffers: Arc::default(),
             watched: Rc::default(),
             gateways: Gateways::default(),
+            budgets: Budgets::default(),
             handshakes: Semaphore::new(share(self.limits.handshakes)),
             random: RefCell::new(SmallRng::from_os_rng()),
             drain: self.drain.clone(),
@@ -528,6 +531,10 @@ impl Worker {
     /// Binds what is not bound yet; what fails is tried again at the next tick.
     fn bind(&mut self) {
         for (key, listener) in &mut self.listeners {
+            let address = key.address.tcp();
+            if let Some(Err(error)) = address.map(|address| listener.bind_datagrams(address)) {
+                tracing::debug!(address = %key.address, %error, "no socket for datagrams yet");
+            }
             if listener.is_bound {
                 continue;
             }
@@ -598,7 +605,7 @@ impl Worker {
 
 impl Listener {
     fn new(port: Port) -> Self {
-        Self { port, stop: CancellationToken::new(), is_bound: false, mode: 0 }
+        Self { port, stop: CancellationToken::new(), is_bound: false, mode: 0, datagrams: None }
     }
 
     /// Takes over the mode that its socket's file should have.
@@ -611,6 +618,23 @@ impl Listener {
         {
             tracing::warn!(%path, %error, "the socket keeps its mode");
         }
+    }
+
+    /// Binds a socket for datagrams beside the one for connections where its upstream speaks UDP,
+    /// and closes it where it does so no more.
+    fn bind_datagrams(&mut self, address: std::net::SocketAddr) -> io::Result<()> {
+        let Port::Out(port) = &self.port else { return Ok(()) };
+        if !port.carries_datagrams() {
+            self.datagrams.take().iter().for_each(CancellationToken::cancel);
+            return Ok(());
+        }
+        if self.datagrams.is_some() {
+            return Ok(());
+        }
+        let (socket, stop) = (socket::bind_udp(address)?, self.stop.child_token());
+        self.datagrams = Some(stop.clone());
+        tokio::task::spawn_local(port.clone().serve_datagrams(socket, stop));
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Two data planes in one process, with real TLS between them.
 
 mod connections;
+mod datagrams;
 mod faults;
 mod ports;
 mod races;

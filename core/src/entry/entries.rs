@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rpds::RedBlackTreeMapSync;
 
 use super::exported_services::{ANY, ExportedService};
-use super::fault::DETECTED;
+use super::fault::{DETECTED, UDP};
 use super::jwt_provider::JwtProvider;
 use super::mesh_gateway::GatewayMode;
 use super::mutual_tls::MutualTlsMode;
@@ -174,6 +174,12 @@ impl Entries {
     /// Whether the entries ask to detect what `service` speaks, should nobody state it.
     pub(crate) fn detects_protocol(&self, service: &ServiceName) -> bool {
         self.protocol_word(service) == Some(DETECTED)
+    }
+
+    /// Whether the entries say that `service` speaks UDP. To whatever does not know of datagrams it
+    /// is a TCP service.
+    pub(crate) fn speaks_udp(&self, service: &ServiceName) -> bool {
+        self.protocol_word(service) == Some(UDP)
     }
 
     fn protocol_word(&self, service: &ServiceName) -> Option<&str> {

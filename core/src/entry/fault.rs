@@ -25,7 +25,7 @@ impl Fault {
 pub(super) fn check_protocol(field: &str, given: Option<&str>) -> Result<(), Fault> {
     match given {
         Some(given) if given != DETECTED && !PROTOCOLS.contains(&given) => {
-            let why = format!("{given:?} is none of tcp, http, http2, grpc and auto");
+            let why = format!("{given:?} is none of tcp, udp, http, http2, grpc and auto");
             Err(Fault::new(field, why))
         }
         _ => Ok(()),
@@ -96,4 +96,5 @@ const PATTERN_MEMORY_MAX: usize = 1 << 20;
 pub(super) const SERVICE_RULE: &str = "use at most 63 of a-z, 0-9 and -";
 /// Asks to detect what is spoken.
 pub(super) const DETECTED: &str = "auto";
-const PROTOCOLS: [&str; 4] = ["tcp", "http", "http2", "grpc"];
+pub(super) const UDP: &str = "udp";
+const PROTOCOLS: [&str; 5] = ["tcp", UDP, "http", "http2", "grpc"];

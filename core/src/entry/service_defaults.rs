@@ -18,7 +18,7 @@ use super::upstream::UpstreamConfig;
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase", deny_unknown_fields)]
 pub struct ServiceDefaults {
-    /// `tcp`, `http`, `http2` or `grpc`.
+    /// `tcp`, `http`, `http2` or `grpc`; ours: `udp`.
     #[serde(alias = "protocol", skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
     /// Longest wait for the application to accept a connection, in milliseconds.

@@ -32,6 +32,8 @@ struct Rules {
 }
 
 struct Route {
+    /// What it is called in records; none for what matches all that no other does.
+    class: Option<Arc<str>>,
     rotation: RefCell<Rotation>,
     edits: Both,
     /// Those of each share.
@@ -162,6 +164,12 @@ impl Port {
 }
 
 impl Way {
+    /// What its route is called; none where it took none of a router's.
+    pub(super) fn class(&self) -> Option<Arc<str>> {
+        let (rules, route, _) = self.taken.as_ref()?;
+        rules.routes.get(*route)?.class.clone()
+    }
+
     /// How the request is sent, where its route says.
     pub(super) fn policy(&self) -> Option<&Policy> {
         let (rules, route, _) = self.taken.as_ref()?;
@@ -208,6 +216,7 @@ impl Rules {
             });
             let rotation = table.rule(at).map(|rule| Rotation::starting_at(rule, draw()));
             Route {
+                class: table.class(at),
                 rotation: RefCell::new(rotation.unwrap_or_default()),
                 edits: Both::new(
                     definition.and_then(|it| it.request_headers.as_ref()),

@@ -29,6 +29,7 @@ use super::reach::Instance;
 use super::terms::{self, Affinity, Terms};
 use super::{Picked, Port};
 use crate::admit::{admit, sound};
+use crate::calm::Calm;
 use crate::context::Slot;
 use crate::http::{
     self as hygiene, Body, End, Incoming, LocalExecutor, Manner, Outgoing, Passed, Sending,
@@ -101,7 +102,9 @@ impl Port {
             .max_local_error_reset_streams(crate::context::ERROR_RESETS_MAX)
             .initial_stream_window_size(crate::context::STREAM_WINDOW)
             .initial_connection_window_size(crate::context::CONNECTION_WINDOW);
-        let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut serving = std::pin::pin!(
+            builder.serve_connection(TokioIo::new(Calm::new(stream, context.clock)), service)
+        );
         tokio::select! {
             biased;
             _ = serving.as_mut() => return,
@@ -163,12 +166,13 @@ impl Port {
         let Admitted { request, source, upgrade, slot, was_retried, started, id, trail } = admitted;
         let context = self.context.clone();
         let manner = Manner::new(hygiene::is_grpc(request.headers()), request.method());
-        let refuse = |status: StatusCode, reason: Reason, attempts: u8| {
-            let (record, trail) = (self.record(reason, started), trail.clone());
-            self.pair.record(&Record { status: Some(status.as_u16()), attempts, trail, ..record });
-            hygiene::named(hygiene::refusal(status, reason, DecidedBy::ClientProxy, manner), &id)
+        let refuse = |said: StatusCode, reason: Reason, attempts: u8| {
+            let (status, trail, route) = (Some(said.as_u16()), trail.clone(), way.class());
+            let own = self.record(reason, started);
+            self.pair.record(&Record { status, attempts, trail, route, ..own });
+            hygiene::named(hygiene::refusal(said, reason, DecidedBy::ClientProxy, manner), &id)
         };
-        let terms = self.terms();
+        let (policy, terms) = (way.policy(), self.terms());
         let Some(mut chain) = terms.chain.clone() else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::ViewMissing, 0);
         };
@@ -176,7 +180,6 @@ impl Port {
             Ok(held) => held,
             Err(reason) => return refuse(StatusCode::SERVICE_UNAVAILABLE, reason, 0),
         };
-        let policy = way.policy();
         if let Some(span) = policy.and_then(|policy| policy.request_timeout) {
             Rc::make_mut(&mut chain).request_timeout = span;
         }
@@ -206,7 +209,7 @@ impl Port {
             trail: trail.clone(),
             ..Exchange::new(&self, &chain, &terms, parts, body, deadline)
         };
-        let unanswered = Unanswered::then(|| self.abandoned(started, trail.as_ref()));
+        let unanswered = Unanswered::then(|| self.abandoned(started, trail.as_ref(), &way));
         let exchanged = Box::pin(exchange.run()).await;
         unanswered.answered();
         let (attempts, sent) = (exchange.attempts, exchange.sent.clone());
@@ -227,7 +230,7 @@ impl Port {
         hand_over(&mut response, way, cookie);
         let deadline = (!hygiene::is_stream(response.headers())).then_some(deadline);
         let status = response.status().as_u16();
-        let noted = trail.clone();
+        let (noted, route) = (trail.clone(), way.class());
         answered(trail.as_ref(), response.headers());
         let on_end = move |end: End, bytes: u64| {
             let _held = (slot, place, held);
@@ -248,6 +251,7 @@ impl Port {
                 attempts,
                 upstream: Some(upstream),
                 cluster,
+                route,
                 trail: noted,
                 ..self.record(reason, started)
             });
@@ -259,10 +263,11 @@ impl Port {
     }
 
     /// Reports a request whose sender went away before there was an answer.
-    fn abandoned(&self, started: Duration, trail: Option<&Rc<Trail>>) {
+    fn abandoned(&self, started: Duration, trail: Option<&Rc<Trail>>, way: &Way) {
         let record = self.record(Reason::DownstreamReset, started);
         let (status, decided_by) = (Some(hygiene::GONE), DecidedBy::Application);
-        self.pair.record(&Record { status, decided_by, trail: trail.cloned(), ..record });
+        let (trail, route) = (trail.cloned(), way.class());
+        self.pair.record(&Record { status, decided_by, trail, route, ..record });
     }
 
     /// Carries an upgrade over a connection of its own, in HTTP/1.1 inside mTLS.
@@ -305,6 +310,7 @@ impl Port {
             cluster,
             decided_by: DecidedBy::Application,
             first_byte: Some(context.clock.now().saturating_sub(started)),
+            route: way.class(),
             trail,
             ..self.record(Reason::Ok, started)
         };

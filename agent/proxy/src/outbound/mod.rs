@@ -5,6 +5,7 @@
 
 mod branch;
 mod dial;
+mod datagrams;
 mod hedge;
 mod http;
 mod inject;
@@ -61,7 +62,8 @@ pub(crate) struct Port {
     balancer: RefCell<Balancer>,
     reaches: RefCell<BTreeMap<Target, Rc<Reach>>>,
     instances: RefCell<BTreeMap<PeerId, Rc<Instance>>>,
-    budget: RefCell<Budget>,
+    /// That of its caller and target, also where other upstreams and routes lead there.
+    budget: Rc<RefCell<Budget>>,
     /// Where what is sent here goes, when that is not all to the destination's own instances.
     branches: RefCell<Option<Branches>>,
     /// What the caller's entries call it by: the upstream that leads here.
@@ -112,6 +114,7 @@ impl Port {
     ) -> Self {
         let terms = Terms::compile(None, None, &destination, &context.limits);
         let pair = context.report.pair(Reporter::Client, &service, &destination.service);
+        let budget = context.budgets.of(&service, &destination);
         Self {
             context,
             service,
@@ -124,7 +127,7 @@ impl Port {
             balancer: RefCell::default(),
             reaches: RefCell::default(),
             instances: RefCell::default(),
-            budget: RefCell::default(),
+            budget,
             branches: RefCell::default(),
             terms: RefCell::new(Rc::new(terms)),
             usage,

@@ -31,6 +31,7 @@ pub(super) struct OnPurpose {
     pub(super) faults: IntCounterVec,
     pub(super) mirrored: IntCounterVec,
     pub(super) plaintext: IntCounterVec,
+    pub(super) datagrams_dropped: IntCounterVec,
 }
 
 impl OnPurpose {
@@ -53,6 +54,11 @@ impl OnPurpose {
                 "hawser_proxy_mirrored_total",
                 "Copies of requests, by what became of them.",
                 "outcome",
+            )?,
+            datagrams_dropped: counters(
+                "hawser_proxy_datagrams_dropped_total",
+                "Datagrams of UDP upstreams that were dropped, and flows that made room.",
+                "why",
             )?,
             plaintext: registered(
                 registry,

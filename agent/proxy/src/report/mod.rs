@@ -554,6 +554,13 @@ impl Pair {
         self.shared.metrics.on_purpose.faults.with_label_values(&labels).inc();
     }
 
+    /// Counts a datagram that was dropped.
+    pub(crate) fn datagram_dropped(&self, why: &str) {
+        let (_, source, destination) = &self.key;
+        let labels = [source.as_str(), destination.as_str(), why];
+        self.shared.metrics.on_purpose.datagrams_dropped.with_label_values(&labels).inc();
+    }
+
     /// Counts a copy of a request, by what became of it.
     pub(crate) fn mirrored(&self, outcome: &str) {
         let (_, source, destination) = &self.key;

@@ -75,6 +75,15 @@ async fn requests_are_routed_by_path_header_query_and_method() {
         let answer = text(call(world.outbound, request).await.expect("an answer"));
         assert!(answer.starts_with(&format!("{expected} ")), "{method} {target}: {answer}");
     }
+    for (route, expected) in
+        [("/exact", 1.0), ("/prefix/*", 1.0), ("~/r[0-9]+", 1.0), ("#3", 1.0), ("default", 6.0)]
+    {
+        eventually(route, || {
+            let labels = [("route", route)];
+            world.client_count("hawser_proxy_requests_total", &labels) == expected
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

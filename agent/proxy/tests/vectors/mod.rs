@@ -1,5 +1,6 @@
 //! Attacks and bad input, each with its exact outcome.
 
+mod exchanges;
 mod frames;
 mod http;
 mod http2;

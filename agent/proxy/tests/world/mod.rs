@@ -538,6 +538,29 @@ impl World {
         self.views.send_replace(Arc::new(view));
     }
 
+    /// Where another service of the caller's host calls `db`; nobody allows it to.
+    pub(crate) async fn also_calls(&mut self, service: &'static str) -> SocketAddr {
+        let listen = free_address();
+        let other = LocalService {
+            service: name(service),
+            instance: service.parse().expect("an id"),
+            identity: Some(self.leaf(service)),
+            inbound: None,
+            outbounds: vec![Outbound {
+                destination: self.destination.clone(),
+                listen: listen.into(),
+                mode: 0,
+            }],
+        };
+        self.client_plans.send_modify(|plan| {
+            let mut more = Plan::clone(plan);
+            more.services.push(other);
+            *plan = Arc::new(more);
+        });
+        self.until_bound(listen.into()).await;
+        listen
+    }
+
     fn leaf(&self, service: &str) -> Arc<Leaf> {
         let uri = format!("spiffe://{DOMAIN}/ns/default/dc/dc1/svc/{service}");
         leaf(&self.issuer, &uri, self.leaf_lifetime)
