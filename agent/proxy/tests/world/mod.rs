@@ -548,6 +548,7 @@ impl World {
             inbound: None,
             outbounds: vec![Outbound {
                 destination: self.destination.clone(),
+                port: None,
                 listen: listen.into(),
                 mode: 0,
             }],
