@@ -139,9 +139,9 @@ fn run(draws: &mut Draws, count: usize, span: Duration, lossy: bool) -> Run {
     let service = "db".parse().expect("a name");
     let mut leads = Some(Book::new(1, Duration::ZERO));
     let (mut elects, mut now, mut falls, mut came) = (Duration::MAX, Duration::ZERO, 0, 0);
-    for n in 0..count {
-        instances[n].per_second = if n == 0 { 5_000 } else { 40 };
-        instances[n].next = Duration::from_millis(draws.below(1_000));
+    for (n, instance) in instances.iter_mut().enumerate() {
+        instance.per_second = if n == 0 { 5_000 } else { 40 };
+        instance.next = Duration::from_millis(draws.below(1_000));
     }
     while now < span {
         if lossy && leads.is_some() && draws.below(3_000) == 0 {

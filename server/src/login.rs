@@ -277,6 +277,9 @@ fn key(pem: &str) -> Result<Material, String> {
     }
 }
 
+/// What binding rules give: grants, and the roles by id.
+pub(crate) type Granted = (hawser_core::acl::Grants, Vec<Arc<str>>);
+
 /// What `identity` gets that logged in by `method`, or [`None`] where no binding rule is about it.
 ///
 /// # Errors
@@ -285,7 +288,7 @@ pub(crate) fn granted(
     state: &State,
     method: &AuthMethod,
     identity: &Identity,
-) -> Result<Option<(hawser_core::acl::Grants, Vec<Arc<str>>)>, Refused> {
+) -> Result<Option<Granted>, Refused> {
     let datacenter = state.cluster().map_or("", |cluster| cluster.datacenter.as_str());
     let (grants, roles) = state.acl().bind(&method.name, identity, datacenter)?;
     let is_nothing = roles.is_empty() && grants == hawser_core::acl::Grants::default();
@@ -316,7 +319,7 @@ mod tests {
     fn a_public_key_is_read_or_refused_by_its_place() {
         let pair = rcgen::KeyPair::generate().expect("a key");
         let pem = pair.public_key_pem();
-        let read = keys(&[pem.clone()]).expect("a key");
+        let read = keys(std::slice::from_ref(&pem)).expect("a key");
         assert!(matches!(&read.keys[0].material, Material::P256(point) if point.len() == 65));
         let ed = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key");
         let read = keys(&[ed.public_key_pem()]).expect("a key");

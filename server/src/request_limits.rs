@@ -266,7 +266,8 @@ mod tests {
         let kv = r#"{"Mode":"enforcing","ReadRate":5,"KV":{"WriteRate":2,"ReadRate":0.5}}"#;
         let seen = r#"{"Mode":"permissive","ReadRate":1,"WriteRate":1}"#;
         let off = r#"{"Mode":"disabled","ReadRate":1,"WriteRate":1}"#;
-        let cases: [(&[&str], Area, Access, usize, bool, &str); 8] = [
+        type Case<'a> = (&'a [&'a str], Area, Access, usize, bool, &'a str);
+        let cases: [Case<'_>; 8] = [
             (&[kv], Area::Kv, Write, 2, false, "a rate of its own, and none for all"),
             (&[kv], Area::Kv, Read, 1, false, "the lower of two; half a request is one at first"),
             (&[kv], Area::Health, Read, 5, false, "the rate of all areas together"),

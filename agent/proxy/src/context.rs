@@ -64,7 +64,9 @@ pub(crate) struct Context {
 
 /// Retry budgets: one for each caller and target, whichever way leads there.
 #[derive(Default)]
-pub(crate) struct Budgets(RefCell<BTreeMap<(ServiceName, Target), Weak<RefCell<Budget>>>>);
+pub(crate) struct Budgets(RefCell<BTreeMap<CallerAndTarget, Weak<RefCell<Budget>>>>);
+
+type CallerAndTarget = (ServiceName, Target);
 
 impl Budgets {
     pub(crate) fn of(&self, caller: &ServiceName, target: &Target) -> Rc<RefCell<Budget>> {

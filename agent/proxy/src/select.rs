@@ -112,12 +112,13 @@ mod tests {
     fn a_selector_is_read_as_it_was_offered_and_nothing_by_guess() {
         let port = Selector::Port("admin".parse().expect("a name"));
         let detected = Selector::Detected(Protocol::Http2);
-        for selector in [port.clone(), detected.clone()] {
+        for selector in [port, detected] {
             let offer = selector.offer();
             let offered = [b"h2".as_slice(), &offer];
             assert_eq!(Selector::among(offered.into_iter()), Ok(Some(selector)));
         }
-        let cases: [(&[&[u8]], Result<Option<Selector>, Unknown>, &str); 7] = [
+        type Case<'a> = (&'a [&'a [u8]], Result<Option<Selector>, Unknown>, &'a str);
+        let cases: [Case<'_>; 7] = [
             (&[], Ok(None), "nothing is offered"),
             (&[b"h2", b"http/1.1", b"hawser-tcp/2"], Ok(None), "no selector"),
             (&[b"hawser-port/"], Err(Unknown), "no name"),

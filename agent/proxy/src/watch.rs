@@ -103,9 +103,12 @@ pub(crate) struct Watchlist {
     quiet_until: Cell<UnixTime>,
     /// By what peers are proved now; none where nobody is believed.
     anchors: RefCell<Option<Arc<Anchors>>>,
-    /// Requests that were cut, their connections, and how many more ticks they have to end.
-    cutting: RefCell<Vec<(Weak<UnderWay>, Rc<Watched>, u8)>>,
+    /// Requests that were cut and have not ended.
+    cutting: RefCell<Vec<Cutting>>,
 }
+
+/// A request that was cut, its connection, and how many more ticks it has to end.
+type Cutting = (Weak<UnderWay>, Rc<Watched>, u8);
 
 /// Takes its connection off the list when dropped; all that the connection became must hold it.
 pub(crate) struct OnList {

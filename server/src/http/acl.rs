@@ -112,7 +112,7 @@ pub(crate) fn tokens<'a>(ask: &'a Ask, state: &'a State) -> Result<Found<'a>, Ap
             && ask
                 .query
                 .text("authmethod")
-                .is_none_or(|method| token.method.as_deref() == Some(&*method))
+                .is_none_or(|method| token.method.as_deref() == Some(method))
     };
     list(ask, state, move || {
         let rows = state.acl().tokens().filter(wanted);

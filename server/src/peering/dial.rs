@@ -62,7 +62,7 @@ pub(crate) async fn keep(
                 let (handle, drain) = (handle.clone(), drain.clone());
                 let dialled = Some(next.clone());
                 let session = Session { handle, peering, dialled, out, inbound, drain };
-                let ended = session.run().await;
+                let ended = Box::pin(session.run()).await;
                 tracing::info!(%peer, %ended, "a peering's stream ended");
                 if matches!(ended, Ended::Stopping | Ended::NotLeading) {
                     return id;

@@ -106,7 +106,7 @@ impl Peering for PeeringRpc {
         let session = Session { handle, peering, dialled: None, out, inbound, drain };
         tokio::spawn(async move {
             tracing::info!(%peer, "a peer opened its stream");
-            let ended = session.run().await;
+            let ended = Box::pin(session.run()).await;
             tracing::info!(%peer, %ended, "a peer's stream ended");
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages).map(Ok))))

@@ -35,8 +35,9 @@ pub(crate) async fn login(handle: Handle, ask: Ask) -> Said {
     let unknown =
         || ApiError::Forbidden(format!("ACL not found: auth method {method:?} not found"));
     let method = state.acl().method(method).ok_or_else(unknown)?.value.clone();
-    let identity = handle.acl.logins.identify(&method, bearer, now()).await.map_err(refused)?;
-    let granted = login::granted(state, &method, &identity).map_err(refused)?;
+    let identity =
+        handle.acl.logins.identify(&method, bearer, now()).await.map_err(|why| refused(&why))?;
+    let granted = login::granted(state, &method, &identity).map_err(|why| refused(&why))?;
     let (grants, roles) = granted.ok_or_else(|| {
         let why = "Permission denied: no binding rule is about who logs in";
         ApiError::Forbidden(why.to_owned())
@@ -83,7 +84,7 @@ pub(crate) async fn logout(handle: Handle, ask: Ask) -> Said {
     Ok((StatusCode::OK, ask.write(&true)?))
 }
 
-fn refused(why: Refused) -> ApiError {
+fn refused(why: &Refused) -> ApiError {
     match why {
         Refused::Unfit(_) | Refused::Aws(_) => {
             ApiError::Forbidden(format!("Permission denied: {why}"))
