@@ -6,6 +6,7 @@
 //! is there exactly once, the path is in its normal form. (Consul CVE-2024-10006, Envoy
 //! CVE-2026-26308.)
 
+use std::fmt;
 use std::sync::Arc;
 
 use regex::bytes::{Regex, RegexBuilder};
@@ -241,6 +242,17 @@ pub enum By {
     Default,
     /// The claims of its token are not those that every request needs.
     Claims,
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Permission(number) => write!(f, "{number}"),
+            Self::Action => f.write_str("action"),
+            Self::Default => f.write_str("default"),
+            Self::Claims => f.write_str("claims"),
+        }
+    }
 }
 
 /// Whether a request may, and what decided it.

@@ -145,6 +145,10 @@ reasons! {
     FaultInjected = 82 "fault_injected",
     /// The connection lived for as long as `Connections` of its service allow.
     DurationLimit = 80 "duration_limit",
+    /// The request's body is larger than `InboundLimits.MaxRequestBytes` of the callee allow.
+    RequestTooLarge = 110 "request_too_large",
+    /// Nothing more came of the request's body for longer than `InboundLimits.RequestIdleTimeout` of the callee allow.
+    RequestStalled = 111 "request_stalled",
     /// A new connection might go to another instance, and `Connections` of the service ask that this
     /// one moves.
     ConnectionMoved = 81 "connection_moved",
@@ -162,6 +166,8 @@ impl Reason {
             Self::Ok => 200,
             Self::BadRequest => 400,
             Self::TokenMissing | Self::TokenInvalid => 401,
+            Self::RequestStalled => 408,
+            Self::RequestTooLarge => 413,
             Self::IntentionDenied
             | Self::PolicyCut
             | Self::NotExported
@@ -179,6 +185,9 @@ impl Reason {
         match self {
             Self::Ok => 0,
             Self::BadRequest => 13,
+            // Not RESOURCE_EXHAUSTED: it would be as large the next time.
+            Self::RequestTooLarge => 3,
+            Self::RequestStalled => 4,
             Self::TokenMissing | Self::TokenInvalid => 16,
             Self::IntentionDenied
             | Self::PolicyCut

@@ -77,8 +77,10 @@ pub struct Group<'a> {
 /// An instance with a critical check, without a proxy or with weight zero takes none. When every
 /// instance is critical there is no group: the checks are fresh knowledge, and failing at once is
 /// more honest than traffic to what is known to be broken. Instances of a view that is merely old
-/// are kept, for last known beats none.
+/// are kept, for last known beats none. Where a service leaves locality aside, the instances of each
+/// target are all equally near.
 pub fn route<'a>(view: &View, service: &'a ServiceView, here: &Locality) -> Vec<Group<'a>> {
+    let is_flat = service.chain.policies.ignores_locality;
     let own = (service.target(), service.gateway_mode, &*service.endpoints);
     let others = service.failover.iter();
     let others = others.map(|other| (other.target.clone(), other.gateway_mode, &*other.endpoints));
@@ -96,7 +98,7 @@ pub fn route<'a>(view: &View, service: &'a ServiceView, here: &Locality) -> Vec<
     targets
         .into_iter()
         .flat_map(|(target, mode, endpoints)| {
-            by_nearness(here, endpoints).map(move |(nearness, endpoints)| Group {
+            by_nearness(here, endpoints, is_flat).map(move |(nearness, endpoints)| Group {
                 target: target.clone(),
                 gateway_mode: mode,
                 nearness,
@@ -106,16 +108,21 @@ pub fn route<'a>(view: &View, service: &'a ServiceView, here: &Locality) -> Vec<
         .collect()
 }
 
-/// The instances among `endpoints` that may be sent traffic, with their weights, nearest first.
+/// The instances among `endpoints` that may be sent traffic, with their weights, nearest first;
+/// where it `is_flat`, all are of the rest.
 fn by_nearness<'a>(
     here: &Locality,
     endpoints: &'a [Endpoint],
+    is_flat: bool,
 ) -> impl Iterator<Item = (Nearness, Vec<(&'a Endpoint, u16)>)> {
     [Nearness::Zone, Nearness::Region, Nearness::Rest].into_iter().filter_map(move |nearness| {
         let equally_near: Vec<_> = endpoints
             .iter()
             .filter(|endpoint| endpoint.mesh.is_some())
-            .filter(|endpoint| Nearness::between(here, &endpoint.locality) == nearness)
+            .filter(|endpoint| match is_flat {
+                true => nearness == Nearness::Rest,
+                false => Nearness::between(here, &endpoint.locality) == nearness,
+            })
             .filter_map(|endpoint| weight(endpoint).map(|weight| (endpoint, weight)))
             .collect();
         (!equally_near.is_empty()).then_some((nearness, equally_near))
@@ -143,6 +150,7 @@ mod tests {
     use crate::catalog::{Protocol, Weights};
     use crate::chain::Chain;
     use crate::clock::Index;
+    use crate::policy::Policies;
     use crate::view::{PeerView, TargetView};
 
     fn locality(region: &str, zone: &str) -> Locality {
@@ -206,6 +214,20 @@ mod tests {
             idle,
         ];
         assert_eq!(names(all, &here), [vec!["near"], vec!["next"], vec!["far", "unknown"]]);
+    }
+
+    #[test]
+    fn where_locality_is_left_aside_all_are_equally_near() {
+        let all = ["near", "far"].map(|name| {
+            let region = if name == "near" { "eu" } else { "us" };
+            endpoint(name, locality(region, "a"), Status::Passing)
+        });
+        let policies = Policies { ignores_locality: true, ..Policies::default() };
+        let chain = Chain { policies: Arc::new(policies), ..chain() };
+        let view = ServiceView::alone(chain, all.to_vec().into(), Index(1));
+        let groups = route(&View::default(), &view, &locality("eu", "a"));
+        let sizes: Vec<_> = groups.iter().map(|group| group.endpoints.len()).collect();
+        assert_eq!(sizes, [2]);
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Pick {
 pub enum Outcome {
     /// It answered well after this long.
     Answered(Duration),
+    /// Its answer began after this long, and [`Balancer::concluded`] says later whether it was good.
+    Began(Duration),
     /// It answered with an error after this long.
     Erred(Duration, Fault),
     /// It did not answer: connect failure, reset, timeout, or its proxy could not serve.
@@ -297,6 +299,15 @@ impl Balancer {
                 peer.took();
                 self.answered(at, pick, None, now)
             }
+            Outcome::Began(latency) => {
+                peer.latency.observe(latency, now);
+                peer.took();
+                peer.failures = 0;
+                match peer.is_in() {
+                    true => Effect::None,
+                    false => self.answered(at, pick, None, now),
+                }
+            }
             Outcome::Erred(_, Fault::Busy) => {
                 peer.refused(now);
                 self.answered(at, pick, Some(Fault::Busy), now)
@@ -315,6 +326,17 @@ impl Balancer {
                 Effect::None
             }
         }
+    }
+
+    /// Reports how an answer ended that was [`Outcome::Began`]: `fault` where it was an error after
+    /// all, as gRPC says at the end.
+    pub fn concluded(&mut self, pick: Pick, fault: Option<Fault>, now: Duration) -> Effect {
+        let Some(at) = self.place(pick.peer) else { return Effect::None };
+        if fault == Some(Fault::Busy) {
+            self.peers[at].refused(now);
+        }
+        // Whether it is back, its first bytes have said.
+        self.answered(at, Pick { is_probe: false, ..pick }, fault, now)
     }
 
     /// Counts something that stays open beyond its [`Balancer::finish`], such as a TCP connection.

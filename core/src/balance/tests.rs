@@ -551,6 +551,32 @@ fn an_application_that_errs_alone_is_ejected_and_one_among_many_is_not() {
     }
 }
 
+/// gRPC says at the end of an answer how the call went.
+#[test]
+fn an_answer_that_turns_out_an_error_at_its_end_counts_as_one() {
+    let cases = [
+        // how each answer of the first ends, whether that ejects it
+        (Some(Fault::Gateway), true),
+        (Some(Fault::Application), true),
+        (Some(Fault::Busy), false),
+        (None, false),
+    ];
+    for (fault, expected) in cases {
+        let rules = Rules { policy: Policy::Random, ..Rules::default() };
+        let mut balancer = ruled(&endpoints(3), &rules);
+        let (mut draw, now) = (draws(7), at(1.0));
+        let mut is_ejected = false;
+        for _ in 0..120 {
+            let Some(pick) = balancer.pick(now, Ask::default(), &mut draw) else { break };
+            let began = balancer.finish(pick, Outcome::Began(at(0.01)), now);
+            assert_eq!(began, Effect::None, "nothing is known yet");
+            let ended = if pick.address.port() == 0 { fault } else { None };
+            is_ejected |= matches!(balancer.concluded(pick, ended, now), Effect::Ejected(_));
+        }
+        assert_eq!(is_ejected, expected, "{fault:?}");
+    }
+}
+
 #[test]
 fn saying_no_quickly_attracts_no_load() {
     let mut balancer = ruled(&endpoints(2), &Rules::default());

@@ -7,6 +7,7 @@ use rpds::RedBlackTreeMapSync;
 use super::exported_services::{ANY, ExportedService};
 use super::fault::{DETECTED, UDP};
 use super::jwt_provider::JwtProvider;
+use super::locality::LocalityMode;
 use super::mesh_gateway::GatewayMode;
 use super::mutual_tls::MutualTlsMode;
 use super::request_limit::RequestLimit;
@@ -116,6 +117,16 @@ impl Entries {
             Some(Body::ProxyDefaults(all)) => all.mutual_tls_mode == MutualTlsMode::Permissive,
             _ => false,
         }
+    }
+
+    /// Whether all instances of `service` share its traffic, however near they are.
+    pub(crate) fn ignores_locality(&self, service: &ServiceName) -> bool {
+        let own = self.service_resolver(service).and_then(|entry| entry.prioritize_by_locality);
+        let all = || match self.body(Kind::ProxyDefaults, PROXY_DEFAULTS_NAME) {
+            Some(Body::ProxyDefaults(all)) => all.prioritize_by_locality,
+            _ => None,
+        };
+        own.or_else(all).is_some_and(|said| said.mode == LocalityMode::None)
     }
 
     /// An entry that lets callers without TLS pass though `mesh` does not allow that.

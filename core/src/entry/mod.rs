@@ -11,6 +11,7 @@ mod connections;
 mod inbound_limits;
 mod injection;
 mod load_balancer;
+mod locality;
 mod rate_limits;
 mod retries;
 mod upstream;
@@ -38,7 +39,7 @@ pub use self::entries::Entries;
 pub use self::exported_services::{Consumer, ExportedService, ExportedServices};
 pub(crate) use self::fault::pattern;
 pub use self::header_edits::HeaderEdits;
-pub use self::inbound_limits::{InboundLimits, Shedding};
+pub use self::inbound_limits::{InboundLimits, RequestBodies, Shedding};
 pub use self::injection::{
     FaultInjection, Injected, InjectedAbort, InjectedBandwidth, InjectedDelay, Mirror, Percentage,
 };
@@ -51,6 +52,7 @@ pub use self::load_balancer::{
     CookieConfig, HashPolicy, LeastRequestConfig, LoadBalancer, PolicyName, RingHashConfig,
     SlowStart,
 };
+pub use self::locality::{LocalityMode, PrioritizeByLocality};
 pub use self::mesh::{Mesh, MeshHttp, MeshIncoming, RequestNormalization};
 pub use self::mesh_gateway::{GatewayMode, MeshGatewayConfig};
 pub use self::mutual_tls::MutualTlsMode;

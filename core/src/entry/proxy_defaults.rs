@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::EntryMeta;
 use super::fault::{Fault, check_protocol};
+use super::locality::PrioritizeByLocality;
 use super::mesh_gateway::MeshGatewayConfig;
 use super::mutual_tls::MutualTlsMode;
 
@@ -26,6 +27,9 @@ pub struct ProxyDefaults {
         skip_serializing_if = "MutualTlsMode::is_default"
     )]
     pub mutual_tls_mode: MutualTlsMode,
+    /// Whether near instances go first, where a `service-resolver` does not say.
+    #[serde(alias = "prioritize_by_locality", skip_serializing_if = "Option::is_none")]
+    pub prioritize_by_locality: Option<PrioritizeByLocality>,
     /// Free pairs.
     #[serde(alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,

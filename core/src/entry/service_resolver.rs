@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::EntryMeta;
 use super::fault::{Fault, SERVICE_RULE, check_label, check_service, check_span, check_tenancy};
 use super::load_balancer::LoadBalancer;
+use super::locality::PrioritizeByLocality;
 use crate::duration;
 use crate::filter::Filter;
 use crate::name::{PeerName, ServiceName};
@@ -48,6 +49,9 @@ pub struct ServiceResolver {
     /// How callers choose among its instances.
     #[serde(alias = "load_balancer", skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<Box<LoadBalancer>>,
+    /// Whether near instances go first; where it says nothing, `proxy-defaults` do.
+    #[serde(alias = "prioritize_by_locality", skip_serializing_if = "Option::is_none")]
+    pub prioritize_by_locality: Option<PrioritizeByLocality>,
     /// Free pairs.
     #[serde(alias = "meta", skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: EntryMeta,

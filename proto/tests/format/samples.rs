@@ -183,6 +183,7 @@ fn entries() -> [Entry; 9] {
                 config: ProxyDefaultsConfig { protocol: Some("http".into()) },
                 mesh_gateway: MeshGatewayConfig { mode: GatewayMode::Local },
                 mutual_tls_mode: MutualTlsMode::Strict,
+                prioritize_by_locality: None,
                 meta: note(),
             }),
         ),
