@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::clock::UnixTime;
 use crate::entry::Retries;
 use crate::hedge::After;
 
@@ -195,12 +196,82 @@ impl Conditions {
     }
 }
 
-/// What `Retry-After` asks for in seconds. A date is not read: it needs a clock that both share.
-pub fn retry_after(value: &[u8]) -> Option<Duration> {
-    let text = std::str::from_utf8(value).ok()?.trim();
-    text.parse().ok().map(Duration::from_secs)
+/// What an answer asks of whoever would try again.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Again {
+    /// Not to.
+    Never,
+    /// To wait for so long.
+    After(Duration),
 }
 
+/// What gRPC's `grpc-retry-pushback-ms` asks for: what is negative or no number asks for no other
+/// try.
+///
+/// Source: gRFC A6, "Pushback".
+pub fn pushback(value: &[u8]) -> Again {
+    let text = std::str::from_utf8(value).unwrap_or_default().trim();
+    text.parse().map_or(Again::Never, |millis| Again::After(Duration::from_millis(millis)))
+}
+
+/// What `Retry-After` asks for, in seconds or as a date beside `now`.
+pub fn retry_after(value: &[u8], now: impl FnOnce() -> UnixTime) -> Option<Duration> {
+    let text = std::str::from_utf8(value).ok()?.trim();
+    let secs = text.parse().ok().map(Duration::from_secs);
+    secs.or_else(|| Some(http_date(text)?.since(now())))
+}
+
+/// What `X-RateLimit-Reset` asks for: in seconds, or, where that would be decades, as the seconds
+/// since 1970 beside `now`. Both are in use.
+pub fn rate_limit_reset(value: &[u8], now: impl FnOnce() -> UnixTime) -> Option<Duration> {
+    let text = std::str::from_utf8(value).ok()?.trim();
+    let secs: u64 = text.parse().ok()?;
+    Some(match secs {
+        ..MOMENTS_FROM => Duration::from_secs(secs),
+        _ => UnixTime::from_secs(secs).since(now()),
+    })
+}
+
+/// A moment as HTTP writes it now: `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 §5.6.7). The forms of
+/// before 1997 are not read.
+fn http_date(text: &str) -> Option<UnixTime> {
+    let (_, date) = text.split_once(", ")?;
+    let date = date.strip_suffix(" GMT")?;
+    let bytes = date.as_bytes();
+    // `06 Nov 1994 08:49:37`
+    let is_formed = bytes.len() == 20
+        && [2, 6, 11].iter().all(|at| bytes[*at] == b' ')
+        && [14, 17].iter().all(|at| bytes[*at] == b':');
+    if !is_formed {
+        return None;
+    }
+    let number = |from: usize, to: usize| {
+        let digits = bytes.get(from..to)?;
+        let all = digits.iter().all(u8::is_ascii_digit);
+        let value =
+            digits.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit.wrapping_sub(b'0')));
+        all.then_some(value)
+    };
+    let month = MONTHS.iter().position(|month| date.get(3..6) == Some(*month))? as u64;
+    let (day, year) = (number(0, 2)?, number(7, 11)?);
+    let (hour, minute, second) = (number(12, 14)?, number(15, 17)?, number(18, 20)?);
+    if !(1..=31).contains(&day) || year < 1970 || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    // Counted from March, so that the day that a leap year adds is its last.
+    let (march_year, month) = if month < 2 { (year - 1, month + 10) } else { (year, month - 2) };
+    let leaps = march_year / 4 - march_year / 100 + march_year / 400;
+    let days = march_year * 365 + leaps + (month * 153 + 2) / 5 + day - 1;
+    let secs = (days - DAYS_BEFORE_1970) * 86_400 + hour * 3_600 + minute * 60 + second;
+    Some(UnixTime::from_secs(secs))
+}
+
+const MONTHS: [&str; 12] =
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+/// From the first of March of the year 0.
+const DAYS_BEFORE_1970: u64 = 719_468;
+/// As many seconds are a moment and no span: those since 1970 in 2001.
+const MOMENTS_FROM: u64 = 1_000_000_000;
 /// Envoy's pause, and its cap.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
@@ -307,7 +378,45 @@ mod tests {
             };
             assert!(is_right, "retry {number}, {after:?}: {pause:?} is not {expected:?}");
         }
-        assert_eq!(retry_after(b" 7 "), Some(Duration::from_secs(7)));
-        assert_eq!(retry_after(b"Wed, 21 Oct 2015 07:28:00 GMT"), None);
+    }
+
+    #[test]
+    fn what_an_answer_asks_for_is_read() {
+        let now = || UnixTime::from_secs(784_111_700);
+        let secs = |secs| Some(Duration::from_secs(secs));
+        let after: &[(&str, Option<Duration>)] = &[
+            (" 7 ", secs(7)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", secs(77)),
+            ("Sun, 06 Nov 1994 08:48:19 GMT", secs(0)),
+            ("Tue, 29 Feb 2000 00:00:00 GMT", secs(951_782_400 - 784_111_700)),
+            ("Wed, 01 Mar 2000 00:00:00 GMT", secs(951_868_800 - 784_111_700)),
+            ("Fri, 31 Dec 2100 23:59:59 GMT", secs(4_133_980_799 - 784_111_700)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", None),
+            ("Sun, 06 Nov 1994 08:49:37 CET", None),
+            ("Sun, 06 Foo 1994 08:49:37 GMT", None),
+            ("Sun, 06 Nov 1994 24:49:37 GMT", None),
+            ("Sun, 06 Nov 19\u{e9}4 08:49:37 GMT", None),
+            ("Sun, 06 Nov +994 08:49:37 GMT", None),
+            ("-1", None),
+            ("soon", None),
+            ("", None),
+        ];
+        for (text, expected) in after {
+            assert_eq!(retry_after(text.as_bytes(), now), *expected, "{text:?}");
+        }
+        let resets: &[(&str, Option<Duration>)] =
+            &[("30", secs(30)), ("999999999", secs(999_999_999)), ("x", None)];
+        for (text, expected) in resets {
+            assert_eq!(rate_limit_reset(text.as_bytes(), now), *expected, "{text:?}");
+        }
+        let later = || UnixTime::from_secs(1_700_000_000);
+        assert_eq!(rate_limit_reset(b"1700000012", later), secs(12));
+        assert_eq!(rate_limit_reset(b"1600000000", later), secs(0));
+        let millis = |millis| Again::After(Duration::from_millis(millis));
+        for (text, expected) in
+            [("250", millis(250)), ("0", millis(0)), ("-1", Again::Never), ("x", Again::Never)]
+        {
+            assert_eq!(pushback(text.as_bytes()), expected, "{text:?}");
+        }
     }
 }

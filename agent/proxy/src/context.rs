@@ -17,12 +17,13 @@ use hawser_http1::server::Settings;
 use hyper_util::rt::TokioTimer;
 use rand::Rng as _;
 use rand::rngs::SmallRng;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Monotonic;
 use crate::gateways::Gateways;
+use crate::handshakes::Handshakes;
 use crate::http::LocalExecutor;
 use crate::limits::Limits;
 use crate::report::Local;
@@ -46,7 +47,7 @@ pub(crate) struct Context {
     pub(crate) watched: Rc<Watchlist>,
     pub(crate) gateways: Gateways,
     pub(crate) budgets: Budgets,
-    pub(crate) handshakes: Semaphore,
+    pub(crate) handshakes: Handshakes,
     pub(crate) random: RefCell<SmallRng>,
     /// Cancelled: accept nothing more, finish what is open.
     pub(crate) drain: CancellationToken,

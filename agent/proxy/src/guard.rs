@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hawser_core::entry::{ANY_CALLER, GlobalRateLimits, InboundLimits, RateLimits, Shedding};
+use hawser_core::entry::{
+    ANY_CALLER, GlobalRateLimits, InboundLimits, RateLimits, RequestBodies, Shedding,
+};
 use hawser_core::name::ServiceName;
 use hawser_core::policy::Policies;
 use hawser_core::rate::Rate;
@@ -143,6 +145,8 @@ pub(crate) struct Guard {
     /// The same for what all instances count together.
     taps: RefCell<BTreeMap<ServiceName, Option<Arc<Tap>>>>,
     limits: InboundLimits,
+    /// What is taken of the body of one request.
+    pub(crate) bodies: RequestBodies,
     load: Rc<RefCell<Load>>,
     clock: Monotonic,
 }
@@ -172,8 +176,9 @@ impl Guard {
         let rates = policies.rates.as_ref().map(|limits| intake.rates(limits));
         let global = intake.share(policies.global_rates.as_ref());
         let limits = policies.inbound.clone().unwrap_or_default();
+        let bodies = policies.request_bodies.unwrap_or_default();
         let (callers, taps) = (RefCell::default(), RefCell::default());
-        Self { rates, limits, intake, callers, global, taps, load, clock }
+        Self { rates, limits, bodies, intake, callers, global, taps, load, clock }
     }
 
     /// Notes how many instances of the service there are.

@@ -1,6 +1,6 @@
 //! HTTP as it passes: what is refused, what is stripped, bodies that report their end.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -17,8 +17,10 @@ use http_body_util::BodyExt as _;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::bounded::{Bounded, Broke, Exceeded};
 pub(crate) use crate::report::{ATTEMPT_HEADER, REQUEST_ID_HEADER};
 use crate::report::{Trail, answered};
+use crate::tee::Tee;
 use crate::throttle::Throttle;
 use crate::trailers::Trailers;
 
@@ -270,6 +272,8 @@ pub(crate) fn verdict(headers: &HeaderMap) -> Option<Reason> {
 pub(crate) enum Incoming {
     Http1(hawser_http1::Body),
     Http2(hyper::body::Incoming),
+    /// Either of them.
+    Bounded(Box<Bounded<Incoming>>),
 }
 
 /// Why a body broke off.
@@ -279,6 +283,20 @@ pub(crate) enum Broken {
     Http1(#[source] hawser_http1::Error),
     #[error("the stream of the body failed")]
     Http2(#[source] hyper::Error),
+    #[error("another try goes on with the body")]
+    Superseded,
+    #[error("{0}")]
+    Bound(Reason),
+}
+
+impl Broken {
+    /// The reason that it is for a request to be answered.
+    pub(crate) const fn reason(&self) -> Reason {
+        match self {
+            Self::Bound(reason) => *reason,
+            Self::Http1(_) | Self::Http2(_) | Self::Superseded => Reason::DownstreamReset,
+        }
+    }
 }
 
 impl Incoming {
@@ -291,8 +309,16 @@ impl Incoming {
     pub(crate) fn on_upgrade(&mut self) -> Option<hawser_http1::OnUpgrade> {
         match self {
             Self::Http1(body) => body.on_upgrade(),
-            Self::Http2(_) => None,
+            Self::Http2(_) | Self::Bounded(_) => None,
         }
+    }
+
+    /// Lets it break off after `most` bytes, or when nothing came for `idle`. Answers where it is
+    /// said why.
+    pub(crate) fn bound(self, most: Option<u64>, idle: Option<Duration>) -> (Self, Broke) {
+        let bounded = Bounded::new(self, most, idle);
+        let broke = bounded.broke();
+        (Self::Bounded(Box::new(bounded)), broke)
     }
 }
 
@@ -307,6 +333,10 @@ impl http_body::Body for Incoming {
         match self.get_mut() {
             Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(Broken::Http1),
             Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Broken::Http2),
+            Self::Bounded(body) => body.poll_frame(cx).map_err(|exceeded| match exceeded {
+                Exceeded::Bound(reason) => Broken::Bound(reason),
+                Exceeded::Body(broken) => broken,
+            }),
         }
     }
 
@@ -314,6 +344,7 @@ impl http_body::Body for Incoming {
         match self {
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
+            Self::Bounded(body) => body.is_end_stream(),
         }
     }
 
@@ -321,6 +352,7 @@ impl http_body::Body for Incoming {
         match self {
             Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
+            Self::Bounded(body) => body.size_hint(),
         }
     }
 }
@@ -329,35 +361,42 @@ impl http_body::Body for Incoming {
 pub(crate) enum Outgoing {
     /// Nothing.
     Empty,
-    /// All of it, in memory.
-    Kept(Bytes),
+    /// All of it, in memory, with what follows it.
+    Kept(Bytes, Option<Box<HeaderMap>>, Rc<Trailers>),
+    /// Of unknown length, kept while it is sent.
+    Teed(Rc<RefCell<Tee<Incoming>>>, Rc<Trailers>),
     /// Still arriving, with what may follow it; none once it was handed to a connection.
     Arriving(Option<Incoming>, Rc<Trailers>),
 }
 
 impl Outgoing {
-    /// Keeps a body that says it is at most `most` bytes long; `trailers` says what may follow others.
+    /// Keeps a body that says it is at most `most` bytes long, for which it may take `within`, and as
+    /// much of one that does not say how long it is; `trailers` says what may follow.
     ///
     /// # Errors
-    /// When the sender breaks off before its end.
+    /// When the sender breaks off before its end, or takes too long for one that is kept.
     pub(crate) async fn prepare(
         incoming: Incoming,
         most: u64,
         trailers: Rc<Trailers>,
+        within: impl FnOnce() -> Option<Duration>,
     ) -> Result<Self, Broken> {
         if incoming.is_end_stream() {
             return Ok(Self::Empty);
         }
         match incoming.size_hint().exact() {
             Some(length) if length <= most => {
-                let collected = incoming.collect().await?;
-                if collected.trailers().is_some() {
-                    // With a length given there are none in HTTP/1, and few in HTTP/2: dropped.
-                    tracing::debug!("trailers after a body of known length are not passed on");
-                }
-                Ok(Self::Kept(collected.to_bytes()))
+                let collected = match within() {
+                    None => incoming.collect().await?,
+                    Some(within) => tokio::time::timeout(within, incoming.collect())
+                        .await
+                        .map_err(|_| Broken::Bound(Reason::RequestStalled))??,
+                };
+                let behind = collected.trailers().cloned().map(Box::new);
+                Ok(Self::Kept(collected.to_bytes(), behind, trailers))
             }
-            _ => Ok(Self::Arriving(Some(incoming), trailers)),
+            Some(_) => Ok(Self::Arriving(Some(incoming), trailers)),
+            None => Ok(Self::Teed(Rc::new(RefCell::new(Tee::new(incoming, most))), trailers)),
         }
     }
 
@@ -365,31 +404,71 @@ impl Outgoing {
     pub(crate) fn copy(&self) -> Option<Self> {
         match self {
             Self::Empty => Some(Self::Empty),
-            Self::Kept(bytes) => Some(Self::Kept(bytes.clone())),
-            Self::Arriving(..) => None,
+            Self::Kept(bytes, behind, trailers) => {
+                Some(Self::Kept(bytes.clone(), behind.clone(), trailers.clone()))
+            }
+            Self::Teed(..) | Self::Arriving(..) => None,
+        }
+    }
+
+    /// The same for another try, to be sent once [`Outgoing::is_repeatable`]; none where it never is.
+    pub(crate) fn share(&self) -> Option<Self> {
+        match self {
+            Self::Teed(tee, trailers) => Some(Self::Teed(tee.clone(), trailers.clone())),
+            other => other.copy(),
         }
     }
 
     /// Whether it can be sent, again or for the first time.
-    pub(crate) const fn is_whole(&self) -> bool {
-        !matches!(self, Self::Arriving(None, _))
+    pub(crate) fn is_whole(&self) -> bool {
+        match self {
+            Self::Empty | Self::Kept(..) => true,
+            Self::Teed(tee, _) => tee.borrow().is_kept(),
+            Self::Arriving(incoming, _) => incoming.is_some(),
+        }
     }
 
-    /// Whether it can be sent more than once.
-    pub(crate) const fn is_repeatable(&self) -> bool {
-        matches!(self, Self::Empty | Self::Kept(_))
+    /// Whether all of it is in memory, so that it can be sent more than once.
+    pub(crate) fn is_repeatable(&self) -> bool {
+        match self {
+            Self::Empty | Self::Kept(..) => true,
+            Self::Teed(tee, _) => tee.borrow().is_kept() && tee.borrow().ended_at().is_some(),
+            Self::Arriving(..) => false,
+        }
+    }
+
+    /// Whether it may be [`Outgoing::is_repeatable`] by the time that it has been sent.
+    pub(crate) fn may_repeat(&self) -> bool {
+        self.is_whole() && !matches!(self, Self::Arriving(..))
+    }
+
+    /// Whether nobody knows yet how long it is.
+    pub(crate) const fn is_open_ended(&self) -> bool {
+        matches!(self, Self::Teed(..))
+    }
+
+    /// When the last of an open-ended one came.
+    pub(crate) fn ended_at(&self) -> Option<Instant> {
+        match self {
+            Self::Teed(tee, _) => tee.borrow().ended_at(),
+            Self::Empty | Self::Kept(..) | Self::Arriving(..) => None,
+        }
     }
 
     /// The body for one try.
     pub(crate) fn body(&mut self, sent: &Rc<Passed>) -> Sending {
-        let kind = match self {
-            Self::Empty => Kind::Full(None),
-            Self::Kept(bytes) => Kind::Full(Some(bytes.clone())),
-            Self::Arriving(incoming, _) => incoming.take().map_or(Kind::Full(None), Kind::Stream),
-        };
-        let trailers = match self {
-            Self::Arriving(_, trailers) => Some(trailers.clone()),
-            Self::Empty | Self::Kept(_) => None,
+        let (kind, trailers) = match self {
+            Self::Empty => (Kind::Full(None), None),
+            Self::Kept(bytes, None, _) => (Kind::Full(Some(bytes.clone())), None),
+            Self::Kept(bytes, Some(behind), trailers) => {
+                let (bytes, behind) = (Some(bytes.clone()), Some(behind.clone()));
+                (Kind::Trailed(bytes, behind, true), Some(trailers.clone()))
+            }
+            Self::Teed(tee, trailers) => (Kind::of(tee), Some(trailers.clone())),
+            Self::Arriving(incoming, trailers) => {
+                let kind = incoming.take().map_or(Kind::Full(None), Kind::Stream);
+                (kind, Some(trailers.clone()))
+            }
         };
         Sending { kind, trailers, sent: sent.clone() }
     }
@@ -410,6 +489,20 @@ pub(crate) struct Sending {
     sent: Rc<Passed>,
 }
 
+impl Sending {
+    /// Keeps its length to itself where trailers follow, which HTTP/1.1 has behind chunks only. Says
+    /// whether it does.
+    pub(crate) const fn in_chunks(&mut self) -> bool {
+        match &mut self.kind {
+            Kind::Trailed(_, Some(_), is_told) => {
+                *is_told = false;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
 /// What passed of a request's body.
 #[derive(Default)]
 pub(crate) struct Passed {
@@ -428,24 +521,72 @@ impl Passed {
 
 enum Kind {
     Full(Option<Bytes>),
+    /// All of it and what follows it, and whether its length is told beforehand.
+    Trailed(Option<Bytes>, Option<Box<HeaderMap>>, bool),
+    /// What came before this try, and the number of its reader.
+    Teed(Rc<RefCell<Tee<Incoming>>>, Option<Bytes>, u32),
     Stream(Incoming),
 }
 
 impl Kind {
+    /// The next reading of what is teed.
+    fn of(tee: &Rc<RefCell<Tee<Incoming>>>) -> Self {
+        let mut reading = tee.borrow_mut();
+        if let Some((bytes, behind)) = reading.whole() {
+            let bytes = (!bytes.is_empty()).then_some(bytes);
+            return Self::Trailed(bytes, behind.map(Box::new), false);
+        }
+        let (ahead, reader) = reading.begin();
+        Self::Teed(tee.clone(), ahead, reader)
+    }
+
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes) => bytes.is_none(),
+            Self::Trailed(bytes, behind, _) => bytes.is_none() && behind.is_none(),
+            Self::Teed(tee, ahead, reader) => {
+                let tee = tee.borrow();
+                ahead.is_none() && tee.is_reader(*reader) && tee.is_end_stream()
+            }
             Self::Stream(incoming) => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
+        let exact = |bytes: &Option<Bytes>| {
+            SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+        };
         match self {
-            Self::Full(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
+            Self::Full(bytes) | Self::Trailed(bytes, _, true) => exact(bytes),
+            Self::Trailed(_, _, false) | Self::Teed(..) => SizeHint::default(),
             Self::Stream(incoming) => incoming.size_hint(),
         }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        Poll::Ready(match self {
+            Self::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Self::Trailed(bytes, behind, _) => match bytes.take() {
+                Some(bytes) => Some(Ok(Frame::data(bytes))),
+                None => behind.take().map(|behind| Ok(Frame::trailers(*behind))),
+            },
+            Self::Teed(tee, ahead, reader) => {
+                if let Some(ahead) = ahead.take() {
+                    return Poll::Ready(Some(Ok(Frame::data(ahead))));
+                }
+                // Once its answer is passed on there is no other try.
+                let is_last = Rc::strong_count(tee) == 1;
+                let mut tee = tee.borrow_mut();
+                if is_last {
+                    tee.forget();
+                }
+                if !tee.is_reader(*reader) {
+                    return Poll::Ready(Some(Err(Broken::Superseded)));
+                }
+                ready!(tee.poll_frame(cx))
+            }
+            Self::Stream(incoming) => ready!(Pin::new(incoming).poll_frame(cx)),
+        })
     }
 }
 
@@ -458,10 +599,7 @@ impl http_body::Body for Sending {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = &mut *self;
-        let frame = match &mut this.kind {
-            Kind::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Kind::Stream(incoming) => ready!(Pin::new(incoming).poll_frame(cx)),
-        };
+        let frame = ready!(this.kind.poll_frame(cx));
         if let Some(Err(Broken::Http1(error))) = &frame {
             this.sent.is_faulty.set(error.fault().is_some());
         }
@@ -635,10 +773,8 @@ impl http_body::Body for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         let incoming = match &mut this.kind {
-            Kind::Full(bytes) => {
-                return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
-            }
             Kind::Stream(incoming) => incoming,
+            here => return here.poll_frame(cx).map_err(BodyError::Upstream),
         };
         if let Some(cut) = &mut this.cut
             && cut.as_mut().poll(cx).is_ready()

@@ -9,19 +9,20 @@ mod streams;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use hawser_core::address::Address;
 use hawser_core::catalog::Protocol;
 use hawser_core::chain::Chain;
-use hawser_core::clock::Index;
 use hawser_core::jwt::Proved;
 use hawser_core::name::{InstanceId, ServiceName};
 use hawser_core::normal::Forwarded;
+use hawser_core::permission::By;
 use hawser_core::policy::Policies;
 use hawser_core::reason::{DecidedBy, Reason};
 use hawser_core::view::ServiceView;
@@ -29,6 +30,7 @@ use hawser_http1::{Fault, OnUpgrade, client, server};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::Authority;
 use http::{Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
 use hyper::client::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -40,8 +42,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::streams::Carrier;
 use crate::admit::{admit, sound};
+use crate::bounded::Broke;
 use crate::calm::Calm;
-use crate::context::Context;
+use crate::context::{Context, Slot};
 use crate::datagrams;
 use crate::guard::{Admitted, Guard, Intake, Load, Refused};
 use crate::http::{self as hygiene, Body, End, Incoming, LocalExecutor, Manner, Outgoing, Passed};
@@ -50,11 +53,12 @@ use crate::lifespan::Lifespan;
 use crate::pool::{Idle, Line, Lines};
 use crate::relay::Moved;
 use crate::report::{
-    Owner, Pair, Record, Reporter, Trail, Unanswered, Upstream, answered, forward,
+    Owner, Pair, Record, Reporter, Trail, Unanswered, Upstream, answered, decided, forward,
 };
 use crate::select::Selector;
 use crate::socket::{self, Wide};
 use crate::tls::{self, Identity, Wire};
+use crate::usage::Held;
 use crate::watch::{OnList, Ruled, Watched};
 
 /// One service's inbound port, in one worker.
@@ -138,6 +142,12 @@ impl Port {
         self.current.borrow().1.clone()
     }
 
+    /// Longest time in which nothing comes of a request's body that is not over; none is for ever.
+    fn request_idle(&self) -> Option<Duration> {
+        let said = self.guard().bodies.idle_timeout;
+        Some(said.unwrap_or(self.context.limits.request_idle)).filter(|idle| !idle.is_zero())
+    }
+
     /// Closes connections to the application that nobody used for a while.
     pub(crate) fn sweep(&self) {
         self.others.borrow().values().for_each(|other| other.sweep());
@@ -179,15 +189,24 @@ impl Port {
     /// watched for as long as the connection lives.
     pub(crate) async fn serve(self: Rc<Self>, socket: TcpStream) {
         let open = Open::new(&self.open);
-        let served = self.clone().authenticate(socket, open).await;
+        let from = socket.peer_addr().ok().map(|from| from.ip());
+        let served = match from {
+            Some(from) => self.clone().authenticate(socket, from, open).await,
+            None => Err(Reason::DownstreamReset),
+        };
         if let Err(reason) = served {
-            self.context.report.refuse(Reporter::Server, &self.service, reason);
+            self.context.report.refuse(Reporter::Server, &self.service, reason, from);
         }
     }
 
     /// # Errors
     /// The reason for which the connection was refused before it had a caller.
-    async fn authenticate(self: Rc<Self>, socket: TcpStream, open: Open) -> Result<(), Reason> {
+    async fn authenticate(
+        self: Rc<Self>,
+        socket: TcpStream,
+        address: IpAddr,
+        open: Open,
+    ) -> Result<(), Reason> {
         let (context, limits) = (&self.context, &self.context.limits);
         let chain = self.chain().ok_or(Reason::ViewMissing)?;
         if chain.inbound_connections_max.is_some_and(|most| open.before >= most as usize) {
@@ -196,14 +215,14 @@ impl Port {
         if chain.policies.takes_plaintext && Box::pin(self.is_plaintext(&socket)).await? {
             return Box::pin(self.serve_plain(socket, &chain)).await;
         }
-        let from = socket.peer_addr().map_err(|_| Reason::DownstreamReset)?.ip().to_string();
-        let from = HeaderValue::try_from(from).map_err(|_| Reason::DownstreamReset)?;
+        let from = HeaderValue::try_from(address.to_string());
+        let from = from.map_err(|_| Reason::DownstreamReset)?;
         let identity = self.identity.borrow().clone().ok_or(Reason::NoIdentity)?;
         if !identity.holds_at(crate::clock::wall()) {
             return Err(Reason::NoIdentity);
         }
         socket::tune(&socket);
-        let (stream, wire, port) = Box::pin(self.shake(socket, &identity)).await?;
+        let (stream, wire, port) = Box::pin(self.shake(socket, address, &identity)).await?;
         let chain = match Rc::ptr_eq(&port, &self) {
             true => chain,
             false => port.chain().ok_or(Reason::ViewMissing)?,
@@ -226,17 +245,13 @@ impl Port {
             Box::pin(carrier.serve(stream, identity.superseded.clone())).await;
             return Ok(());
         }
-        let (ruled, view_index) = {
-            let view = context.view.borrow();
-            (Ruled::new(&view, &caller.id, &self.service, is_http), view.index)
-        };
+        let ruled = Ruled::new(&context.view.borrow(), &caller.id, &self.service, is_http);
         let rule = ruled.rule();
         let listed = context.watched.watch(caller, peer, Some(ruled), identity.anchors())?;
         listed.watched.note(&context.view.borrow(), rule);
         let (listed, protocol) = (Rc::new((listed, open)), chain.protocol);
         let caller = made_known;
-        let connection =
-            Connection { port, listed, source, pair, protocol, view_index, from, caller };
+        let connection = Connection { port, listed, source, pair, protocol, from, caller };
         if is_http {
             let superseded = identity.superseded.clone();
             Box::pin(connection.serve_http(stream, wire, superseded)).await;
@@ -251,12 +266,13 @@ impl Port {
     async fn shake(
         self: &Rc<Self>,
         socket: TcpStream,
+        from: IpAddr,
         identity: &Identity,
     ) -> Result<(TlsStream<Wide>, Wire, Rc<Self>), Reason> {
         let socket = Wide::new(socket, self.context.buffers.clone());
         let failed = |error: io::Error| tls::reason(&error);
         let handshake = async {
-            let _permit = self.context.handshakes.acquire().await;
+            let _place = self.context.handshakes.enter(from).await;
             let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket);
             let hello = hello.await.map_err(failed)?;
             let port = match hello.client_hello().alpn() {
@@ -315,7 +331,6 @@ struct Connection {
     source: ServiceName,
     pair: Rc<Pair>,
     protocol: Protocol,
-    view_index: Index,
     /// The host that the connection came from.
     from: HeaderValue,
     /// Who proved to be at its other end, and to whom.
@@ -337,7 +352,7 @@ impl Connection {
             bytes_received: 0,
             first_byte: None,
             duration: self.port.context.clock.now().saturating_sub(started),
-            view_index: self.view_index,
+            view_index: self.port.context.view.borrow().index,
             attempts: 1,
             upstream: Some(self.port.upstream.borrow().clone()),
             cluster: None,
@@ -389,12 +404,8 @@ impl Connection {
             }
         };
         let reason = ended.err().unwrap_or(Reason::Ok);
-        let decided_by = match reason {
-            reason if reason.ends_connections() => DecidedBy::ServerProxy,
-            _ => DecidedBy::Application,
-        };
         self.pair.record(&Record {
-            decided_by,
+            decided_by: who_ended(reason),
             bytes_sent: moved.sent,
             bytes_received: moved.received,
             ..self.record(reason, started)
@@ -498,7 +509,9 @@ impl Connection {
         let upgrade = upgrade.filter(|_| request.body().is_upgrade());
         forward(trail.as_ref(), request.headers_mut());
         let came = self.is_kept(upgrade.as_ref()).then(|| request.headers().clone());
-        let proved = match self.judge(&mut request, &authority) {
+        let (by, judged) = self.judge(&mut request, &authority);
+        decided(trail.as_ref(), by);
+        let proved = match judged {
             Ok(proved) => proved,
             Err(reason) => return refuse(hygiene::status(reason), reason),
         };
@@ -508,6 +521,10 @@ impl Connection {
             Err(Refused { reason, after }) => {
                 return hygiene::come_again(refuse(hygiene::status(reason), reason), after);
             }
+        };
+        let broke = match self.bound(request.body_mut(), is_grpc) {
+            Ok(broke) => broke,
+            Err(reason) => return refuse(hygiene::status(reason), reason),
         };
         let under_way = came.map(|came| self.keep(&request, &authority, (came, proved)));
         let upgrade = upgrade.zip(under_way.clone());
@@ -521,35 +538,51 @@ impl Connection {
             self.send(request, upgrade, &chain, Limit::of(within, is_grpc, &chain), &sent);
         let sending = self.until_cut(under_way.as_deref(), sending).await;
         unanswered.answered();
-        let (mut response, on_end) = match sending.map_err(|reason| sent.why(reason)) {
+        let answer = match sending.map_err(|reason| sent.why(reason)) {
             Ok(sent) => sent,
-            Err(reason) => return refuse(hygiene::status(reason), reason),
+            Err(reason) => {
+                let reason = broke.and_then(|broke| broke.get()).unwrap_or(reason);
+                return refuse(hygiene::status(reason), reason);
+            }
         };
-        let mut held = Some((slot, admitted.answered(context.clock.now())));
-        let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        match under_way.as_ref().filter(|_| is_switch) {
-            // It is under way for as long as the connection that it became.
-            Some(became) => became.hold(held.take()),
-            None => hygiene::pass_on(&mut response),
+        let held = (slot, admitted.answered(context.clock.now()));
+        self.deliver(answer, under_way, Told { held, sent, started, trail })
+    }
+
+    /// Passes an answer on, and reports once when it, or what the request became, has ended.
+    fn deliver(
+        self,
+        (mut response, on_end): Sent,
+        under_way: Option<Rc<UnderWay>>,
+        told: Told,
+    ) -> Response<Body> {
+        let Told { held, sent, started, trail } = told;
+        let status = response.status();
+        let first_byte = Some(self.port.context.clock.now().saturating_sub(started));
+        let answer = Record {
+            status: Some(status.as_u16()),
+            first_byte,
+            trail: trail.clone(),
+            ..self.record(Reason::Ok, started)
+        };
+        let is_switch = status == StatusCode::SWITCHING_PROTOCOLS;
+        if let Some(became) = under_way.as_ref().filter(|_| is_switch) {
+            became.then(move |relayed| {
+                // It was under way for as long as the connection that it became.
+                let _held = held;
+                self.closed(answer, relayed, started);
+            });
+            return response.map(|_| Body::full(Bytes::new()));
         }
-        let cut = under_way.as_ref().filter(|_| !is_switch).map(|it| it.cut.clone());
-        let status = response.status().as_u16();
-        let first_byte = Some(context.clock.now().saturating_sub(started));
-        let noted = trail.clone();
+        hygiene::pass_on(&mut response);
         answered(trail.as_ref(), response.headers());
+        let cut = under_way.as_ref().map(|request| request.cut.clone());
         let record: hygiene::OnEnd = Box::new(move |end, bytes| {
             let _held = (held, under_way);
             let reason = self.ended(end);
             on_end(end);
-            self.pair.record(&Record {
-                decided_by: DecidedBy::Application,
-                status: Some(status),
-                bytes_sent: sent.bytes.get(),
-                bytes_received: bytes,
-                first_byte,
-                trail: noted,
-                ..self.record(reason, started)
-            });
+            let moved = Moved { sent: sent.bytes.get(), received: bytes };
+            self.report(answer, reason, moved, started);
         });
         response.map(|body| Body::arriving(body, None, record).noting(trail).until(cut))
     }
@@ -608,15 +641,72 @@ impl Connection {
         }
     }
 
+    /// Holds the body of a request to what the instance takes, where it must be seen while it comes.
+    /// Answers where it is said then that it went beyond that.
+    ///
+    /// # Errors
+    /// [`Reason::RequestTooLarge`] where its head says so.
+    fn bound(&self, body: &mut Incoming, is_grpc: bool) -> Result<Option<Broke>, Reason> {
+        if body.is_end_stream() || body.is_upgrade() {
+            return Ok(None);
+        }
+        let (length, most) = (body.size_hint().exact(), self.port.guard().bodies.max_bytes);
+        if most > 0 && length.is_some_and(|length| length > most) {
+            return Err(Reason::RequestTooLarge);
+        }
+        // What is kept is waited for no longer than this before it is sent.
+        let is_kept = length.is_some_and(|length| length <= self.port.context.limits.replay_bytes);
+        let idle = self.port.request_idle().filter(|_| !is_grpc && !is_kept);
+        let most = (most > 0 && length.is_none()).then_some(most);
+        if most.is_none() && idle.is_none() {
+            return Ok(None);
+        }
+        let unbound = std::mem::replace(body, Incoming::Http1(hawser_http1::Body::empty()));
+        let (bounded, broke) = unbound.bound(most, idle);
+        *body = bounded;
+        Ok(Some(broke))
+    }
+
     /// What the instance's limits say of a request that may be asked at all.
     fn admit(&self, request: &Request<Incoming>, now: Duration) -> Result<Admitted, Refused> {
         self.port.guard().admit(request.uri().path(), &self.source, now)
     }
 
-    /// Reports a request whose sender went away before there was an answer.
+    /// Reports a request whose sender went away, or was cut off, before there was an answer.
     fn abandoned(&self, started: Duration, trail: Option<&Rc<Trail>>) {
-        let (record, trail) = (self.record(Reason::DownstreamReset, started), trail.cloned());
-        self.pair.record(&Record { status: Some(hygiene::GONE), trail, ..record });
+        let reason = self.why(Reason::DownstreamReset);
+        let (decided_by, trail) = (who_ended(reason), trail.cloned());
+        let record = self.record(reason, started);
+        self.pair.record(&Record { status: Some(hygiene::GONE), decided_by, trail, ..record });
+    }
+
+    /// Why the connection was cut; `otherwise` where it was not.
+    fn why(&self, otherwise: Reason) -> Reason {
+        if self.watched().cut.is_cancelled() { self.watched().why() } else { otherwise }
+    }
+
+    /// Reports what a request became, once that has ended.
+    fn closed(&self, answer: Record, (moved, ended): (Moved, Result<(), Reason>), began: Duration) {
+        let reason = match ended.err().filter(|reason| reason.ends_connections()) {
+            None => Reason::Ok,
+            Some(Reason::PolicyCut) => self.why(Reason::PolicyCut),
+            Some(reason) => reason,
+        };
+        self.report(answer, reason, moved, began);
+    }
+
+    /// Reports an answer, or what its request became, that ended now for `reason`.
+    fn report(&self, answer: Record, reason: Reason, moved: Moved, began: Duration) {
+        let context = &self.port.context;
+        self.pair.record(&Record {
+            reason,
+            decided_by: who_ended(reason),
+            bytes_sent: moved.sent,
+            bytes_received: moved.received,
+            duration: context.clock.now().saturating_sub(began),
+            view_index: context.view.borrow().index,
+            ..answer
+        });
     }
 
     /// Sends to an application that speaks HTTP/1.1, over a connection kept from before or new.
@@ -632,9 +722,10 @@ impl Connection {
         let (port, context) = (&self.port, &self.port.context);
         let limits = &context.limits;
         let (parts, incoming) = request.into_parts();
-        let mut body = Outgoing::prepare(incoming, limits.replay_bytes, context.trailers())
+        let idle = || port.request_idle();
+        let mut body = Outgoing::prepare(incoming, limits.replay_bytes, context.trailers(), idle)
             .await
-            .map_err(|_| Reason::DownstreamReset)?;
+            .map_err(|broken| broken.reason())?;
         let mut kept = port.idle.take(context.clock.now(), limits.application_idle);
         loop {
             let (is_kept, address) = (kept.is_some(), port.application());
@@ -683,9 +774,10 @@ impl Connection {
         let port = &self.port;
         let limits = &port.context.limits;
         let (parts, incoming) = request.into_parts();
-        let mut body = Outgoing::prepare(incoming, limits.replay_bytes, port.context.trailers())
+        let (trailers, idle) = (port.context.trailers(), || port.request_idle());
+        let mut body = Outgoing::prepare(incoming, limits.replay_bytes, trailers, idle)
             .await
-            .map_err(|_| Reason::DownstreamReset)?;
+            .map_err(|broken| broken.reason())?;
         let within = chain.local_connect_timeout;
         for is_last in [false, true] {
             let connect = || {
@@ -758,7 +850,9 @@ impl Connection {
             context.clone().tracker.spawn_local(async move {
                 // What it became is watched as it was.
                 let _listed = listed;
-                let _ = relay_upgraded(&context, downstream, upstream, &became.cut, &life).await;
+                let cut = &became.cut;
+                let relayed = relay_upgraded(&context, downstream, upstream, cut, &life).await;
+                became.ended(relayed);
             });
         }
         Ok((response, Box::new(move |_| drop(sender))))
@@ -786,8 +880,12 @@ impl Connection {
         upgrade
     }
 
-    /// What the guard says of a request, where there is one.
-    fn judge(&self, request: &mut Request<Incoming>, to: &Authority) -> Result<Proved, Reason> {
+    /// What the guard says of a request, and what decided it, where there is one.
+    fn judge(
+        &self,
+        request: &mut Request<Incoming>,
+        to: &Authority,
+    ) -> (Option<By>, Result<Proved, Reason>) {
         let context = &self.port.context;
         let (view, keys) = (context.view.borrow(), context.keys.borrow());
         judge(self.watched().guard().as_deref(), &view, &keys, request, to)
@@ -809,6 +907,14 @@ impl Connection {
         let request = UnderWay::new(request, to, judged, &self.watched().cut);
         self.watched().under_way.keep(&request);
         request
+    }
+}
+
+/// Who ended what ended for `reason`, where an application had begun to answer it.
+const fn who_ended(reason: Reason) -> DecidedBy {
+    match reason.ends_connections() {
+        true => DecidedBy::ServerProxy,
+        false => DecidedBy::Application,
     }
 }
 
@@ -838,6 +944,15 @@ async fn in_time(
 ) -> Result<Sent, Reason> {
     let Some(Limit { within, reason }) = limit else { return sending.await };
     tokio::time::timeout(within, sending).await.unwrap_or(Err(reason))
+}
+
+/// What the report of a request tells beside its answer.
+struct Told {
+    /// The request's places, held until its answer has ended.
+    held: (Slot, Held),
+    sent: Rc<Passed>,
+    started: Duration,
+    trail: Option<Rc<Trail>>,
 }
 
 /// An answer, and what to do when it has ended.

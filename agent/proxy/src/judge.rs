@@ -1,12 +1,11 @@
 //! Judging requests: what the guard in the view says of one, and what becomes of its tokens.
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use hawser_core::jwt::{Bearer, Edit, KeyRing, Keys, Proved};
-use hawser_core::permission::{Asked, Fields, Guard, Tokens, Unproven, Verdict};
+use hawser_core::permission::{Asked, By, Fields, Guard, Tokens, Unproven, Verdict};
 use hawser_core::reason::Reason;
 use hawser_core::view::View;
 use hawser_identity::Signatures;
@@ -14,6 +13,8 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 use http::{Method, Request, Uri};
 use tokio_util::sync::CancellationToken;
+
+use crate::relay::Moved;
 
 struct Names<'a>(&'a HeaderMap);
 
@@ -32,12 +33,15 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// What the guard says of it, by `tokens`.
-    ///
-    /// # Errors
-    /// The reason for which it does not pass.
-    fn judged(&self, guard: &Guard, view: &View, tokens: &mut dyn Tokens) -> Result<(), Reason> {
-        let trust = view.trust.as_ref().ok_or(Reason::ViewMissing)?;
+    /// What the guard says of it by `tokens`, and what decided that: the reason for which it does
+    /// not pass.
+    fn judged(
+        &self,
+        guard: &Guard,
+        view: &View,
+        tokens: &mut dyn Tokens,
+    ) -> (Option<By>, Result<(), Reason>) {
+        let Some(trust) = &view.trust else { return (None, Err(Reason::ViewMissing)) };
         let asked = Asked {
             method: self.method.as_str(),
             path: self.uri.path(),
@@ -45,33 +49,31 @@ impl Head<'_> {
             fields: &Names(self.headers),
         };
         match guard.decide(&asked, trust.default_action, tokens) {
-            Verdict::Allowed(_) => Ok(()),
-            Verdict::Denied(_) => Err(Reason::PermissionDenied),
-            Verdict::Unproven(Unproven::Missing) => Err(Reason::TokenMissing),
-            Verdict::Unproven(Unproven::Invalid) => Err(Reason::TokenInvalid),
-            Verdict::Unproven(Unproven::NoKeys) => Err(Reason::TokenKeysMissing),
+            Verdict::Allowed(by) => (Some(by), Ok(())),
+            Verdict::Denied(by) => (Some(by), Err(Reason::PermissionDenied)),
+            Verdict::Unproven(Unproven::Missing) => (None, Err(Reason::TokenMissing)),
+            Verdict::Unproven(Unproven::Invalid) => (None, Err(Reason::TokenInvalid)),
+            Verdict::Unproven(Unproven::NoKeys) => (None, Err(Reason::TokenKeysMissing)),
         }
     }
 }
 
-/// Judges a request, and changes in it what its tokens' providers say. Answers what they proved.
-///
-/// # Errors
-/// The reason for which it does not pass.
+/// Judges a request, and changes in it what its tokens' providers say. Answers what decided, and
+/// what they proved or the reason for which it does not pass.
 pub(crate) fn judge<B>(
     guard: Option<&Guard>,
     view: &View,
     keys: &KeyRing,
     request: &mut Request<B>,
     authority: &Authority,
-) -> Result<Proved, Reason> {
+) -> (Option<By>, Result<Proved, Reason>) {
     // Claims are the proxy's word: a caller has no say in them, with or without a token.
     for provider in view.providers.values() {
         if let Some(forwarding) = &provider.forwarding {
             request.headers_mut().remove(forwarding.header_name.as_str());
         }
     }
-    let Some(guard) = guard else { return Ok(Proved::default()) };
+    let Some(guard) = guard else { return (None, Ok(Proved::default())) };
     let head = Head {
         method: request.method(),
         uri: request.uri(),
@@ -82,7 +84,10 @@ pub(crate) fn judge<B>(
     let brought = (head.uri.query().unwrap_or_default(), &fields as &dyn Fields);
     let keys = Keys { inline: &view.inline_keys, fetched: keys };
     let mut bearer = Bearer::new(&view.providers, keys, &Signatures, brought, crate::clock::wall());
-    head.judged(guard, view, &mut bearer)?;
+    let (by, judged) = head.judged(guard, view, &mut bearer);
+    if let Err(reason) = judged {
+        return (by, Err(reason));
+    }
     let (edits, proved) = (bearer.edits(), bearer.proved());
     for edit in edits {
         match edit {
@@ -91,12 +96,14 @@ pub(crate) fn judge<B>(
             }
             Edit::Set(name, value) => {
                 let pair = (HeaderName::try_from(name), HeaderValue::try_from(value));
-                let (Ok(name), Ok(value)) = pair else { return Err(Reason::TokenInvalid) };
+                let (Ok(name), Ok(value)) = pair else {
+                    return (by, Err(Reason::TokenInvalid));
+                };
                 request.headers_mut().insert(name, value);
             }
         }
     }
-    Ok(proved)
+    (by, Ok(proved))
 }
 
 /// The head of a request that was let in: judged again with every view, for as long as it, or the
@@ -111,9 +118,12 @@ pub(crate) struct UnderWay {
     proved: Proved,
     /// Cancelled when it is no longer allowed.
     pub(crate) cut: CancellationToken,
-    /// Its places among what is limited.
-    held: RefCell<Option<Box<dyn Any>>>,
+    /// Does what is left to do when it has ended.
+    ending: RefCell<Option<Ending>>,
 }
+
+/// Told what a connection moved, and why it ended.
+type Ending = Box<dyn FnOnce((Moved, Result<(), Reason>))>;
 
 impl UnderWay {
     /// Keeps what of `request` is judged, with the header fields that it came with and what its
@@ -131,13 +141,21 @@ impl UnderWay {
             headers,
             proved,
             cut: parent.child_token(),
-            held: RefCell::default(),
+            ending: RefCell::default(),
         })
     }
 
-    /// Holds what it takes up of what is limited for as long as the connection is open.
-    pub(crate) fn hold(&self, held: impl Any) {
-        *self.held.borrow_mut() = Some(Box::new(held));
+    /// Does so when the connection that it becomes has ended, and holds until then what that needs.
+    pub(crate) fn then(&self, ending: impl FnOnce((Moved, Result<(), Reason>)) + 'static) {
+        *self.ending.borrow_mut() = Some(Box::new(ending));
+    }
+
+    /// The connection that it became has ended so.
+    pub(crate) fn ended(&self, relayed: (Moved, Result<(), Reason>)) {
+        let ending = self.ending.borrow_mut().take();
+        if let Some(ending) = ending {
+            ending(relayed);
+        }
     }
 }
 
@@ -171,7 +189,7 @@ impl Kept {
             };
             let UnderWay { method, uri, authority, headers, proved, .. } = &*request;
             let head = Head { method, uri, authority, headers };
-            let is_denied = head.judged(guard, view, &mut proved.clone()).is_err();
+            let is_denied = head.judged(guard, view, &mut proved.clone()).1.is_err();
             if is_denied {
                 request.cut.cancel();
             }

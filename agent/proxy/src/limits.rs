@@ -15,6 +15,8 @@ pub struct Limits {
     pub handshake: Duration,
     /// Most TLS handshakes of callers under way at once, over all workers.
     pub handshakes: usize,
+    /// Most of them from one address, over all workers.
+    pub handshakes_per_address: usize,
     /// Longest time from the first byte of an HTTP/1.1 request's head to its last.
     pub head: Duration,
     /// How long an HTTP/1.1 connection may wait for a request; after a request up to twice as long.
@@ -22,6 +24,8 @@ pub struct Limits {
     /// How long an application may be silent where its protocol is detected, before it is taken for
     /// one that waits to be spoken to.
     pub detect: Duration,
+    /// Longest time in which nothing comes of a request's body that is not over.
+    pub request_idle: Duration,
     /// Longest time that nothing moves on a TCP connection.
     pub tcp_idle: Duration,
     /// How long an mTLS connection without TCP streams is kept for the next.
@@ -93,9 +97,11 @@ impl Default for Limits {
             requests: 65_536,
             handshake: Duration::from_secs(5),
             handshakes: 1_024,
+            handshakes_per_address: 128,
             head: Duration::from_secs(30),
             http_idle: Duration::from_secs(300),
             detect: Duration::from_secs(1),
+            request_idle: Duration::from_secs(30),
             tcp_idle: Duration::from_secs(3_600),
             session_idle: Duration::from_secs(60),
             per_try: Duration::from_secs(2),

@@ -5,6 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -21,7 +22,7 @@ use hawser_core::view::{PeerView, Trust, View};
 use hawser_identity::{Anchors, Leaf};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +31,7 @@ use crate::context::{Budgets, Context, Http1};
 use crate::gateway::{self, Gateway};
 use crate::gateways::Gateways;
 use crate::guard::Intake;
+use crate::handshakes::Handshakes;
 use crate::inherit::{Inherited, Listening, Socket};
 use crate::limits::Limits;
 use crate::report::{Local, Reporter};
@@ -287,7 +289,10 @@ impl Start {
             watched: Rc::default(),
             gateways: Gateways::default(),
             budgets: Budgets::default(),
-            handshakes: Semaphore::new(share(self.limits.handshakes)),
+            handshakes: Handshakes::new(
+                share(self.limits.handshakes),
+                share(self.limits.handshakes_per_address),
+            ),
             random: RefCell::new(SmallRng::from_os_rng()),
             drain: self.drain.clone(),
             is_succeeded: self.is_succeeded.clone(),
@@ -665,12 +670,12 @@ impl Port {
     }
 
     /// Counts a connection that is dropped because there are too many.
-    fn overloaded(&self, context: &Context) {
+    fn overloaded(&self, context: &Context, from: Option<IpAddr>) {
         let reason = Reason::Overloaded;
         match self {
-            Self::In(port) => context.report.refuse(Reporter::Server, &port.service, reason),
+            Self::In(port) => context.report.refuse(Reporter::Server, &port.service, reason, from),
             Self::Out(port) => {
-                context.report.refuse(Reporter::Client, &port.destination.service, reason);
+                context.report.refuse(Reporter::Client, &port.destination.service, reason, from);
             }
             Self::Gateway(gateway) => gateway.overloaded(),
         }
@@ -731,7 +736,8 @@ async fn accept(context: Rc<Context>, listener: Listen, port: Port, stop: Cancel
         };
         if context.connections.get() >= context.connections_max {
             // Dropped at once: nobody is helped by a connection that waits for memory.
-            port.overloaded(&context);
+            let from = socket.peer_addr().ok().map(|from| from.ip());
+            port.overloaded(&context, from);
             continue;
         }
         let (context, port) = (context.clone(), port.clone());

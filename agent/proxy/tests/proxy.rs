@@ -6,6 +6,7 @@ mod faults;
 mod ports;
 mod races;
 mod regions;
+mod replay;
 mod resilience;
 mod streams;
 mod telemetry;

@@ -159,11 +159,6 @@ const REFUSED: &[Refused] = &[
         "instances in one's own zone come first, then the region's; leave it out",
     ),
     (
-        &[Kind::ProxyDefaults, Kind::ServiceResolver],
-        "PrioritizeByLocality",
-        "instances in one's own zone always come first; leave it out",
-    ),
-    (
         &[Kind::ProxyDefaults],
         "local_connect_timeout_ms",
         "write LocalConnectTimeoutMs in service-defaults of each service",

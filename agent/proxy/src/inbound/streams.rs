@@ -83,11 +83,8 @@ impl Carrier {
         let open = Open::new(&port.open);
         let is_full = context.connections.get() >= context.connections_max;
         let _counted = context.hold_connection();
-        let (ruled, view_index) = {
-            let view = context.view.borrow();
-            let caller: &SpiffeId = &self.listed.watched.peer.id;
-            (Ruled::new(&view, caller, &port.service, false), view.index)
-        };
+        let caller: &SpiffeId = &self.listed.watched.peer.id;
+        let ruled = Ruled::new(&context.view.borrow(), caller, &port.service, false);
         let (rule, before) = (ruled.rule(), open.before);
         let listed = context.watched.watch_stream(&self.listed.watched, ruled);
         listed.watched.note(&context.view.borrow(), rule);
@@ -97,7 +94,6 @@ impl Carrier {
             source: self.source.clone(),
             pair: self.pair.clone(),
             protocol: hawser_core::catalog::Protocol::Tcp,
-            view_index,
             from: self.from.clone(),
             caller: self.caller.clone(),
         };

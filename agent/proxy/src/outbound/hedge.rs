@@ -15,7 +15,7 @@ impl Exchange<'_> {
     pub(super) fn hedged_after(&self) -> Option<Duration> {
         let after = self.terms.retry.hedge?;
         let may = self.attempts == 1 && self.is_idempotent && !self.was_retried;
-        if !may || !self.body.is_repeatable() {
+        if !may || !self.body.may_repeat() {
             return None;
         }
         match after {
@@ -24,7 +24,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Makes one try as [`Exchange::attempt`] does, and a second one beside it if there is no answer
+    /// Makes one try as [`Exchange::traced`] does, and a second one beside it if there is no answer
     /// `after` so long, there is another instance, and the retry budget has room.
     pub(super) async fn hedged(
         &mut self,
@@ -35,13 +35,15 @@ impl Exchange<'_> {
         let (port, retry) = (self.port, &self.terms.retry);
         let mut twin = self.twin();
         let (ended, other) = {
-            let mut first = std::pin::pin!(self.attempt(picked, per_try));
+            let mut first = std::pin::pin!(self.traced(picked, per_try));
             tokio::select! {
                 biased;
                 ended = &mut first => return ended,
                 () = tokio::time::sleep(after) => {}
             }
-            let Some(twin) = &mut twin else { return first.await };
+            let Some(twin) = twin.as_mut().filter(|twin| twin.body.is_repeatable()) else {
+                return first.await;
+            };
             if !port.balancer.borrow().has_other(&twin.tried) {
                 return first.await;
             }
@@ -55,7 +57,7 @@ impl Exchange<'_> {
             let Ok(picked) = port.pick(ask) else { return first.await };
             port.pair.hedged();
             let other = picked.pick.peer;
-            let mut second = std::pin::pin!(twin.attempt(picked, None));
+            let mut second = std::pin::pin!(twin.traced(picked, None));
             let ended = tokio::select! {
                 biased;
                 ended = &mut first => match ended {

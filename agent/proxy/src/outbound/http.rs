@@ -1,15 +1,16 @@
 //! Requests of HTTP services: each is sent to one instance after another until one answers.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use hawser_core::balance::{Ask, Fault, Outcome, PeerId};
+use hawser_core::balance::{Ask, Fault, Outcome, PeerId, Pick};
 use hawser_core::chain::Chain;
 use hawser_core::name::PeerName;
 use hawser_core::reason::{DecidedBy, Reason};
-use hawser_core::retry;
+use hawser_core::retry::{self, Again};
 use hawser_core::traffic::{Policy, Retries};
 use hawser_http1::{ReadAhead, client, server};
 use http::header::{self, HeaderValue};
@@ -30,7 +31,7 @@ use super::terms::{self, Affinity, Terms};
 use super::{Picked, Port};
 use crate::admit::{admit, sound};
 use crate::calm::Calm;
-use crate::context::Slot;
+use crate::context::{Context, Slot};
 use crate::http::{
     self as hygiene, Body, End, Incoming, LocalExecutor, Manner, Outgoing, Passed, Sending,
 };
@@ -38,7 +39,7 @@ use crate::inbound::{address, is_leaving, is_unprocessed, relay_upgraded};
 use crate::lifespan::Lifespan;
 use crate::pool::{Channels, Line, Place};
 use crate::relay::Moved;
-use crate::report::{Owner, Record, Trail, Try, Unanswered, Upstream, answered, forward};
+use crate::report::{Owner, Record, Trail, Try, Unanswered, Upstream, answered};
 use crate::socket::Severable;
 use crate::streams::{self, Entry, Session, Side};
 use crate::tls::{self, ALPN_H2, ALPN_REQUESTS};
@@ -194,12 +195,11 @@ impl Port {
                 Err(reason) => refuse(hygiene::status(reason), reason, 1),
             };
         }
-        let deadline = Instant::now() + way.left(within(&chain, &parts.headers));
-        let body = Outgoing::prepare(incoming, context.limits.replay_bytes, context.trailers());
-        let body = match tokio::time::timeout_at(deadline, body).await {
-            Ok(Ok(body)) => body,
-            Ok(Err(_)) => return refuse(StatusCode::BAD_REQUEST, Reason::DownstreamReset, 0),
-            Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, Reason::RequestTimeout, 0),
+        let span = way.left(within(&chain, &parts.headers));
+        let deadline = Instant::now() + span;
+        let body = match prepared(incoming, &context, deadline).await {
+            Ok(body) => body,
+            Err((status, reason)) => return refuse(status, reason, 0),
         };
         way.copy(&parts, &body);
         let mut exchange = Exchange {
@@ -209,10 +209,11 @@ impl Port {
             trail: trail.clone(),
             ..Exchange::new(&self, &chain, &terms, parts, body, deadline)
         };
+        exchange.follow_body(manner == Manner::Grpc, span, |asked| way.left(asked));
         let unanswered = Unanswered::then(|| self.abandoned(started, trail.as_ref(), &way));
         let exchanged = Box::pin(exchange.run()).await;
         unanswered.answered();
-        let (attempts, sent) = (exchange.attempts, exchange.sent.clone());
+        let (attempts, sent, deadline) = (exchange.attempts, exchange.sent.clone(), exchange.due());
         match exchanged.map_err(|reason| sent.why(reason)) {
             Ok(answer) => {
                 let (trail, cookie) = (trail.clone(), affinity.cookie);
@@ -225,7 +226,7 @@ impl Port {
 
     /// Passes an answer on, and reports once when it has ended.
     fn deliver(self: Rc<Self>, answer: Answer, way: &Way, told: Told) -> Response<Body> {
-        let Answer { mut response, decided, place, upstream, cluster, at } = answer;
+        let Answer { mut response, decided, place, upstream, cluster, at, open } = answer;
         let Told { attempts, sent, started, deadline, slot, held, cookie, trail } = told;
         hand_over(&mut response, way, cookie);
         let deadline = (!hygiene::is_stream(response.headers())).then_some(deadline);
@@ -242,6 +243,10 @@ impl Port {
                 (End::Cut, _) => (Reason::PolicyCut, DecidedBy::ClientProxy),
                 (End::Timeout, _) => (Reason::RequestTimeout, DecidedBy::ClientProxy),
             };
+            if let (Some(pick), End::Complete) = (open, end) {
+                let status = noted.as_ref().and_then(|trail| trail.grpc_status());
+                self.concluded(pick, status.and_then(terms::grpc_fault));
+            }
             self.pair.record(&Record {
                 decided_by,
                 status: Some(status),
@@ -280,9 +285,8 @@ impl Port {
     ) -> Result<Response<Body>, Reason> {
         let Switch { to, affinity, held: places, started, trail } = switch;
         let context = self.context.clone();
-        forward(trail.as_ref(), request.headers_mut());
-        let (Dialled { stream, listed, .. }, instance, peer) =
-            self.dial_http1(chain, affinity.hash).await?;
+        let (Dialled { stream, listed, .. }, instance, peer, tried) =
+            self.dial_http1(chain, affinity.hash, trail.as_ref(), request.headers_mut()).await?;
         let (upstream, cluster) = (instance.upstream.clone(), instance.peer().cloned());
         let (listed, limits) = (Rc::new(listed), context.http1.client.clone());
         let stream = Severable::new(stream, &listed.watched.cut);
@@ -295,11 +299,12 @@ impl Port {
         let (parts, incoming) = request.into_parts();
         let body = Outgoing::Arriving(Some(incoming), context.trailers()).body(&Rc::default());
         let sending = sender.try_send_request(&parts, body);
-        let response = tokio::time::timeout(chain.request_timeout, sending)
-            .await
-            .map_err(|_| Reason::RequestTimeout)?
-            .map_err(|failed| http1_reason(&failed.error))?;
-        let mut response = response.map(Incoming::Http1);
+        let response = match tokio::time::timeout(chain.request_timeout, sending).await {
+            Ok(sent) => sent.map_err(|failed| http1_reason(&failed.error)),
+            Err(_) => Err(Reason::RequestTimeout),
+        };
+        end_try(tried, &response);
+        let mut response = response?.map(Incoming::Http1);
         let status = sound(&response)?.status();
         if let Some(cookie) = affinity.cookie {
             response.headers_mut().append(header::SET_COOKIE, cookie);
@@ -358,17 +363,23 @@ impl Port {
         });
     }
 
-    /// Finds an instance for a connection of its own, in HTTP/1.1.
+    /// Finds an instance for a connection of its own, in HTTP/1.1. Each try that `trail` traces says
+    /// so in the `headers` of the request that is to be sent in it.
     async fn dial_http1(
         &self,
         chain: &Chain,
         hash: Option<u64>,
-    ) -> Result<(Dialled, Rc<Instance>, PeerId), Reason> {
+        trail: Option<&Rc<Trail>>,
+        headers: &mut HeaderMap,
+    ) -> Result<(Dialled, Rc<Instance>, PeerId, Option<Try>), Reason> {
         let mut tried = Vec::new();
         loop {
             let picked = self.pick(Ask { tried: &tried, may_probe: true, hash })?;
             let peer = picked.pick.peer;
             tried.push(peer);
+            let attempt = u8::try_from(tried.len()).unwrap_or(u8::MAX);
+            let traced = trail
+                .and_then(|trail| trail.try_begins(headers, attempt, &picked.instance.upstream));
             let (instance, began) = (picked.instance.clone(), self.context.clock.now());
             let config = picked.instance.reach()?.http1.clone();
             let within = chain.connect_timeout;
@@ -376,10 +387,13 @@ impl Port {
                 Ok(dialled) => {
                     let now = self.context.clock.now();
                     picked.answered(now.saturating_sub(began), now);
-                    return Ok((dialled, instance, peer));
+                    return Ok((dialled, instance, peer, traced));
                 }
                 Err(reason) => {
                     picked.failed(reason, began);
+                    if let Some(traced) = traced {
+                        traced.ended(reason, None);
+                    }
                     if tried.len() >= usize::from(self.context.limits.connect_tries) {
                         return Err(reason);
                     }
@@ -444,8 +458,10 @@ pub(super) struct Exchange<'a> {
     pub(super) body: Outgoing,
     /// Whether the request is itself part of a retry further up.
     pub(super) was_retried: bool,
-    /// When all tries together must have given an answer.
+    /// When all tries together must have given an answer, at the latest.
     deadline: Instant,
+    /// How long they may take once the request's body has come; none where that makes no difference.
+    after_body: Option<Duration>,
     pub(super) attempts: u8,
     /// How many of the attempts reached no application.
     free: u8,
@@ -464,6 +480,8 @@ pub(super) struct Answer {
     cluster: Option<PeerName>,
     /// When its head came.
     at: Duration,
+    /// Set where its end says how the instance did.
+    open: Option<Pick>,
 }
 
 /// Why a try did not give an answer to pass on.
@@ -511,6 +529,32 @@ pub(super) fn within(chain: &Chain, headers: &HeaderMap) -> Duration {
     asked.map_or(chain.request_timeout, |asked| asked.min(chain.request_timeout))
 }
 
+/// Ends the span of a try, where there is one, with the head that it came to, or why it did not.
+fn end_try<B>(tried: Option<Try>, answer: &Result<Response<B>, Reason>) {
+    let Some(tried) = tried else { return };
+    match answer {
+        Ok(answer) => {
+            let reason = hygiene::verdict(answer.headers()).unwrap_or(Reason::Ok);
+            tried.ended(reason, Some(answer.status().as_u16()));
+        }
+        Err(reason) => tried.ended(*reason, None),
+    }
+}
+
+/// The body of a request as it is sent on, or what its sender is told by `deadline`.
+async fn prepared(
+    incoming: Incoming,
+    context: &Context,
+    deadline: Instant,
+) -> Result<Outgoing, (StatusCode, Reason)> {
+    let most = context.limits.replay_bytes;
+    let body = Outgoing::prepare(incoming, most, context.trailers(), || None);
+    match tokio::time::timeout_at(deadline, body).await {
+        Ok(body) => body.map_err(|_| (StatusCode::BAD_REQUEST, Reason::DownstreamReset)),
+        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, Reason::RequestTimeout)),
+    }
+}
+
 /// Makes an answer fit for the application: its way changes it, who decided it stays, and it may
 /// set a cookie.
 fn hand_over(response: &mut Response<Incoming>, way: &Way, cookie: Option<HeaderValue>) {
@@ -555,6 +599,7 @@ impl<'a> Exchange<'a> {
             body,
             was_retried: false,
             deadline,
+            after_body: None,
             attempts: 0,
             free: 0,
             tried: Vec::new(),
@@ -563,13 +608,43 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// The same request for a second try beside the first; none where its body is not in memory.
+    /// The same request for a second try beside the first, to be sent once its body can be sent
+    /// again; none where it never can.
     pub(super) fn twin(&self) -> Option<Self> {
-        let (parts, body) = (self.parts.clone(), self.body.copy()?);
+        let (parts, body) = (self.parts.clone(), self.body.share()?);
         let twin = Self::new(self.port, self.chain, self.terms, parts, body, self.deadline);
         let tried = self.tried.clone();
-        let (policy, was_retried) = (self.policy, self.was_retried);
-        Some(Self { policy, was_retried, attempts: self.attempts + 1, tried, ..twin })
+        let (policy, was_retried, after_body) = (self.policy, self.was_retried, self.after_body);
+        let (attempts, trail) = (self.attempts + 1, self.trail.clone());
+        Some(Self { policy, was_retried, after_body, attempts, tried, trail, ..twin })
+    }
+
+    /// Counts the time for an answer from the end of the request's body where that is a stream of
+    /// gRPC, which may go on for as long as both like: `span` from there, and never longer than the
+    /// caller's own deadline, of which `left` says what is left.
+    fn follow_body(&mut self, is_grpc: bool, span: Duration, left: impl Fn(Duration) -> Duration) {
+        if !is_grpc || !self.body.is_open_ended() {
+            return;
+        }
+        let asked = hygiene::grpc_timeout(&self.parts.headers).map_or(NO_DEADLINE, left);
+        self.deadline = Instant::now() + asked;
+        self.after_body = Some(span);
+    }
+
+    /// When there must be an answer, as far as that is known by now.
+    fn due(&self) -> Instant {
+        let due = self.after_body.and_then(|span| Some(self.body.ended_at()? + span));
+        due.map_or(self.deadline, |due| due.min(self.deadline))
+    }
+
+    /// No later than the first moment at which an answer can be due.
+    fn due_from(&self) -> Instant {
+        match self.after_body {
+            Some(span) if self.body.ended_at().is_none() => {
+                self.deadline.min(Instant::now() + span)
+            }
+            _ => self.due(),
+        }
     }
 }
 
@@ -602,36 +677,31 @@ impl Exchange<'_> {
                 picked = port.pick(self.ask(may_probe));
             }
             let Ok(picked) = picked else { break };
-            if self.attempts > 0 && !self.may_go_on(&last).await {
+            if self.attempts > 0
+                && let Err(held_back) = self.may_go_on(&last).await
+            {
+                last.reason = held_back.unwrap_or(last.reason);
                 break;
             }
             self.attempts += 1;
             self.tried.push(picked.pick.peer);
             let may_retry = self.has_tries()
                 && self.covers(retry::End::TimedOut)
-                && self.body.is_repeatable()
+                && self.body.may_repeat()
                 && port.balancer.borrow().has_other(&self.tried);
             let per_try = self.policy.and_then(|policy| policy.per_try_timeout);
             let per_try = may_retry.then_some(per_try.unwrap_or(self.terms.retry.per_try));
-            let tried = self.begins(&picked);
             let attempted = match self.hedged_after() {
-                None => self.attempt(picked, per_try).await,
+                None => self.traced(picked, per_try).await,
                 Some(after) => Box::pin(self.hedged(picked, per_try, after)).await,
             };
-            if let Some(tried) = tried {
-                let (reason, answer) = match &attempted {
-                    Ok(answer) => (answer.decided.unwrap_or(Reason::Ok), Some(answer)),
-                    Err(failure) => (failure.reason, failure.answer.as_deref()),
-                };
-                tried.ended(reason, answer.map(|answer| answer.response.status().as_u16()));
-            }
             match attempted {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => last = failure,
             }
             self.free += u8::from(last.was_free());
             let is_covered = self.covers(last.end);
-            let is_late = Instant::now() >= self.deadline;
+            let is_late = Instant::now() >= self.due();
             if !self.has_tries() || !is_covered || is_late || !self.body.is_whole() {
                 break;
             }
@@ -643,35 +713,44 @@ impl Exchange<'_> {
         Ask { tried: &self.tried, may_probe, hash: self.hash }
     }
 
-    /// Waits for as long as another try should, and says whether it may be made: there must be time
-    /// left, and room in the budget. A try that cost no application anything goes on at once.
-    async fn may_go_on(&self, last: &Failure) -> bool {
+    /// Waits for as long as another try should. A try that cost no application anything goes on at
+    /// once.
+    ///
+    /// # Errors
+    /// It may not be made: there is no time left, the answer forbids it, or there is no room in the
+    /// budget, which is the reason then.
+    async fn may_go_on(&self, last: &Failure) -> Result<(), Option<Reason>> {
         if last.was_free() || last.was_silent {
             self.port.pair.retried(true);
-            return true;
+            return Ok(());
         }
+        let after = match &last.answer {
+            // What a proxy sheds, another instance may take at once.
+            Some(answer) if answer.decided.is_none() => {
+                terms::again(answer.response.status(), answer.response.headers())
+            }
+            _ => None,
+        };
+        let after = match after {
+            Some(Again::Never) => return Err(None),
+            Some(Again::After(span)) => Some(span),
+            None => None,
+        };
         let (port, retry, clock) = (self.port, &self.terms.retry, self.port.context.clock);
         let (percent, floor) = (retry.budget_percent, retry.budget_floor);
         let allowed = port.budget.borrow_mut().retry(clock.now(), percent, floor);
         port.pair.retried(allowed);
         if !allowed {
-            return false;
+            return Err(Some(Reason::RetryBudget));
         }
-        let after = match &last.answer {
-            // What a proxy sheds, another instance may take at once.
-            Some(answer) if answer.decided.is_none() => {
-                terms::retry_after(answer.response.headers())
-            }
-            _ => None,
-        };
-        let left = self.deadline.saturating_duration_since(Instant::now());
+        let left = self.due().saturating_duration_since(Instant::now());
         let draw = port.context.random.borrow_mut().next_u64();
         let number = self.attempts - self.free;
-        let Some(pause) = retry.pause(number, after, left, draw) else { return false };
+        let pause = retry.pause(number, after, left, draw).ok_or(None)?;
         if !pause.is_zero() && last.end != retry::End::Unseen {
             tokio::time::sleep(pause).await;
         }
-        true
+        Ok(())
     }
 
     /// Begins the trace of a try, where there is one, in the headers that it is sent with.
@@ -719,9 +798,12 @@ impl Exchange<'_> {
 
     /// Says in the request how long its caller still waits, and which try it is.
     fn prepare(&mut self) {
-        let left = self.deadline.saturating_duration_since(Instant::now()).as_millis();
-        let left = HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX));
-        self.parts.headers.insert(hygiene::DEADLINE_HEADER, left);
+        // While a stream goes on, its caller waits for as long as it says itself.
+        if self.after_body.is_none() || hygiene::grpc_timeout(&self.parts.headers).is_some() {
+            let left = self.deadline.saturating_duration_since(Instant::now()).as_millis();
+            let left = HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX));
+            self.parts.headers.insert(hygiene::DEADLINE_HEADER, left);
+        }
         if self.attempts > 1 {
             let attempt = HeaderValue::from(u16::from(self.attempts));
             self.parts.headers.insert(hygiene::ATTEMPT_HEADER, attempt);
@@ -760,8 +842,11 @@ impl Exchange<'_> {
                 Some(Broke::of_http2(&failed.into_error(), was_taken))
             });
         }
-        let body = self.body.body(&self.sent);
         let sender = place.channel().ok_or(Some(Broke::unfit()))?;
+        let mut body = self.body.body(&self.sent);
+        if body.in_chunks() {
+            self.parts.headers.remove(header::CONTENT_LENGTH);
+        }
         let sending = sender.try_send_request(&self.parts, body);
         let sent = self.awaited(sending, per_try).await.ok_or(None)?;
         sent.map(|response| response.map(Incoming::Http1)).map_err(|failed| {
@@ -772,8 +857,26 @@ impl Exchange<'_> {
         })
     }
 
+    /// Makes one try, with a span of its own where there is a trace.
+    pub(super) async fn traced(
+        &mut self,
+        picked: Picked<'_>,
+        per_try: Option<Duration>,
+    ) -> Result<Answer, Failure> {
+        let tried = self.begins(&picked);
+        let attempted = self.attempt(picked, per_try).await;
+        if let Some(tried) = tried {
+            let (reason, answer) = match &attempted {
+                Ok(answer) => (answer.decided.unwrap_or(Reason::Ok), Some(answer)),
+                Err(failure) => (failure.reason, failure.answer.as_deref()),
+            };
+            tried.ended(reason, answer.map(|answer| answer.response.status().as_u16()));
+        }
+        attempted
+    }
+
     /// Makes one try.
-    pub(super) async fn attempt(
+    async fn attempt(
         &mut self,
         picked: Picked<'_>,
         per_try: Option<Duration>,
@@ -801,7 +904,7 @@ impl Exchange<'_> {
         }
         let decided = hygiene::verdict(response.headers());
         let cluster = picked.instance.peer().cloned();
-        let answer = Answer { response, decided, place, upstream, cluster, at: now };
+        let answer = Answer { response, decided, place, upstream, cluster, at: now, open: None };
         let latency = now.saturating_sub(began);
         match decided {
             // It gave up for us, a moment before we did.
@@ -825,15 +928,19 @@ impl Exchange<'_> {
     fn judge(
         &self,
         picked: Picked<'_>,
-        answer: Answer,
+        mut answer: Answer,
         latency: Duration,
         now: Duration,
     ) -> Result<Answer, Failure> {
         let (status, headers) = (answer.response.status(), answer.response.headers());
         match terms::fault(status, headers) {
             Some(fault) => picked.erred(latency, now, fault),
+            None if terms::is_told_at_its_end(status, headers) => {
+                answer.open = Some(picked.began(latency, now));
+            }
             None => picked.answered(latency, now),
         }
+        let headers = answer.response.headers();
         self.took(latency);
         let end = match terms::grpc_status(headers) {
             Some(code) => retry::End::Grpc(code),
@@ -849,7 +956,8 @@ impl Exchange<'_> {
     }
 
     /// Waits for an answer, no longer than `per_try` where that leaves another try its turn: with the
-    /// budget used up, giving up on a slow answer would only make a failure of it.
+    /// budget used up, or more of the body to come, giving up on a slow answer would only make a
+    /// failure of it.
     async fn awaited<T>(
         &self,
         sending: impl Future<Output = T>,
@@ -857,9 +965,12 @@ impl Exchange<'_> {
     ) -> Option<T> {
         let mut sending = std::pin::pin!(sending);
         if let Some(span) = per_try {
-            let until = self.deadline.min(Instant::now() + span);
+            let until = self.due().min(Instant::now() + span);
             if let Ok(sent) = tokio::time::timeout_at(until, &mut sending).await {
                 return Some(sent);
+            }
+            if !self.body.is_repeatable() {
+                return self.awaited_to_the_end(sending).await;
             }
             let (retry, clock) = (&self.terms.retry, self.port.context.clock);
             let (percent, floor) = (retry.budget_percent, retry.budget_floor);
@@ -868,7 +979,22 @@ impl Exchange<'_> {
             }
             self.port.pair.retried(false);
         }
-        tokio::time::timeout_at(self.deadline, sending).await.ok()
+        self.awaited_to_the_end(sending).await
+    }
+
+    /// Waits for an answer until it is due, which the end of the request's body may have a say in.
+    async fn awaited_to_the_end<T>(
+        &self,
+        mut sending: Pin<&mut impl Future<Output = T>>,
+    ) -> Option<T> {
+        loop {
+            if let Ok(sent) = tokio::time::timeout_at(self.due_from(), &mut sending).await {
+                return Some(sent);
+            }
+            if Instant::now() >= self.due() {
+                return None;
+            }
+        }
     }
 }
 
@@ -1034,5 +1160,7 @@ fn peer_reason(error: &hyper::Error) -> Reason {
     Reason::UpstreamReset
 }
 
+/// Beyond the life of any call, and still a time that clocks can hold.
+const NO_DEADLINE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// What a client of HTTP/2 says first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

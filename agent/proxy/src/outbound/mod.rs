@@ -308,7 +308,7 @@ impl Port {
         let terms = self.terms();
         let refuse = |reason| {
             let callee = &self.destination.service;
-            self.context.report.refuse(Reporter::Client, callee, reason);
+            self.context.report.refuse(Reporter::Client, callee, reason, None);
         };
         let Some(chain) = terms.chain.clone() else { return refuse(Reason::ViewMissing) };
         if chain.protocol.is_http() {
@@ -393,6 +393,37 @@ impl Port {
         Ok(Picked { port: self, pick, instance, is_finished: false })
     }
 
+    /// Takes in how an answer ended that [`Picked::began`].
+    fn concluded(&self, pick: Pick, fault: Option<Fault>) {
+        let Some(instance) = self.instances.borrow().get(&pick.peer).cloned() else { return };
+        let now = self.context.clock.now();
+        let effect = self.balancer.borrow_mut().concluded(pick, fault, now);
+        self.heed(effect, false, &instance);
+    }
+
+    /// Does what follows from the outcome of a request to `instance`.
+    fn heed(&self, effect: Effect, is_unreachable: bool, instance: &Rc<Instance>) {
+        let (destination, address) = (&self.destination.service, instance.address);
+        match effect {
+            Effect::None => {}
+            Effect::Ejected(span) if is_unreachable => {
+                self.pair.ejected();
+                let cluster = instance.peer().map_or("", PeerName::as_str);
+                tracing::warn!(%destination, cluster, ?span, "target unreachable");
+                // What is stuck on the way there would go on holding up requests.
+                let is_cut = |other: &&Rc<Instance>| other.is_within(instance.reach.as_ref());
+                self.instances.borrow().values().filter(is_cut).for_each(|it| it.forget());
+            }
+            Effect::Ejected(span) => {
+                self.pair.ejected();
+                tracing::warn!(%destination, %address, ?span, "instance ejected");
+                // What is stuck there would go on holding up requests: new ones begin anew.
+                instance.forget();
+            }
+            Effect::Returned => tracing::info!(%destination, %address, "instance is back"),
+        }
+    }
+
     fn record(&self, reason: Reason, started: Duration) -> Record {
         Record {
             reason,
@@ -443,6 +474,14 @@ impl Picked<'_> {
         self.finish(Outcome::Erred(latency, fault));
     }
 
+    /// Its answer began after `latency`, and says at its end how the call went.
+    fn began(self, latency: Duration, now: Duration) -> Pick {
+        let pick = self.pick;
+        self.heard(now);
+        self.finish(Outcome::Began(latency));
+        pick
+    }
+
     fn heard(&self, now: Duration) {
         if let Some(reach) = &self.instance.reach {
             reach.heard(now);
@@ -480,25 +519,7 @@ impl Picked<'_> {
         let port = self.port;
         let now = port.context.clock.now();
         let effect = port.balancer.borrow_mut().finish(self.pick, outcome, now);
-        let (destination, address) = (&port.destination.service, self.pick.address);
-        match effect {
-            Effect::None => {}
-            Effect::Ejected(span) if outcome == Outcome::Unreachable => {
-                port.pair.ejected();
-                let cluster = self.instance.peer().map_or("", PeerName::as_str);
-                tracing::warn!(%destination, cluster, ?span, "target unreachable");
-                // What is stuck on the way there would go on holding up requests.
-                let is_cut = |other: &&Rc<Instance>| other.is_within(self.instance.reach.as_ref());
-                port.instances.borrow().values().filter(is_cut).for_each(|it| it.forget());
-            }
-            Effect::Ejected(span) => {
-                port.pair.ejected();
-                tracing::warn!(%destination, %address, ?span, "instance ejected");
-                // What is stuck there would go on holding up requests: new ones begin anew.
-                self.instance.forget();
-            }
-            Effect::Returned => tracing::info!(%destination, %address, "instance is back"),
-        }
+        port.heed(effect, outcome == Outcome::Unreachable, &self.instance);
     }
 }
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 use hawser_core::balance::{self, Fault, Rules, Subject};
 use hawser_core::chain::Chain;
 use hawser_core::entry::{Target, UpstreamLimits};
-use hawser_core::retry::Retry;
+use hawser_core::retry::{self, Again, Retry};
 use hawser_core::view::ServiceView;
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderValue};
 
+use crate::http::is_grpc;
 use crate::limits::Limits;
 
 /// What entries say of calling one upstream.
@@ -132,14 +133,24 @@ pub(super) fn fault(status: StatusCode, headers: &HeaderMap) -> Option<Fault> {
         429 => Some(Fault::Busy),
         502..=504 => Some(Fault::Gateway),
         500.. => Some(Fault::Application),
-        200 => match grpc_status(headers)? {
-            8 => Some(Fault::Busy),
-            14 => Some(Fault::Gateway),
-            2 | 13 | 15 => Some(Fault::Application),
-            _ => None,
-        },
+        200 => grpc_fault(grpc_status(headers)?),
         _ => None,
     }
+}
+
+/// What a gRPC status says of the instance that gave it; none when it is good.
+pub(super) fn grpc_fault(status: u32) -> Option<Fault> {
+    match status {
+        8 => Some(Fault::Busy),
+        14 => Some(Fault::Gateway),
+        2 | 13 | 15 => Some(Fault::Application),
+        _ => None,
+    }
+}
+
+/// Whether an answer says only at its end how the call went.
+pub(super) fn is_told_at_its_end(status: StatusCode, headers: &HeaderMap) -> bool {
+    status == StatusCode::OK && is_grpc(headers) && !headers.contains_key("grpc-status")
 }
 
 /// The gRPC status of an answer that has no message.
@@ -147,10 +158,51 @@ pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
-/// How long an answer asks its caller to wait.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+/// What an answer asks of its caller before it tries again; none where it says nothing.
+pub(super) fn again(status: StatusCode, headers: &HeaderMap) -> Option<Again> {
     if let Some(pushback) = headers.get("grpc-retry-pushback-ms") {
-        return pushback.to_str().ok()?.parse().ok().map(Duration::from_millis);
+        return Some(retry::pushback(pushback.as_bytes()));
     }
-    hawser_core::retry::retry_after(headers.get(header::RETRY_AFTER)?.as_bytes())
+    let now = crate::clock::wall;
+    let after = match headers.get(header::RETRY_AFTER) {
+        Some(after) => retry::retry_after(after.as_bytes(), now),
+        // An answer like any other may tell of the limit too.
+        None if is_limited(status) => {
+            retry::rate_limit_reset(headers.get("x-ratelimit-reset")?.as_bytes(), now)
+        }
+        None => None,
+    };
+    after.map(Again::After)
+}
+
+fn is_limited(status: StatusCode) -> bool {
+    matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_says_when_to_come_again() {
+        let secs = |secs| Some(Again::After(Duration::from_secs(secs)));
+        let cases: &[(u16, &[(&'static str, &str)], Option<Again>, &str)] = &[
+            (503, &[("retry-after", "2")], secs(2), "in seconds"),
+            (503, &[("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT")], secs(0), "as a date"),
+            (429, &[("x-ratelimit-reset", "3")], secs(3), "of a limit"),
+            (429, &[("retry-after", "2"), ("x-ratelimit-reset", "3")], secs(2), "the standard's"),
+            (500, &[("x-ratelimit-reset", "3")], None, "no limit was met"),
+            (200, &[("grpc-retry-pushback-ms", "2000")], secs(2), "gRPC's"),
+            (200, &[("grpc-retry-pushback-ms", "-1")], Some(Again::Never), "not at all"),
+            (503, &[], None, "it says nothing"),
+        ];
+        for (status, fields, expected, why) in cases {
+            let status = StatusCode::from_u16(*status).expect("a status");
+            let mut headers = HeaderMap::new();
+            for (name, value) in *fields {
+                headers.insert(*name, value.parse().expect("a value"));
+            }
+            assert_eq!(again(status, &headers), *expected, "{why}");
+        }
+    }
 }

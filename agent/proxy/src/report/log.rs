@@ -70,6 +70,8 @@ pub(crate) struct Line<'a> {
     pub(crate) reporter: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) source: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) source_address: Option<std::net::IpAddr>,
     pub(crate) destination: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cluster: Option<&'a str>,
@@ -80,6 +82,8 @@ pub(crate) struct Line<'a> {
     pub(crate) policy: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) policy_id: Option<Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) permission: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) view_index: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -281,6 +285,7 @@ mod tests {
                 time_ms: 1,
                 reporter: "client",
                 source: Some(source),
+                source_address: None,
                 destination,
                 cluster: None,
                 verdict: "allow",
@@ -288,6 +293,7 @@ mod tests {
                 decided_by: "application",
                 policy: None,
                 policy_id: None,
+                permission: None,
                 view_index: None,
                 protocol: None,
                 method: None,

@@ -39,7 +39,7 @@ use crate::watch::Watched;
 
 pub use self::log::{AccessLog, LogSink};
 pub(crate) use self::trail::{
-    ATTEMPT_HEADER, Owner, REQUEST_ID_HEADER, Trail, Try, answered, forward,
+    ATTEMPT_HEADER, Owner, REQUEST_ID_HEADER, Trail, Try, answered, decided, forward,
 };
 
 /// Which end of the mesh reports.
@@ -353,10 +353,17 @@ impl Local {
     }
 
     /// Reports a connection that was refused before it had a caller or anything to relay.
-    pub(crate) fn refuse(&self, reporter: Reporter, service: &ServiceName, reason: Reason) {
-        tracing::debug!(%service, reporter = reporter.as_str(), %reason, "connection refused");
+    /// `from` is where it came from, where that is another host.
+    pub(crate) fn refuse(
+        &self,
+        reporter: Reporter,
+        service: &ServiceName,
+        reason: Reason,
+        from: Option<IpAddr>,
+    ) {
+        tracing::debug!(%service, reporter = reporter.as_str(), %reason, ?from, "connection refused");
         if let Some(log) = &*self.live.log.borrow() {
-            log.write(&refused(reporter, service, reason));
+            log.write(&Line { source_address: from, ..refused(reporter, service, reason) });
         }
         let mut refusals = self.refusals.borrow_mut();
         let key = (service.clone(), reporter, reason);
@@ -622,6 +629,7 @@ impl Pair {
             decided_by: record.decided_by.as_str(),
             policy: policy.as_ref().map(|policy| policy.rule.to_string()),
             policy_id: policy.and_then(|policy| policy.id.clone()),
+            permission: trail.and_then(|trail| trail.permission.get()).map(|by| by.to_string()),
             view_index: Some(record.view_index.0),
             protocol: record.protocol.map(Protocol::as_str),
             method: trail.map(Trail::method),
@@ -790,6 +798,7 @@ fn refused(reporter: Reporter, destination: &ServiceName, reason: Reason) -> Lin
         time_ms: crate::clock::wall().as_millis(),
         reporter: reporter.as_str(),
         source: None,
+        source_address: None,
         destination: destination.as_str(),
         cluster: None,
         verdict: "deny",
@@ -797,6 +806,7 @@ fn refused(reporter: Reporter, destination: &ServiceName, reason: Reason) -> Lin
         decided_by: decided_by.as_str(),
         policy: None,
         policy_id: None,
+        permission: None,
         view_index: None,
         protocol: None,
         method: None,

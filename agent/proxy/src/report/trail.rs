@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_core::name::{InstanceId, ServiceName};
+use hawser_core::permission::By;
 use hawser_core::reason::Reason;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
@@ -62,6 +63,8 @@ pub(crate) struct Trail {
     path: Option<PathAndQuery>,
     pub(super) is_grpc: bool,
     pub(super) grpc_status: Cell<Option<u8>>,
+    /// What decided about it by itself, where an intention does.
+    pub(super) permission: Cell<Option<By>>,
     /// Which try of the caller's this is.
     pub(super) attempt: u8,
     pub(super) trace: Option<Traced>,
@@ -107,6 +110,7 @@ impl Trail {
             path: request.uri().path_and_query().cloned(),
             is_grpc,
             grpc_status: Cell::new(None),
+            permission: Cell::new(None),
             attempt: attempt.and_then(|text| text.parse().ok()).unwrap_or(1),
             trace,
             live: live.clone(),
@@ -147,6 +151,11 @@ impl Trail {
             let status = if status <= GRPC_STATUS_MAX { status } else { GRPC_UNKNOWN };
             self.grpc_status.set(Some(status));
         }
+    }
+
+    /// The gRPC status that the answer came to so far.
+    pub(crate) fn grpc_status(&self) -> Option<u32> {
+        self.grpc_status.get().map(u32::from)
     }
 
     /// Begins a try, and says in the headers that go out that it was sent from there.
@@ -251,6 +260,13 @@ pub(crate) fn forward(trail: Option<&Rc<Trail>>, headers: &mut HeaderMap) {
 pub(crate) fn answered(trail: Option<&Rc<Trail>>, headers: &HeaderMap) {
     if let Some(trail) = trail {
         trail.answered(headers);
+    }
+}
+
+/// Notes what decided whether the request may, where an intention decides about each.
+pub(crate) fn decided(trail: Option<&Rc<Trail>>, by: Option<By>) {
+    if let Some(trail) = trail {
+        trail.permission.set(by);
     }
 }
 

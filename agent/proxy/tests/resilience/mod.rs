@@ -329,3 +329,80 @@ async fn a_callers_own_deadline_is_kept_and_stays_between_proxies() {
     assert_eq!(answer.status(), StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(reason(&answer), "request_timeout");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_callers_own_connect_timeout_outranks_the_others() {
+    let mut world = World::new(Protocol::Http);
+    // The request would end first.
+    world.connect_timeout = Duration::from_secs(60);
+    world.request_timeout = Duration::from_secs(10);
+    world.caller_policies =
+        policies(r#"{"upstreams":{"Overrides":[{"Name":"db","ConnectTimeoutMs":200}]}}"#);
+    world.stalled_endpoint().await;
+    world.start().await;
+    let answer = get(world.outbound, "/").await;
+    assert!(matches!(reason(&answer), "connect_timeout" | "handshake_timeout"), "{answer:?}");
+}
+
+/// An address that takes no more connections, and does not say so.
+async fn full() -> (tokio::net::TcpListener, Vec<tokio::net::TcpStream>) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let listener = socket.listen(1).expect("listening");
+    let address = listener.local_addr().expect("bound");
+    let mut waiting = Vec::new();
+    let brief = Duration::from_millis(300);
+    while let Ok(connected) =
+        tokio::time::timeout(brief, tokio::net::TcpStream::connect(address)).await
+    {
+        waiting.push(connected.expect("it waits to be accepted"));
+    }
+    (listener, waiting)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_is_waited_for_as_long_as_its_entry_says() {
+    let mut world = World::new(Protocol::Http);
+    world.entries = vec![
+        // Where nothing is said the dial is given up after a second, and so before the request.
+        ("service-defaults/db", r#"{"Protocol":"http","LocalConnectTimeoutMs":60000}"#),
+        ("service-resolver/db", r#"{"RequestTimeout":"3s"}"#),
+    ];
+    let (listener, _waiting) = full().await;
+    world.serve_application(listener.local_addr().expect("bound"));
+    world.start().await;
+    let answer = get(world.outbound, "/").await;
+    assert!(matches!(reason(&answer), "request_timeout" | "deadline_exceeded"), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateway_errors_eject_by_a_count_of_their_own() {
+    let mut world = World::new(Protocol::Http);
+    let check = r#"{"MaxFailures":1000,"EnforcingConsecutive5xx":100,"MaxGatewayFailures":2}"#;
+    world.caller_policies = policies(&format!(
+        r#"{{"upstreams":{{"Overrides":[{{"Name":"db","PassiveHealthCheck":{check}}}]}}}}"#
+    ));
+    world.policies = policies(r#"{"load_balancer":{"Policy":"round_robin"}}"#);
+    let [a, ..] = three(&mut world).await;
+    a.turn(Mood::Unavailable);
+    ask(world.outbound, 30, 1).await;
+    let ejected = || world.client_metric("hawser_proxy_ejections_total") > 0.0;
+    crate::world::eventually("it is ejected", ejected).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_count_against_the_connections_that_an_instance_takes() {
+    let mut world = World::new(Protocol::Http);
+    world.inbound_connections_max = Some(1);
+    world.http_echo("a").await;
+    world.start().await;
+    let held = crate::world::tls(world.inbound(), world.native_client()).await.expect("the first");
+    let answer = get(world.outbound, "/").await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
+    crate::world::eventually("its proxy says why", || {
+        world.server_metric("hawser_proxy_refusals_total") > 0.0
+    })
+    .await;
+    drop(held);
+    world.until_status(StatusCode::OK).await;
+}

@@ -5,10 +5,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use hawser_core::catalog::Protocol;
 use hawser_core::intention::Action;
 use hawser_proxy::{AccessLog, Attribute, LogSink, Proxy, Span, SpanKind};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
 use hyper::{Request, StatusCode};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -126,6 +128,124 @@ async fn a_denial_says_which_intention_denied() {
         assert_eq!(said, ["deny", "intention_denied", "server_proxy"], "{of}");
     }
     assert_eq!(line(&folder, "server.log").await["policy"], "intention web -> db");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_an_intention_decides_about_requests_its_permission_is_told() {
+    let (mut world, folder) = logging(Protocol::Http);
+    world.http_echo("a").await;
+    let requests = r#"{"Permissions":[
+        {"Action":"deny","HTTP":{"PathPrefix":"/admin"}},
+        {"Action":"allow","HTTP":{"PathPrefix":"/a"}}]}"#;
+    world.requests = Some(serde_json::from_str(requests).expect("good"));
+    world.intend(Action::Allow);
+    world.start().await;
+    let cases =
+        [("/admin/x", "deny", "0"), ("/about", "allow", "1"), ("/other", "deny", "default")];
+    for (n, (path, ..)) in cases.iter().enumerate() {
+        get(world.outbound, path).await;
+        eventually("it is logged", || lines(&folder, "server.log").len() == n + 1).await;
+    }
+    for (line, (path, verdict, permission)) in lines(&folder, "server.log").iter().zip(cases) {
+        assert_eq!((&line["path"], &line["verdict"]), (&path.into(), &verdict.into()));
+        assert_eq!(line["permission"], permission, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_request_says_which_view_it_met() {
+    let (mut world, folder) = logging(Protocol::Http);
+    world.http_echo("a").await;
+    world.start().await;
+    get(world.outbound, "/").await;
+    let first = line(&folder, "server.log").await["view_index"].as_u64().expect("a number");
+    world.republish();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        get(world.outbound, "/").await;
+        let later = lines(&folder, "server.log");
+        if later.iter().any(|line| line["view_index"].as_u64() > Some(first)) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not in ten seconds: {later:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_policy_cuts_was_ended_by_the_proxy() {
+    let (mut world, folder) = logging(Protocol::Http);
+    let application = world::serve(|_| async {
+        let first = Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(b"first")));
+        let body = stream::once(async { first }).chain(stream::pending());
+        hyper::Response::new(http_body_util::BodyExt::boxed(StreamBody::new(body)))
+    })
+    .await;
+    world.instance(application);
+    world.start().await;
+    let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: db\r\n\r\n").await.expect("open");
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"first\r\n") {
+        seen.push(stream.read_u8().await.expect("an answer"));
+    }
+    world.intend(Action::Deny);
+    let line = line(&folder, "server.log").await;
+    let said = ["status", "reason", "decided_by"].map(|key| line[key].clone());
+    assert_eq!(said, [200.into(), "policy_cut".into(), Value::from("server_proxy")]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_request_became_is_logged_when_it_has_ended() {
+    let (mut world, folder) = logging(Protocol::Http);
+    world.upgrading().await;
+    world.start().await;
+    for (is_cut, reason, by) in [(false, "ok", "application"), (true, "policy_cut", "server_proxy")]
+    {
+        let mut stream = TcpStream::connect(world.outbound).await.expect("listening");
+        let head =
+            "GET /ws HTTP/1.1\r\nhost: db\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.expect("open");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await.expect("an answer"));
+        }
+        let mut echo = [0; 5];
+        stream.write_all(b"hello").await.expect("open");
+        stream.read_exact(&mut echo).await.expect("echoed");
+        let before = lines(&folder, "server.log").len();
+        if is_cut {
+            world.intend(Action::Deny);
+        } else {
+            stream.shutdown().await.expect("open");
+        }
+        eventually("it is logged", || lines(&folder, "server.log").len() > before).await;
+        let line = lines(&folder, "server.log").pop().expect("a line");
+        let bytes = (&line["bytes_sent"], &line["bytes_received"]);
+        assert_eq!((&line["status"], bytes), (&101.into(), (&5.into(), &5.into())), "{line}");
+        assert_eq!((&line["reason"], &line["decided_by"]), (&reason.into(), &by.into()), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_without_a_name_is_told_by_its_address() {
+    let (mut world, folder) = logging(Protocol::Http);
+    world.http_echo("a").await;
+    world.start().await;
+    let mut nameless = world.native_client();
+    nameless.client_auth_cert_resolver = std::sync::Arc::new(world::Anonymous);
+    let mut stream = TcpStream::connect(world.inbound()).await.expect("listening");
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: db\r\n\r\n").await.expect("open");
+    let line = line(&folder, "server.log").await;
+    let said = ["reason", "source_address"].map(|key| line[key].clone());
+    assert_eq!(said, ["plaintext", "127.0.0.1"]);
+    // Told that it needs one at its first read, at the latest.
+    if let Ok(mut stream) = world::tls(world.inbound(), nameless).await {
+        let _ = stream.read_u8().await;
+    }
+    eventually("it is logged", || lines(&folder, "server.log").len() >= 2).await;
+    let line = &lines(&folder, "server.log")[1];
+    let said = ["reason", "source_address"].map(|key| line[key].clone());
+    assert_eq!(said, ["no_client_certificate", "127.0.0.1"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -348,6 +468,76 @@ async fn every_try_is_a_span_between_the_callers_and_the_callees() {
     let again = again.expect("one was sent again");
     assert_eq!(attribute(again, "hawser.attempt"), Some(&Attribute::Number(2)));
     assert_eq!(attribute(again, "http.response.status_code"), Some(&Attribute::Number(200)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hedge_is_a_try_with_a_span_of_its_own() {
+    let mut world = World::new(Protocol::Http);
+    world.trace_ppm = Some(1_000_000);
+    world.limits.retry_budget_floor = 1_000;
+    world.policies = serde_json::from_str(r#"{"retries":{"HedgeAfter":"100ms"}}"#).expect("good");
+    let gate = world.http_gated().await;
+    world.http_echo("a").await;
+    world.start().await;
+    let spans = Collected::of(&world);
+    let tries = |spans: &[Span]| {
+        let mut tries: BTreeMap<[u8; 16], Vec<Span>> = BTreeMap::new();
+        for span in of_kind(spans, SpanKind::Client) {
+            tries.entry(span.trace_id).or_default().push(span.clone());
+        }
+        tries.into_values().find(|tries| tries.len() == 2)
+    };
+    // Until one goes first to the instance that does not answer.
+    for _ in 0..50 {
+        assert_eq!(get(world.outbound, "/").await.status(), StatusCode::OK);
+        if gate.has_arrived() {
+            break;
+        }
+    }
+    let is_quicker = |it: &Span| attribute(it, "hawser.attempt") == Some(&Attribute::Number(2));
+    // The callee reports by itself, and maybe later.
+    let is_whole = |spans: &[Span]| {
+        let quicker = tries(spans).and_then(|tries| tries.into_iter().find(is_quicker));
+        let callees = of_kind(spans, SpanKind::Server);
+        quicker.is_some_and(|it| callees.iter().any(|span| span.parent == Some(it.span_id)))
+    };
+    let all = spans.all(is_whole).await;
+    let mut tries = tries(&all).expect("there");
+    tries.sort_by_key(|span| attribute(span, "hawser.attempt") != Some(&Attribute::Number(1)));
+    let said = |span: &Span| attribute(span, "hawser.reason").cloned();
+    assert_eq!(said(&tries[0]), Some(Attribute::Word("downstream_reset")), "it was given up");
+    assert_eq!(said(&tries[1]), Some(Attribute::Word("ok")), "it was quicker");
+    assert_eq!(attribute(&tries[1], "hawser.attempt"), Some(&Attribute::Number(2)));
+    assert_eq!(tries[0].parent, tries[1].parent);
+    let callees = of_kind(&all, SpanKind::Server);
+    assert!(callees.iter().any(|span| span.parent == Some(tries[1].span_id)), "{callees:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_is_a_try_with_a_span() {
+    let mut world = World::new(Protocol::Http);
+    world.trace_ppm = Some(1_000_000);
+    world.gone_application();
+    world.upgrading().await;
+    world.start().await;
+    let spans = Collected::of(&world);
+    let head = "GET /ws HTTP/1.1\r\nhost: db\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    let is_open = |span: &Span| attribute(span, "http.response.status_code").cloned();
+    for _ in 0..50 {
+        if world::send_raw(world.outbound, head.as_bytes()).await.starts_with("HTTP/1.1 101") {
+            break;
+        }
+    }
+    let switched = Some(Attribute::Number(101));
+    // The callee's, which comes when what the request became has ended, is below that of its dial.
+    spans
+        .all(|spans| {
+            let tries = of_kind(spans, SpanKind::Client);
+            let tried = tries.iter().find(|it| is_open(it) == switched).map(|it| it.span_id);
+            let callees = of_kind(spans, SpanKind::Server);
+            tried.is_some() && callees.iter().any(|callee| callee.parent == tried)
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

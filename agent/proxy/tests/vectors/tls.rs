@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_core::catalog::Protocol;
+use hyper::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::world::{World, eventually, read_all, send_raw};
+use crate::world::{self, World, eventually, read_all, send_raw};
 
 const ASK: &[u8] = b"GET / HTTP/1.1\r\nhost: db\r\nconnection: close\r\n\r\n";
 
@@ -111,4 +112,24 @@ async fn an_application_port_takes_no_tls_and_no_other_protocols_head() {
         let answer = send_raw(world.outbound, octets).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "T23: {answer}");
     }
+}
+
+/// T22: whoever opens connections and says nothing waits for itself alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_address_cannot_hold_all_handshakes() {
+    let mut world = World::new(Protocol::Http);
+    world.limits.handshakes = 8;
+    world.limits.handshakes_per_address = 2;
+    world.limits.handshake = Duration::from_secs(60);
+    world.http_echo("a").await;
+    world.start().await;
+    let mut silent = Vec::new();
+    for _ in 0..64 {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(([127, 0, 0, 2], 0).into()).expect("an address of this host");
+        silent.push(socket.connect(world.inbound()).await.expect("listening"));
+    }
+    let answer = world::get(world.outbound, "/").await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    drop(silent);
 }

@@ -1012,6 +1012,10 @@ impl Gate {
         self.arrived.subscribe().wait_for(|arrived| *arrived).await.expect("a gate");
     }
 
+    pub(crate) fn has_arrived(&self) -> bool {
+        *self.arrived.borrow()
+    }
+
     pub(crate) fn open(&self) {
         self.opened.send_replace(true);
     }
