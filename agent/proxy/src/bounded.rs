@@ -99,7 +99,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_breaks_off_at_its_bounds_and_not_before() {
         let idle = Some(Duration::from_secs(30));
-        let cases: &[(&[u64], bool, Option<u64>, Option<Duration>, Option<Reason>, &str)] = &[
+        type Case<'a> = (&'a [u64], bool, Option<u64>, Option<Duration>, Option<Reason>, &'a str);
+        let cases: &[Case<'_>] = &[
             // seconds before each piece of four bytes, whether it then hangs, bounds, how it breaks off
             (&[0, 0], false, Some(8), idle, None, "as large as it may be"),
             (&[0, 0, 0], false, Some(8), idle, Some(Reason::RequestTooLarge), "larger"),

@@ -186,7 +186,8 @@ mod tests {
     #[test]
     fn an_answer_says_when_to_come_again() {
         let secs = |secs| Some(Again::After(Duration::from_secs(secs)));
-        let cases: &[(u16, &[(&'static str, &str)], Option<Again>, &str)] = &[
+        type Case<'a> = (u16, &'a [(&'static str, &'a str)], Option<Again>, &'a str);
+        let cases: &[Case<'_>] = &[
             (503, &[("retry-after", "2")], secs(2), "in seconds"),
             (503, &[("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT")], secs(0), "as a date"),
             (429, &[("x-ratelimit-reset", "3")], secs(3), "of a limit"),

@@ -280,7 +280,8 @@ async fn a_call_without_an_answer_ends_by_the_timeout_or_the_callers_own() {
     world.start().await;
     let mut sender = connect(world.outbound).await;
     let endless = || StreamBody::new(stream::pending::<Result<_, Infallible>>()).boxed();
-    let cases: [(&[(&'static str, &str)], AnyBody, &str); 2] = [
+    type Case<'a> = (&'a [(&'static str, &'a str)], AnyBody, &'a str);
+    let cases: [Case<'_>; 2] = [
         (&[], message(), "all of it was sent: the timeout counts from there"),
         (&[("grpc-timeout", "500m")], endless(), "the caller waits no longer"),
     ];
