@@ -274,8 +274,12 @@ fn transfer(cluster: &Cluster) {
 #[test]
 fn a_build_that_acknowledges_before_it_is_durable_is_found() {
     let mut cluster = Cluster::new(Some("early-ack"));
-    let found = cluster.record(0, |cluster, play| kill(cluster, play, &[1, 2, 3]));
-    assert!(found.iter().any(|fault| fault.contains("was no register")), "{found:?}");
+    // Nothing is lost by a kill that meets no write on its way to the disk.
+    let is_found = (0..TRIES).any(|number| {
+        let found = cluster.record(number, |cluster, play| kill(cluster, play, &[1, 2, 3]));
+        found.iter().any(|fault| fault.contains("was no register"))
+    });
+    assert!(is_found, "{TRIES} kills of all servers lost nothing that anybody noticed");
 }
 
 #[test]
@@ -285,6 +289,8 @@ fn a_build_that_reads_stale_is_found() {
     assert!(found.iter().any(|fault| fault.contains("was no register")), "{found:?}");
 }
 
+/// How often a bug may hide before its test fails.
+const TRIES: usize = 8;
 /// Acknowledged writes before, during and after a fault.
 const STEP: usize = 12;
 /// How long a fault lasts when nothing goes on meanwhile.
